@@ -1,0 +1,4 @@
+//! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
+
+pub mod resource;
+pub mod store;

@@ -1,0 +1,28 @@
+//! Where desired state lives.
+
+use anyhow::Result;
+
+use crate::resource::Resource;
+
+/// What an operator changed at run time, without editing a resource: it survives restarts and later applies.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct MemberOverride {
+    /// Takes no new flows.
+    pub drained: bool,
+    /// Instead of the resource's weight.
+    pub weight: Option<u16>,
+}
+
+/// Durable desired state. One method call is one atomic change: it is there as a whole after a crash, or not at all.
+pub trait Store: Send + Sync {
+    /// Every resource.
+    fn resources(&self) -> Result<Vec<Resource>>;
+    /// Puts and deletes resources together. `delete` names (kind, name); a name that does not exist is no error.
+    fn change(&self, put: &[Resource], delete: &[(String, String)]) -> Result<()>;
+    /// Every override: (load balancer, member name, override).
+    fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>>;
+    /// Sets one; the default value deletes it.
+    fn set_override(&self, load_balancer: &str, member: &str, value: &MemberOverride) -> Result<()>;
+    /// A number for an endpoint, never given to another name, the same for ever.
+    fn endpoint_id(&self, name: &str) -> Result<u32>;
+}

@@ -1,0 +1,271 @@
+//! Requests and responses of the agent's API: HTTP/JSON on a unix socket.
+//!
+//! | method and path | body | gives |
+//! |---|---|---|
+//! | `GET /v1/status` | | [`Status`] |
+//! | `POST /v1/apply` | [`ApplyRequest`] | [`ApplyResponse`], or [`ErrorResponse`] with every fault of the files |
+//! | `GET /v1/resources/{kind}` (`all`: every kind) | | a list of resources as JSON |
+//! | `GET /v1/resources/{kind}/{name}` | | one resource |
+//! | `DELETE /v1/resources/{kind}/{name}` | | [`ApplyResponse`] |
+//! | `GET /v1/endpoints` | | a list of [`EndpointStatus`] |
+//! | `GET /v1/lb` | | a list of [`LbStatus`] |
+//! | `GET /v1/lb/{name}` | | [`LbStatus`] |
+//! | `POST /v1/lb/{name}/members/{member}` | [`MemberChange`] | [`LbStatus`] |
+//! | `GET /v1/flows?lb=…&limit=…` | | [`FlowList`] |
+//! | `POST /v1/detach` | | [`DetachResponse`]; the agent ends after it |
+
+use serde::{Deserialize, Serialize};
+
+/// Files to apply together: all of them or none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    /// The files.
+    pub files: Vec<File>,
+    /// Only say what would change.
+    pub dry_run: bool,
+}
+
+/// One YAML file, of one or more documents.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct File {
+    /// Its name, for messages.
+    pub name: String,
+    /// Its text.
+    pub text: String,
+}
+
+/// What was, or would be, done.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ApplyResponse {
+    /// One for each resource that was named.
+    pub changes: Vec<Change>,
+    /// Things worth knowing that did not stop it.
+    pub warnings: Vec<String>,
+}
+
+/// What became of one resource.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Change {
+    /// Its kind.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// What was done.
+    pub action: Action,
+    /// The resource before and after, as a unified diff of YAML; empty if unchanged.
+    pub diff: String,
+}
+
+/// See [`Change`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Action {
+    /// It was not there.
+    Created,
+    /// It was there and differs.
+    Configured,
+    /// It was there like this.
+    Unchanged,
+    /// It was there and is gone.
+    Deleted,
+}
+
+/// Any response with a status of 400 or more.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ErrorResponse {
+    /// What was being done, to what, and why it was not.
+    pub error: String,
+    /// Faults in files, each complete in itself: file, line, column, message and snippet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub faults: Vec<Fault>,
+}
+
+/// One fault in a file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fault {
+    /// The file, as named in the request.
+    pub file: String,
+    /// From 1; 0 if the fault has no place.
+    pub line: u32,
+    /// From 1.
+    pub column: u32,
+    /// What is wrong and what to do.
+    pub message: String,
+    /// The lines around it, with a mark under the place; may be empty.
+    pub snippet: String,
+}
+
+/// The agent as a whole.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Status {
+    /// The agent's version.
+    pub version: String,
+    /// The map layout.
+    pub abi: u32,
+    /// The agent's process.
+    pub pid: u32,
+    /// Since the agent started.
+    pub uptime_seconds: u64,
+    /// The agent's resident memory.
+    pub rss_bytes: u64,
+    /// The policy generation in force.
+    pub generation: u32,
+    /// Endpoints attached.
+    pub endpoints: u32,
+    /// Load balancers in force.
+    pub load_balancers: u32,
+    /// Things an operator should look at: each a sentence with what to do. Empty is good.
+    pub alarms: Vec<String>,
+    /// Every map.
+    pub maps: Vec<MapStatus>,
+    /// Of all the maps together, as the kernel accounts for it.
+    pub map_memory_bytes: u64,
+}
+
+/// One pinned map.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MapStatus {
+    /// Its name.
+    pub name: String,
+    /// What it holds.
+    pub holds: String,
+    /// Entries in use; for arrays that is not known, `None`.
+    pub used: Option<u32>,
+    /// Entries it can hold.
+    pub capacity: u32,
+    /// As the kernel accounts for it.
+    pub memory_bytes: u64,
+}
+
+/// One endpoint, discovered or configured.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct EndpointStatus {
+    /// The resource's name, or the device's.
+    pub name: String,
+    /// Its number in the datapath.
+    pub id: u32,
+    /// The host-side device.
+    pub device: String,
+    /// Its index; 0 while it does not exist.
+    pub ifindex: u32,
+    /// `attached`, `absent` (no such device now) or `failed: …`.
+    pub state: String,
+    /// Its MAC, if known.
+    pub mac: Option<String>,
+    /// Its addresses.
+    pub addresses: Vec<String>,
+    /// Its labels.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// Programs of others that run before ours on its device, by name and id.
+    pub foreign_programs: Vec<String>,
+    /// Bytes from it, bytes to it.
+    pub bytes: [u64; 2],
+    /// Packets by direction (`egress`, `ingress`) and reason; only those that are not 0.
+    pub packets: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
+}
+
+/// One load balancer.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct LbStatus {
+    /// Its name.
+    pub name: String,
+    /// Its VIPs.
+    pub vips: Vec<String>,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// Its ports.
+    pub ports: Vec<u16>,
+    /// `stack` or `redirect`.
+    pub delivery: String,
+    /// Its members.
+    pub members: Vec<MemberStatus>,
+}
+
+/// One member.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MemberStatus {
+    /// Its name.
+    pub name: String,
+    /// Its address.
+    pub address: String,
+    /// Its port, if not the client's.
+    pub port: Option<u16>,
+    /// The weight in force.
+    pub weight: u16,
+    /// `active`, `draining`, `down` or `unknown` (not checked yet; takes flows).
+    pub state: String,
+    /// The last health check's failure, if it failed.
+    pub health: Option<String>,
+    /// The device of the member, when it is on this host.
+    pub device: Option<String>,
+    /// Flows in the table now.
+    pub active_flows: u64,
+    /// Flows given to it.
+    pub new_flows: u64,
+    /// Of those, handshakes completed, and UDP flows.
+    pub established: u64,
+    /// Resets seen.
+    pub resets: u64,
+    /// Packets to it, from it.
+    pub packets: [u64; 2],
+    /// Bytes to it, from it.
+    pub bytes: [u64; 2],
+}
+
+/// What an operator changes about a member; absent fields stay.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct MemberChange {
+    /// Drain or undrain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<bool>,
+    /// A weight instead of the resource's; `-1` goes back to the resource's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weight: Option<i32>,
+}
+
+/// Flows of load balancers.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct FlowList {
+    /// At most as many as asked for.
+    pub flows: Vec<FlowStatus>,
+    /// How many there are.
+    pub total: u64,
+}
+
+/// One flow, both directions.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// The endpoint that opened it.
+    pub endpoint: String,
+    /// `TCP` or `UDP`.
+    pub protocol: String,
+    /// `address:port` of the client.
+    pub client: String,
+    /// `address:port` of the VIP.
+    pub vip: String,
+    /// `address:port` of the member.
+    pub member: String,
+    /// The load balancer.
+    pub lb: String,
+    /// The member's name.
+    pub member_name: String,
+    /// `half-open`, `established`, `closing`, `closed`, or for UDP `new`, `replied`.
+    pub state: String,
+    /// Packets from and to the client.
+    pub packets: [u64; 2],
+    /// Bytes likewise.
+    pub bytes: [u64; 2],
+    /// Since the first packet.
+    pub age_seconds: u64,
+    /// Since the last packet, in either direction.
+    pub idle_seconds: u64,
+}
+
+/// What `detach` took off.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct DetachResponse {
+    /// Devices.
+    pub devices: Vec<String>,
+    /// Flows that were in the tables.
+    pub flows: u64,
+}

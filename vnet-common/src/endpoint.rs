@@ -1,0 +1,101 @@
+//! Endpoints: the NICs of VMs and containers, as the datapath knows them.
+
+use crate::verdict::{Direction, Reason};
+
+/// Half-open TCP connections an endpoint may have per address family.
+pub const HALF_OPEN_QUOTA: u32 = 1024;
+
+/// Bits of [`EndpointRow::flags`].
+pub mod flags {
+    /// Look up flows of packets that are not addressed to a VIP as well: this endpoint is a member of a group that
+    /// delivers by redirect, and its replies go back the same way.
+    pub const TRACK_EGRESS: u16 = 1;
+    /// The device is a veth whose peer is in another network namespace: `bpf_redirect_peer` can enter it.
+    pub const PEER: u16 = 1 << 1;
+}
+
+/// One endpoint's device. Row `ifindex % ENDPOINT_ROWS` of the endpoint table, if `ifindex` matches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct EndpointRow {
+    /// The host-side device. Another one in this row means that this device has no row here.
+    pub ifindex: u32,
+    /// The endpoint's number: never 0, stable over restarts and new devices.
+    pub id: u32,
+    /// Row in per-endpoint tables (counters, quotas): small, reused.
+    pub slot: u32,
+    /// The network it is in; 0 is the default one.
+    pub network: u32,
+    /// The bridge that the device is a port of (its ifindex), or 0 for a routed device.
+    pub segment: u32,
+    /// The device's MTU in bytes.
+    pub mtu: u32,
+    /// The endpoint's own MAC; zero when not known.
+    pub mac: [u8; 6],
+    /// The MAC that the endpoint's packets to VIPs are addressed to: the bridge's, or the host-side device's.
+    pub host_mac: [u8; 6],
+    /// See [`flags`].
+    pub flags: u16,
+    /// Zero.
+    pub pad: [u8; 10],
+}
+
+/// What was done with an endpoint's packets, per CPU; row [`EndpointRow::slot`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct EndpointCounters {
+    /// Bytes by [`Direction`], Ethernet header included.
+    pub bytes: [u64; 2],
+    /// Packets by [`Direction`] and [`Reason`].
+    pub packets: [[u64; crate::verdict::MAX_REASONS]; 2],
+}
+
+impl Default for EndpointCounters {
+    fn default() -> Self {
+        Self { bytes: [0; 2], packets: [[0; crate::verdict::MAX_REASONS]; 2] }
+    }
+}
+
+impl EndpointCounters {
+    /// Adds one packet.
+    #[inline(always)]
+    pub fn count(&mut self, direction: Direction, reason: Reason, bytes: u32) {
+        let d = direction as usize;
+        self.bytes[d] += u64::from(bytes);
+        if let Some(n) = self.packets[d].get_mut(reason as usize) {
+            *n += 1;
+        }
+    }
+}
+
+const _: () = assert!(size_of::<EndpointRow>() == 48 && size_of::<EndpointCounters>() == 1008);
+
+/// How many flows an endpoint has in the main table, both families: `created - removed`, entries counted in pairs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct FlowCount {
+    /// Flows inserted, ever (wraps).
+    pub created: u32,
+    /// Flows removed, ever (wraps).
+    pub removed: u32,
+}
+
+/// Endpoints and what is kept about them.
+pub trait EndpointMaps {
+    /// The row of the device `ifindex`.
+    fn endpoint(&self, ifindex: u32) -> Option<EndpointRow>;
+    /// Adds a packet to the counters in row `slot`.
+    fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32);
+    /// Takes one flow of the quota in row `slot`; says if there was one left.
+    fn take_flow(&self, slot: u32) -> bool;
+    /// Gives one back.
+    fn give_flow(&self, slot: u32);
+}
+
+/// What every packet needs to know of the agent and the kernel.
+pub trait HostMaps {
+    /// The policy generation: read it before evaluating anything.
+    fn generation(&self) -> u32;
+    /// The low half of jiffies.
+    fn now(&self) -> u32;
+}

@@ -1,0 +1,236 @@
+//! The flow table: what was decided for a flow, applied to its later packets without asking again.
+//!
+//! *Keys* name the endpoint (not its device, whose index may be reused), the direction, the network and the tuple as the
+//! packet carries it on that side: the packets of two endpoints on one host cross two devices with the same tuple, and
+//! networks may overlap. An LB flow has a forward entry (egress, client → VIP) and a reverse entry (ingress, member →
+//! client); each can be computed from the other.
+//!
+//! *Three places.* [`Table::HalfOpen`] holds TCP connections until the handshake is complete, at most
+//! [`crate::endpoint::HALF_OPEN_QUOTA`] an endpoint: a new one takes the place of that endpoint's oldest. [`Table::Main`]
+//! holds the rest, and never evicts: an insert into a full table fails and is counted. In front is a per-CPU cache, one
+//! line a slot; its counts are added to the main entry every [`FLUSH_JIFFIES`], which also keeps the last-seen time true.
+//!
+//! *Validity.* Entries carry the policy generation that was read before they were evaluated: another generation means
+//! that they are judged again on their next packet. A cached copy also carries the stamp of its key's hash, which every
+//! removal or replacement of such an entry changes: no stale copy outlives its entry on another CPU.
+
+use crate::addr::Address;
+
+/// Layout number of everything that is pinned. Any change of a map's key, value or meaning takes the next one.
+pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
+
+/// A cached flow is written back to the main table after this many jiffies at most (HZ 1000: 0.13 s; HZ 100: 1.3 s).
+pub const FLUSH_JIFFIES: u32 = 128;
+
+/// The tuple of a flow as its packets carry it at the endpoint's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct FlowKey<A> {
+    /// The endpoint at whose device the packets are seen; never 0.
+    pub endpoint: u32,
+    /// The network; 0 is the default one.
+    pub network: u32,
+    /// Source address.
+    pub src: A,
+    /// Destination address.
+    pub dst: A,
+    /// Source port, big-endian.
+    pub sport: [u8; 2],
+    /// Destination port, big-endian.
+    pub dport: [u8; 2],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// A [`crate::verdict::Direction`].
+    pub direction: u8,
+    /// Zero.
+    pub pad: [u8; 2],
+}
+
+/// New values for one side's address and port, and for the other side's port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Rewrite<A> {
+    /// Forward: the member. Reverse: the VIP.
+    pub addr: A,
+    /// That side's port, big-endian.
+    pub port: [u8; 2],
+    /// The client's port, big-endian. Forward: as the member sees it. Reverse: as the client knows it.
+    pub client_port: [u8; 2],
+}
+
+/// Bits of [`FlowEntry::flags`].
+pub mod flags {
+    /// The destination is rewritten (forward).
+    pub const DNAT: u16 = 1;
+    /// The source is rewritten back (reverse).
+    pub const UNNAT: u16 = 1 << 1;
+    /// Deliver to the member's device (forward), or to the client's (back from a member on this host).
+    pub const REDIRECT: u16 = 1 << 2;
+    /// A packet in the other direction was seen.
+    pub const REPLIED: u16 = 1 << 3;
+    /// The flow was picked up in mid-stream: its first packet seen was no SYN.
+    pub const PICKED_UP: u16 = 1 << 4;
+}
+
+/// Bits of [`FlowEntry::tcp`]: what both sides have sent, in both entries of a flow.
+pub mod tcp {
+    /// FIN from the client.
+    pub const FIN_CLIENT: u8 = 1;
+    /// FIN from the member.
+    pub const FIN_MEMBER: u8 = 1 << 1;
+    /// RST from either.
+    pub const RESET: u8 = 1 << 2;
+    /// Either the flow was reset or both sides have sent a FIN.
+    pub const fn is_closed(bits: u8) -> bool {
+        bits & RESET != 0 || bits & (FIN_CLIENT | FIN_MEMBER) == FIN_CLIENT | FIN_MEMBER
+    }
+}
+
+/// What was decided for one direction of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct FlowEntry<A: Address> {
+    /// Packets so far, less those that caches still hold.
+    pub packets: u64,
+    /// Their bytes, Ethernet header included.
+    pub bytes: u64,
+    /// What to write into the packet.
+    pub rewrite: Rewrite<A>,
+    /// The policy generation read before this was evaluated.
+    pub generation: u32,
+    /// Row of the member, or of the client's device for [`flags::REDIRECT`] without [`flags::DNAT`].
+    pub member: u32,
+    /// [`crate::lb::Member::serial`] at the time: the row may since have gone to another member.
+    pub serial: u32,
+    /// Row of the group.
+    pub group: u32,
+    /// The low half of jiffies at the last packet, or up to [`FLUSH_JIFFIES`] before it.
+    pub last_seen: u32,
+    /// The low half of jiffies at the first packet.
+    #[cfg(not(feature = "previous-abi"))]
+    pub created: u32,
+    /// See [`flags`].
+    pub flags: u16,
+    /// See [`tcp`].
+    pub tcp: u8,
+    /// Zero.
+    pub pad: u8,
+    /// Zero.
+    #[cfg(not(feature = "previous-abi"))]
+    pub entry_pad: A::EntryPad,
+    /// Zero.
+    #[cfg(feature = "previous-abi")]
+    pub entry_pad: A::EntryPad1,
+}
+
+/// One cache line (IPv6: two) of a CPU's flow cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct CacheSlot<A: Address> {
+    /// Whose; `endpoint` 0 means empty.
+    pub key: FlowKey<A>,
+    /// See [`FlowEntry`].
+    pub rewrite: Rewrite<A>,
+    /// See [`FlowEntry`].
+    pub generation: u32,
+    /// See [`FlowEntry`].
+    pub member: u32,
+    /// [`FlowMaps::stamp`] when the entry was read.
+    pub stamp: u32,
+    /// Packets not yet added to the main entry.
+    pub packets: u32,
+    /// Their bytes.
+    pub bytes: u32,
+    /// The low half of jiffies when the main entry was last written.
+    pub flushed: u32,
+    /// See [`flags`].
+    pub flags: u16,
+    /// Zero.
+    pub pad: u16,
+    /// Zero.
+    pub slot_pad: A::SlotPad,
+}
+
+const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 24 && size_of::<FlowKey<[u8; 16]>>() == 48);
+#[cfg(not(feature = "previous-abi"))]
+const _: () = assert!(size_of::<FlowEntry<[u8; 4]>>() == 56 && size_of::<FlowEntry<[u8; 16]>>() == 64);
+const _: () = assert!(size_of::<CacheSlot<[u8; 4]>>() == 64 && size_of::<CacheSlot<[u8; 16]>>() == 128);
+
+impl<A: Address> CacheSlot<A> {
+    /// A slot that holds no flow.
+    pub const fn empty(key: FlowKey<A>, rewrite: Rewrite<A>) -> Self {
+        Self { key, rewrite, generation: 0, member: 0, stamp: 0, packets: 0, bytes: 0, flushed: 0, flags: 0, pad: 0, slot_pad: A::SLOT_PAD }
+    }
+}
+
+impl<A: Address> FlowKey<A> {
+    /// The key of the reverse entry of the forward entry (`self`, `rewrite`), and the other way round.
+    #[inline(always)]
+    pub fn partner(&self, rewrite: &Rewrite<A>) -> Self {
+        if self.direction == crate::verdict::Direction::Egress as u8 {
+            Self {
+                src: rewrite.addr,
+                sport: rewrite.port,
+                dst: self.src,
+                dport: rewrite.client_port,
+                direction: crate::verdict::Direction::Ingress as u8,
+                ..*self
+            }
+        } else {
+            Self {
+                src: self.dst,
+                sport: rewrite.client_port,
+                dst: rewrite.addr,
+                dport: rewrite.port,
+                direction: crate::verdict::Direction::Egress as u8,
+                ..*self
+            }
+        }
+    }
+
+    /// What the reverse entry of the forward key `self` writes back.
+    #[inline(always)]
+    pub fn unrewrite(&self) -> Rewrite<A> {
+        Rewrite { addr: self.dst, port: self.dport, client_port: self.sport }
+    }
+}
+
+/// Where an entry lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Table {
+    /// Connections that are being opened.
+    HalfOpen,
+    /// All other flows.
+    Main,
+}
+
+/// Why an entry was not inserted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// There is one of this key.
+    Exists,
+    /// The table is full, or the kernel has no memory for the entry.
+    Full,
+}
+
+/// The flow tables of one address family. Methods return copies.
+pub trait FlowMaps<A: Address> {
+    /// Runs `f` on the slot that `hash` has in this CPU's cache; `None` where there is no cache.
+    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
+    /// The stamp of `hash`.
+    fn stamp(&self, hash: u32) -> u32;
+    /// Changes the stamp of `hash`.
+    fn bump_stamp(&self, hash: u32);
+    /// The entry of `key`.
+    fn flow(&self, table: Table, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
+    /// Inserts an entry unless there is one.
+    fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError>;
+    /// Changes the entry of `key` in place; says if there was one. Counts must be added by [`FlowMaps::add`].
+    fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool;
+    /// Adds to the entry's counts, atomically, and sets its last-seen time.
+    fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32);
+    /// Removes an entry; says if there was one.
+    fn remove(&self, table: Table, key: &FlowKey<A>) -> bool;
+    /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; gives the one whose place it took.
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>) -> Option<FlowKey<A>>;
+}

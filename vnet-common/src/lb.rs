@@ -1,0 +1,110 @@
+//! Load balancing in the sender's own egress path.
+//!
+//! A packet addressed to a VIP, protocol and port that a group has gets a member: the one of its flow if there is one,
+//! else the one that the group's Maglev table gives for its tuple. The destination is rewritten; replies are rewritten
+//! back where they enter the client. A VIP behaves like a host: it answers ping, ARP and neighbour solicitations (where
+//! it is on the client's segment), and refuses ports that no group has.
+
+/// Key of a VIP row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct VipKey {
+    /// The network; 0 is the default one.
+    pub network: u32,
+    /// IPv4 in the first four bytes, or IPv6.
+    pub addr: [u8; 16],
+    /// Big-endian; 0 (with protocol 0) for the row of the address itself.
+    pub port: [u8; 2],
+    /// IP protocol number, or 0.
+    pub protocol: u8,
+    /// 4 or 6.
+    pub version: u8,
+}
+
+/// What a VIP, protocol and port lead to. Rows of addresses (port 0) say only that the address is a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct VipRow {
+    /// Row of the group.
+    pub group: u32,
+    /// [`GroupRow::serial`] of that group.
+    pub serial: u32,
+}
+
+/// Bits of [`GroupRow::flags`].
+pub mod flags {
+    /// With no member to take a new flow: drop silently instead of refusing.
+    pub const EMPTY_DROP: u32 = 1;
+    /// A flow whose member was removed gets a fresh pick instead of a reset.
+    pub const REMOVED_REPICK: u32 = 1 << 1;
+    /// Deliver to members on this host past the stack.
+    pub const REDIRECT: u32 = 1 << 2;
+}
+
+/// A load balancer's group of members for one port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct GroupRow {
+    /// The pick table: first block in the upper half, number of slots in the lower. One word, so that it changes at once.
+    /// 0 slots: no member takes new flows.
+    pub table: u64,
+    /// Differs for every group that ever had this row.
+    pub serial: u32,
+    /// See [`flags`].
+    pub flags: u32,
+}
+
+/// Values of [`MemberRow::state`].
+pub mod state {
+    /// The row is free, or its member was removed.
+    pub const NONE: u8 = 0;
+    /// Takes new flows (as the pick table says) and keeps its own.
+    pub const ACTIVE: u8 = 1;
+    /// Keeps its flows.
+    pub const DRAINING: u8 = 2;
+    /// Fails its health check; keeps its flows.
+    pub const DOWN: u8 = 3;
+}
+
+/// A member of a group. Where it is may change while flows go on; what it is may not (another address is another member).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct MemberRow {
+    /// IPv4 in the first four bytes, or IPv6.
+    pub addr: [u8; 16],
+    /// Its MAC, or zero when not known.
+    pub mac: [u8; 6],
+    /// Its port, big-endian.
+    pub port: [u8; 2],
+    /// Differs for every member that ever had this row.
+    pub serial: u32,
+    /// Row of its group.
+    pub group: u32,
+    /// The host-side device of the member when it is an endpoint of this host; else 0.
+    pub ifindex: u32,
+    /// The bridge (its ifindex) on which the member can be reached by its MAC, or 0.
+    pub segment: u32,
+    /// See [`state`].
+    pub state: u8,
+    /// Zero.
+    pub pad: [u8; 23],
+}
+
+/// What a member got and gave, per CPU, less what flow caches still hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct MemberCounters {
+    /// Flows given to it.
+    pub new_flows: u64,
+    /// Of those, connections that completed their handshake, and UDP flows.
+    pub established: u64,
+    /// Resets seen, from either side.
+    pub resets: u64,
+    /// Packets by [`crate::verdict::Direction`] as seen from the client.
+    pub packets: [u64; 2],
+    /// Bytes likewise.
+    pub bytes: [u64; 2],
+}
+
+const _: () = assert!(size_of::<VipKey>() == 24 && size_of::<VipRow>() == 8 && size_of::<GroupRow>() == 16);
+const _: () = assert!(size_of::<MemberRow>() == 64 && size_of::<MemberCounters>() == 56);

@@ -1,0 +1,41 @@
+//! The names and sizes of the pinned maps.
+
+/// Rows of the directly indexed endpoint table; devices whose row is taken are found in the overflow table.
+pub const ENDPOINT_ROWS: u32 = 1 << 16;
+/// Member rows in one element of the Maglev array.
+pub const MAGLEV_BLOCK: usize = 16;
+
+/// Every map, by its name in the object and in the pin directory, with what it holds and its default size.
+pub const MAPS: &[(&str, &str, u32)] = &[
+    ("CONFIG", "generation and switches", 1),
+    ("ENDPOINTS", "endpoints by device", ENDPOINT_ROWS),
+    ("ENDPOINTS_MORE", "endpoints whose row is taken", 1024),
+    ("ENDPOINT_COUNTERS", "packets by endpoint and reason, per CPU", 1024),
+    ("FLOW_COUNTS", "flows by endpoint", 1024),
+    ("FLOWS4", "IPv4 flow entries", 1 << 19),
+    ("FLOWS6", "IPv6 flow entries", 1 << 18),
+    ("HALF_OPEN4", "IPv4 half-open entries", 1 << 19),
+    ("HALF_OPEN6", "IPv6 half-open entries", 1 << 18),
+    ("RING4", "IPv4 half-open flows in order, by endpoint", 256 << 10),
+    ("RING6", "IPv6 half-open flows in order, by endpoint", 256 << 10),
+    ("RING_HEADS", "places in those rings", 2048),
+    ("CACHE4", "IPv4 flow cache, per CPU", 1),
+    ("CACHE6", "IPv6 flow cache, per CPU", 1),
+    ("STAMPS", "stamps of removed flows", crate::hash::STAMPS),
+    ("VIP_FILTER", "one bit per VIP address hash", crate::hash::FILTER_BITS / 64),
+    ("VIPS", "VIP, protocol and port to group", 1 << 16),
+    ("GROUPS", "load balancer groups", 16_384),
+    ("MEMBERS", "members of groups", 65_536),
+    ("MEMBER_COUNTERS", "packets and flows by member, per CPU", 65_536),
+    ("MAGLEV", "pick tables, blocks of member rows", 1 << 18),
+];
+
+/// Words of the [`Config`] map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Config {
+    /// The policy generation.
+    pub generation: u32,
+    /// Main-table entry pairs an endpoint may have.
+    pub flow_quota: u32,
+}

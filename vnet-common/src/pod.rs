@@ -1,0 +1,28 @@
+//! `aya::Pod` for what lies in maps: plain `repr(C)` data without padding (asserted beside each type).
+
+use crate::addr::Address;
+
+macro_rules! pod {
+    ($($t:ty),+ $(,)?) => {
+        // SAFETY: repr(C) or repr(transparent) over integers and byte arrays, no padding, every bit pattern valid.
+        $(unsafe impl aya::Pod for $t {})+
+    };
+}
+
+pod!(
+    crate::endpoint::EndpointRow,
+    crate::endpoint::EndpointCounters,
+    crate::endpoint::FlowCount,
+    crate::lb::VipKey,
+    crate::lb::VipRow,
+    crate::lb::GroupRow,
+    crate::lb::MemberRow,
+    crate::lb::MemberCounters,
+    crate::map::Config,
+);
+// SAFETY: as above; the sizes for both families are asserted beside the type.
+unsafe impl<A: Address> aya::Pod for crate::flow::FlowKey<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> aya::Pod for crate::flow::FlowEntry<A> {}
+// SAFETY: as above.
+unsafe impl<A: Address> aya::Pod for crate::flow::CacheSlot<A> {}

@@ -1,0 +1,111 @@
+//! What happens to a packet, and why.
+
+/// The outcome of the pipeline for one packet.
+#[must_use]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Go on to the next TCX program and the stack, rewritten or not.
+    Next(Reason),
+    /// Hand the packet to another endpoint's device on this host, past the stack.
+    Redirect {
+        /// The destination's host-side device.
+        ifindex: u32,
+        /// Enter the device's peer directly (`bpf_redirect_peer`); its own ingress stages have run already.
+        peer: bool,
+        /// Why.
+        reason: Reason,
+    },
+    /// The packet was made into an answer: send it back out of the device it came from.
+    Reply(Reason),
+    /// Drop.
+    Drop(Reason),
+}
+
+impl Verdict {
+    /// Why, whatever the outcome.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Next(r) | Self::Redirect { reason: r, .. } | Self::Reply(r) | Self::Drop(r) => r,
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
+        /// Why a packet got its verdict. The numbers are an interface: append only, never reuse one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[repr(u8)]
+        pub enum Reason { $($(#[doc = $doc])+ $name = $number,)+ }
+
+        impl Reason {
+            /// Every reason, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+            /// The name used by the CLI, the metrics and the documentation.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// The packet's device has no endpoint row.
+    NoEndpoint = 0, "no-endpoint";
+    /// Neither IPv4, IPv6 nor something answered for a VIP.
+    NotIp = 1, "not-ip";
+    /// A header is cut off or contradicts itself. Left to the stack, which drops what it must.
+    Malformed = 2, "malformed";
+    /// The packet carries a VLAN tag.
+    Vlan = 3, "vlan";
+    /// Nothing of ours: addressed to no VIP, and no flow is known.
+    NotOurs = 4, "not-ours";
+    /// An established flow, rewritten.
+    Established = 5, "established";
+    /// The first packet of a flow: a member was picked.
+    NewFlow = 6, "new-flow";
+    /// A connection that is still being opened, rewritten.
+    HalfOpen = 7, "half-open";
+    /// A reply, rewritten back to the VIP.
+    Reply = 8, "reply";
+    /// Answered for the VIP: ARP or neighbour solicitation.
+    VipNeighbor = 9, "vip-neighbor";
+    /// Answered for the VIP: echo request.
+    VipEcho = 10, "vip-echo";
+    /// A port of the VIP that no group has.
+    VipPortClosed = 11, "vip-port-closed";
+    /// The group has no member that may take a new flow.
+    NoMember = 12, "no-member";
+    /// The flow's member was removed.
+    MemberRemoved = 13, "member-removed";
+    /// A fragment addressed to a VIP (no ports, no flow).
+    Fragment = 14, "fragment";
+    /// No reverse tuple was free: other members and other source ports were tried.
+    FlowCollision = 15, "flow-collision";
+    /// The flow table is full.
+    FlowTableFull = 16, "flow-table-full";
+    /// The endpoint has as many flows as it may have.
+    FlowQuota = 17, "flow-quota";
+    /// Too big for the member's device; the sender was told the size that fits.
+    PacketTooBig = 18, "packet-too-big";
+    /// The kernel could not make the packet writable, or gave no memory.
+    NoMemory = 19, "no-memory";
+    /// Rows of the policy contradict each other: a bug, or a table torn by memory corruption.
+    BadRow = 20, "bad-row";
+    /// A rejection that must not be answered (a reset, an error, a broadcast), or that cannot be (options in the way).
+    RejectSilent = 21, "reject-silent";
+}
+
+/// Room for reasons in counters; more need a new map ABI.
+pub const MAX_REASONS: usize = 62;
+const _: () = assert!(Reason::ALL.len() <= MAX_REASONS);
+
+/// Which way a packet goes, seen from the endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Direction {
+    /// From the endpoint.
+    Egress = 0,
+    /// To the endpoint.
+    Ingress = 1,
+}
