@@ -202,11 +202,14 @@ pub fn arp<P: Packet>(p: &mut P, mac: [u8; 6]) -> Option<()> {
     p.write(ETH + 18, [b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17]])
 }
 
+/// ICMPv6 type and code of a neighbour solicitation.
+pub const SOLICITATION: [u8; 2] = [135, 0];
+
 /// The IPv6 address that a neighbour solicitation (RFC 4861 §4.3) asks for; `None` for anything else, and for duplicate
 /// address detection.
 #[inline(always)]
 pub fn solicited<P: Packet>(p: &P, h: &Headers<[u8; 16]>) -> Option<[u8; 16]> {
-    if h.protocol != protocol::ICMPV6 || h.dport != [135, 0] || h.ttl != 255 || h.src == [0; 16] || !h.is_plain() {
+    if h.protocol != protocol::ICMPV6 || h.dport != SOLICITATION || h.ttl != 255 || h.src == [0; 16] || !h.is_plain() {
         return None;
     }
     p.read(h.l4 + 8)

@@ -47,7 +47,7 @@ pub enum Todo {
 }
 
 /// The way of a packet to its member.
-#[inline(always)]
+#[inline(never)]
 pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &Work<A>, ep: &EndpointRow, bytes: u32, segment: u32, reason: Reason) -> Todo {
     let redirect = w.treatment.flags & flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
@@ -98,7 +98,7 @@ enum Passage {
 }
 
 /// Can the packet go straight to the device of `to`?
-#[inline(always)]
+#[inline(never)]
 fn passage<A: Address>(from: &EndpointRow, h: &Headers<A>, to: &EndpointRow, bytes: u32, segment: u32) -> Passage {
     let routed = from.segment == 0 || from.segment != to.segment;
     if routed && h.ttl <= 1 {
@@ -117,63 +117,75 @@ fn passage<A: Address>(from: &EndpointRow, h: &Headers<A>, to: &EndpointRow, byt
 
 /// Does it.
 #[inline(always)]
-pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, todo: Todo) -> Verdict {
-    match todo {
+pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
+    match w.todo {
         Todo::Pass(r) => Verdict::Next(r),
         Todo::Drop(r) => Verdict::Drop(r),
-        Todo::Echo => reply(answer::echo(p, &w.headers), Reason::VipEcho),
-        Todo::Reject(r) if w.headers.is_tcp() => reply(answer::reset(p, &w.headers), r),
-        Todo::Reject(_) | Todo::TooBig(_) => {
-            let (error, reason) = match todo {
-                Todo::TooBig(mtu) => (answer::Error::TooBig(mtu), Reason::PacketTooBig),
-                Todo::Reject(r) => (answer::Error::Unreachable, r),
-                _ => return Verdict::Drop(Reason::BadRow),
-            };
-            reply(answer::icmp_error(p, &w.headers, error), reason)
-        }
-        Todo::Stack(_) | Todo::Segment(_) | Todo::Hand { .. } => carry(p, m, w, todo),
+        Todo::Echo => reply(answer(p, w), Reason::VipEcho),
+        Todo::Reject(r) => reply(answer(p, w), r),
+        Todo::TooBig(_) => reply(answer(p, w), Reason::PacketTooBig),
+        Todo::Stack(r) if change(p, w, Side::Destination) => Verdict::Next(r),
+        Todo::Segment(r) if to_segment(p, m, w) && change(p, w, Side::Destination) => Verdict::Next(r),
+        Todo::Hand { ifindex, reason, .. } => hand(p, m, w, ifindex, reason),
+        Todo::Stack(_) | Todo::Segment(_) => Verdict::Drop(Reason::NoMemory),
     }
 }
 
-/// Rewrites and sends off. One place for all the ways, so that the programs hold the rewriting once.
+/// Rewrites the packet and sends it to the endpoint behind `ifindex`.
 #[inline(always)]
-fn carry<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, todo: Todo) -> Verdict {
-    let (to, routed, back, reason) = match todo {
-        Todo::Hand { ifindex, routed, back, reason } => (m.endpoint(ifindex), routed, back, reason),
-        Todo::Segment(r) => {
-            let Some(member) = m.member(w.treatment.member) else { return Verdict::Drop(Reason::BadRow) };
-            if p.write(0, member.mac).is_none() {
-                return Verdict::Drop(Reason::NoMemory);
-            }
-            (None, false, false, r)
-        }
-        Todo::Stack(r) => (None, false, false, r),
-        _ => return Verdict::Drop(Reason::BadRow),
-    };
-    let mut side = if back { Side::Source } else { Side::Destination };
-    // The second round is for a member that is itself a client: what enters its device directly skips the device's own
-    // program, so that its ingress stages run here.
-    for _ in 0..2 {
-        if rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_none() {
-            return Verdict::Drop(Reason::NoMemory);
-        }
-        let Some(to) = to.filter(|to| side == Side::Destination && to.flags & endpoint_flags::PEER != 0) else { break };
-        let r = &w.treatment.rewrite;
-        (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
+fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ifindex: u32, reason: Reason) -> Verdict {
+    let Some(to) = m.endpoint(ifindex) else { return Verdict::Drop(Reason::BadRow) };
+    let Todo::Hand { routed, back, .. } = w.todo else { return Verdict::Drop(Reason::BadRow) };
+    let side = if back { Side::Source } else { Side::Destination };
+    let mut done = change(p, w, side);
+    let peer = to.flags & endpoint_flags::PEER != 0;
+    if peer && !back {
+        // What enters the device directly skips the device's own program: its ingress stages run here. They rewrite where
+        // the member is itself a client.
         match ingress_of_peer(m, w, to, p.len()) {
-            Decision::Forward(_) => side = Side::Source,
+            Decision::Forward(_) => done = done && change(p, w, Side::Source),
             Decision::Drop(r) => return Verdict::Drop(r),
-            _ => break,
+            _ => {}
         }
     }
-    match to {
-        None => Verdict::Next(reason),
-        Some(to) => launch(p, &w.headers, to, routed, reason),
+    if !(done && address_to(p, &w.headers, to, routed)) {
+        return Verdict::Drop(Reason::NoMemory);
     }
+    if peer {
+        p.set_to_host();
+    }
+    Verdict::Redirect { ifindex: to.ifindex, peer, reason }
 }
 
+/// Addresses the frame to the member's MAC.
 #[inline(always)]
+fn to_segment<A: Address, P: Packet, M: Maps>(p: &mut P, m: &M, w: &Work<A>) -> bool {
+    m.member(w.treatment.member).and_then(|member| p.write(0, member.mac)).is_some()
+}
+
+/// Makes the packet into the answer that is due; says if it could.
+#[inline(never)]
+fn answer<A: Address, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
+    let h = &w.headers;
+    let error = match w.todo {
+        Todo::Echo => return answer::echo(p, h).is_some(),
+        Todo::Reject(_) if h.is_tcp() => return answer::reset(p, h).is_some(),
+        Todo::TooBig(mtu) => answer::Error::TooBig(mtu),
+        _ => answer::Error::Unreachable,
+    };
+    answer::icmp_error(p, h, error).is_some()
+}
+
+/// Rewrites one side of the packet as [`Work::treatment`] says; says if it could.
+#[inline(never)]
+pub fn change<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
+    rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_some()
+}
+
+#[inline(never)]
 fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, to: &EndpointRow, bytes: u32) -> Decision {
+    let r = &w.treatment.rewrite;
+    (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
     let d = if vip::is_no_member(m, to, &w.headers.src) { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
     let reason = match d {
         Decision::Forward(r) | Decision::Drop(r) => r,
@@ -183,40 +195,19 @@ fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, to
     d
 }
 
-/// Addresses the frame to the endpoint `to` and sends it off.
-#[inline(always)]
-fn launch<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool, reason: Reason) -> Verdict {
+/// Addresses the frame to the endpoint `to`; one hop less to live if a router was spared.
+#[inline(never)]
+fn address_to<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool) -> bool {
     let (d, s) = (to.mac, to.host_mac);
-    let done = if routed {
-        p.write(0, [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]])
-            .and_then(|()| rewrite::decrement_ttl(p, h))
-    } else {
-        p.write(0, d)
-    };
-    if done.is_none() {
-        return Verdict::Drop(Reason::NoMemory);
+    if !routed {
+        return p.write(0, d).is_some();
     }
-    let peer = to.flags & endpoint_flags::PEER != 0;
-    if peer {
-        p.set_to_host();
-    }
-    Verdict::Redirect { ifindex: to.ifindex, peer, reason }
+    let macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
+    p.write(0, macs).and_then(|()| rewrite::decrement_ttl(p, h)).is_some()
 }
 
-/// Rewrites one side; the packet goes on.
+/// The packet was made into an answer, or must go unanswered.
 #[inline(always)]
-pub fn rewritten<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side, reason: Reason) -> Verdict {
-    match rewrite::apply(p, &w.headers, &w.treatment.rewrite, side) {
-        Some(()) => Verdict::Next(reason),
-        None => Verdict::Drop(Reason::NoMemory),
-    }
-}
-
-/// The packet was made into an answer, or could not be.
-#[inline(always)]
-pub fn reply(done: Option<()>, reason: Reason) -> Verdict {
-    match done {
-        Some(()) => Verdict::Reply(reason),
-        None => Verdict::Drop(Reason::RejectSilent),
-    }
+fn reply(done: bool, reason: Reason) -> Verdict {
+    if done { Verdict::Reply(reason) } else { Verdict::Drop(Reason::RejectSilent) }
 }

@@ -249,14 +249,18 @@ pub struct Work<A: Address> {
     pub headers: crate::parse::Headers<A>,
     /// The packet, as tracking sees it.
     pub seen: track::Seen<A>,
-    /// What is to be done with it, when it belongs to a flow.
+    /// What its flow says, when it belongs to one.
     pub treatment: track::Treatment<A>,
+    /// What is to be done with it.
+    pub todo: crate::deliver::Todo,
     /// The flow's entry at this side.
     pub entry: FlowEntry<A>,
     /// The key of the other side's entry.
     pub partner: FlowKey<A>,
     /// The other side's entry.
     pub other: FlowEntry<A>,
+    /// Another key, for a moment.
+    pub spare: FlowKey<A>,
 }
 
 /// The flow tables of one address family.
@@ -277,6 +281,7 @@ pub trait FlowMaps<A: Address> {
     fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32) -> bool;
     /// Removes an entry; says if there was one.
     fn remove(&self, table: Table, key: &FlowKey<A>) -> bool;
-    /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; gives the one whose place it took.
-    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>) -> Option<FlowKey<A>>;
+    /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; copies the one whose place it took to
+    /// `oldest`, and says if there was one.
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>, oldest: &mut FlowKey<A>) -> bool;
 }

@@ -133,13 +133,13 @@ where
         return Found::Stale(Table::Main);
     }
     if plain {
-        remember(m, seen, e, hash, stamp);
+        remember(m, w, hash, stamp);
     } else {
         count(m, Table::Main, seen, e);
     }
-    let news = news(m, seen, e);
+    let news = news(m, &w.seen, &w.entry);
     if news != (0, 0) {
-        w.partner = seen.key.partner(&e.rewrite);
+        w.partner = w.seen.key.partner(&w.entry.rewrite);
         for key in [&w.seen.key, &w.partner] {
             m.update(Table::Main, key, |e| (e.tcp, e.flags) = (e.tcp | news.0, e.flags | news.1));
         }
@@ -177,37 +177,37 @@ fn count<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, table: Table, seen: &Seen<A
 }
 
 /// Puts the flow into its cache slot, unless a flow in use is there; what the slot had not yet written back is written.
-#[inline(always)]
-fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>, hash: u32, stamp: u32) {
-    enum Took<A: Address> {
-        Free,
-        From(FlowKey<A>, u32, u32, u32),
-        No,
-    }
-    let took = m.cached(hash, |s| {
+#[inline(never)]
+fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u32, stamp: u32) {
+    let Work { seen, entry, spare, .. } = w;
+    // Whether the packet was counted in the slot, and what the slot owes to the entry of `spare`.
+    let (mut counted, mut owed) = (false, (0, 0, 0));
+    m.cached(hash, |s| {
         let same = s.key == seen.key;
         if s.key.endpoint != 0 && !same && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
-            return Took::No;
+            return;
         }
-        let (packets, bytes) = if same { (s.packets, s.bytes) } else { (0, 0) };
-        let owed = if same || s.packets == 0 { Took::Free } else { Took::From(s.key, s.member, s.packets, s.bytes) };
-        (s.key, s.rewrite) = (seen.key, e.rewrite);
-        (s.generation, s.stamp, s.member, s.flags) = (e.generation, stamp, e.member, e.flags);
-        (s.packets, s.bytes) = (packets.wrapping_add(1), bytes.wrapping_add(seen.bytes));
+        if !same {
+            (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
+            (s.key, s.packets, s.bytes) = (seen.key, 0, 0);
+        }
+        s.rewrite = entry.rewrite;
+        (s.generation, s.stamp, s.member, s.flags) = (entry.generation, stamp, entry.member, entry.flags);
+        (s.packets, s.bytes) = (s.packets.wrapping_add(1), s.bytes.wrapping_add(seen.bytes));
         s.flushed = seen.now;
-        owed
+        counted = true;
     });
-    match took {
-        Some(Took::Free) => {}
-        Some(Took::From(key, member, packets, bytes)) => {
-            m.add(Table::Main, &key, packets, bytes, seen.now.wrapping_sub(FLUSH_JIFFIES));
-            m.member_traffic(member, direction(&key), packets, bytes);
-        }
-        Some(Took::No) | None => count(m, Table::Main, seen, e),
+    let (member, packets, bytes) = owed;
+    if packets != 0 {
+        m.add(Table::Main, spare, packets, bytes, seen.now.wrapping_sub(IDLE_JIFFIES));
+        m.member_traffic(member, direction(spare), packets, bytes);
+    }
+    if !counted {
+        count(m, Table::Main, seen, entry);
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn from_half_open<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Found
 where
     A: Address,
@@ -276,7 +276,7 @@ where
 }
 
 /// Inserts the reverse entry, then the forward one: a packet that finds the forward entry can count on its reply.
-#[inline(always)]
+#[inline(never)]
 pub fn insert_pair<A, M>(
     m: &M,
     table: Table,

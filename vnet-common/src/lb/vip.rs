@@ -66,17 +66,16 @@ where
     if gone && !fresh_syn {
         return Decision::Reject(Reason::MemberRemoved);
     }
-    let h = &w.headers;
-    let Some(vip) = m.vip(&vip_key(ep.network, &h.dst, h.dport, h.protocol)) else { return unbalanced(m, ep, h) };
-    match pick::new_flow(m, ep, w, &vip) {
+    match pick::new_flow(m, ep, w) {
         Outcome::Picked => Decision::Forward(Reason::NewFlow),
+        Outcome::NoGroup => unbalanced(m, ep, &w.headers),
         Outcome::Reject(r) => Decision::Reject(r),
         Outcome::Drop(r) => Decision::Drop(r),
     }
 }
 
 /// Decides about a packet to a VIP's address that no group takes: the VIP behaves like a host.
-#[inline(always)]
+#[inline(never)]
 fn unbalanced<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, h: &Headers<A>) -> Decision {
     if m.vip(&vip_key(ep.network, &h.dst, [0; 2], 0)).is_none() {
         return Decision::NotOurs;
@@ -118,7 +117,7 @@ enum Known {
 }
 
 /// Finds the packet's flow; an entry of another generation is judged again, and used if it may stay.
-#[inline(always)]
+#[inline(never)]
 fn known<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Known
 where
     A: Address,
@@ -166,7 +165,7 @@ fn judge_again<A: Address, M: LbMaps>(m: &M, w: &Work<A>) -> Judgement {
 }
 
 /// Notes what tracking needs to know of a packet.
-#[inline(always)]
+#[inline(never)]
 pub fn see<A: Address, M: HostMaps>(m: &M, ep: &EndpointRow, direction: Direction, bytes: u32, w: &mut Work<A>) {
     let h = &w.headers;
     w.seen.key = FlowKey {
