@@ -17,15 +17,16 @@ const PORTS: u32 = 8;
 const FIRST_PORT: u16 = 49_152;
 
 /// What became of a packet that starts a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Its flow is made: apply [`Work::treatment`].
     Picked,
     /// No group has the VIP's port.
     NoGroup,
-    /// Refuse it as a host would refuse a closed port.
-    Reject(Reason),
-    /// Drop it.
-    Drop(Reason),
+    /// Refuse it as a host would refuse a closed port, for [`Work::reason`].
+    Reject,
+    /// Drop it, for [`Work::reason`].
+    Drop,
 }
 
 /// The key of the row for a VIP's port.
@@ -44,29 +45,32 @@ where
     let key = &w.seen.key;
     let Some(vip) = m.vip(&vip_key(key.network, &key.dst, key.dport, key.protocol)) else { return Outcome::NoGroup };
     let Some(group) = m.group(vip.group).filter(|g| g.serial == vip.serial) else {
-        return Outcome::Drop(Reason::BadRow);
+        w.reason = Reason::BadRow;
+        return Outcome::Drop;
     };
     let is_tcp = w.seen.key.protocol == protocol::TCP;
     if is_tcp && w.seen.tcp & u32::from(tcp::RST) != 0 {
-        return Outcome::Drop(Reason::RejectSilent); // of no connection: a host ignores it
+        w.reason = Reason::RejectSilent; // of no connection: a host ignores it
+        return Outcome::Drop;
     }
     let table = group.table; // read once: the agent may switch it at any time
     if table as u32 == 0 {
-        let silent = group.flags & group_bits::EMPTY_DROP != 0;
-        return if silent { Outcome::Drop(Reason::NoMember) } else { Outcome::Reject(Reason::NoMember) };
+        w.reason = Reason::NoMember;
+        return if group.flags & group_bits::EMPTY_DROP != 0 { Outcome::Drop } else { Outcome::Reject };
     }
     if !is_tcp && !m.take_flow(ep.slot) {
-        return Outcome::Drop(Reason::FlowQuota);
+        w.reason = Reason::FlowQuota;
+        return Outcome::Drop;
     }
-    match insert(m, ep, w, vip.group, table, group.flags) {
-        Ok(()) => Outcome::Picked,
-        Err(r) => {
-            if !is_tcp {
-                m.give_flow(ep.slot);
-            }
-            Outcome::Drop(r)
+    w.reason = Reason::NewFlow;
+    if let Err(r) = insert(m, ep, w, vip.group, table, group.flags) {
+        w.reason = r;
+        if !is_tcp {
+            m.give_flow(ep.slot);
         }
+        return Outcome::Drop;
     }
+    Outcome::Picked
 }
 
 /// The member that the group's table gives for a tuple; `salt` gives further ones.
