@@ -1,0 +1,161 @@
+//! The whole datapath. [`egress`] is what an endpoint sends, [`ingress`] what reaches it; both run at its host-side device.
+//!
+//! ```text
+//! egress:  endpoint → parse → ARP/ND for a VIP → flow or pick → rewrite → deliver
+//! ingress: endpoint → parse → flow → rewrite back
+//! ```
+
+use crate::addr::Address;
+use crate::answer;
+use crate::deliver::{self, Todo};
+use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
+use crate::flow::{FlowMaps, Work};
+use crate::lb::LbMaps;
+use crate::lb::vip::{self, Decision};
+use crate::packet::Packet;
+use crate::parse::{self, Headers, ethertype, protocol};
+use crate::rewrite::Side;
+use crate::verdict::{Direction, Reason, Verdict};
+
+/// Room to work in, per family.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Scratch {
+    /// For an IPv4 packet.
+    pub v4: Work<[u8; 4]>,
+    /// For an IPv6 packet.
+    pub v6: Work<[u8; 16]>,
+}
+
+/// All the maps of the datapath.
+pub trait Maps: HostMaps + EndpointMaps + LbMaps + FlowMaps<[u8; 4]> + FlowMaps<[u8; 16]> {}
+impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<[u8; 4]> + FlowMaps<[u8; 16]>> Maps for M {}
+
+/// Judges a packet that enters at the device `ifindex`: one that its endpoint sends.
+#[inline(always)]
+pub fn egress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
+    let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
+    let bytes = p.len();
+    let v = if vlan { Verdict::Next(Reason::Vlan) } else { egress_frame(p, m, s, ep) };
+    m.count(ep.slot, Direction::Egress, v.reason(), bytes);
+    v
+}
+
+/// Judges a packet that leaves through the device `ifindex`: one that reaches its endpoint.
+#[inline(always)]
+pub fn ingress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
+    let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
+    let bytes = p.len();
+    let v = if vlan { Verdict::Next(Reason::Vlan) } else { ingress_frame(p, m, s, ep) };
+    m.count(ep.slot, Direction::Ingress, v.reason(), bytes);
+    v
+}
+
+#[inline(always)]
+fn egress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
+    match p.read::<2>(12) {
+        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => egress_ip(p, m, &mut s.v4, ep),
+        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => {
+            let h = &s.v6.headers;
+            if h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor(p, m, h, ep) {
+                return Verdict::Reply(Reason::VipNeighbor);
+            }
+            egress_ip(p, m, &mut s.v6, ep)
+        }
+        Some(ethertype::ARP) if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
+        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
+        Some(_) => Verdict::Next(Reason::NotIp),
+        None => Verdict::Next(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn ingress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
+    match p.read::<2>(12) {
+        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => ingress_ip(p, m, &mut s.v4, ep),
+        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => ingress_ip(p, m, &mut s.v6, ep),
+        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
+        Some(_) => Verdict::Next(Reason::NotIp),
+        None => Verdict::Next(Reason::Malformed),
+    }
+}
+
+#[inline(always)]
+fn egress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+    let (bytes, segment) = (p.len(), p.segment());
+    if !vip::is_no_vip(m, ep, &w.headers.dst) {
+        judge_egress(m, w, ep, bytes, segment);
+    } else if ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
+        judge_way_back(m, w, ep, bytes, segment);
+    } else {
+        return Verdict::Next(Reason::NotOurs);
+    }
+    deliver::carry_out(p, m, w)
+}
+
+#[inline(always)]
+fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+    if vip::is_no_member(m, ep, &w.headers.src) {
+        return Verdict::Next(Reason::NotOurs);
+    }
+    match judge_ingress(m, w, ep, p.len()) {
+        Decision::Forward(r) if deliver::change(p, w, Side::Source) => Verdict::Next(r),
+        Decision::Forward(_) => Verdict::Drop(Reason::NoMemory),
+        Decision::Drop(r) => Verdict::Drop(r),
+        _ => Verdict::Next(Reason::NotOurs),
+    }
+}
+
+// The functions below are subprograms of their own in the kernel: a program's whole call chain shares one stack of 512
+// bytes, and what is called in sequence uses the same part of it.
+
+#[inline(never)]
+fn parse4<P: Packet>(p: &P, w: &mut Work<[u8; 4]>) -> bool {
+    parse::ipv4(p).map(|h| w.headers = h).is_some()
+}
+
+#[inline(never)]
+fn parse6<P: Packet>(p: &P, w: &mut Work<[u8; 16]>) -> bool {
+    parse::ipv6(p).map(|h| w.headers = h).is_some()
+}
+
+/// Answers an ARP request for a VIP; says if it was one.
+#[inline(never)]
+fn arp<P: Packet, M: Maps>(p: &mut P, m: &M, ep: &EndpointRow) -> bool {
+    let target = answer::arp_target(p).filter(|target| vip::is_vip(m, ep, target));
+    target.and_then(|_| answer::arp(p, ep.host_mac)).is_some()
+}
+
+/// Answers a neighbour solicitation for a VIP; says if it was one.
+#[inline(never)]
+fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<[u8; 16]>, ep: &EndpointRow) -> bool {
+    let target = answer::solicited(p, h).filter(|target| vip::is_vip(m, ep, target));
+    target.and_then(|target| answer::advertise(p, h, target, ep.host_mac)).is_some()
+}
+
+#[inline(always)]
+fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
+    vip::see(m, ep, Direction::Egress, bytes, w);
+    w.todo = match vip::egress(m, ep, w) {
+        Decision::NotOurs => Todo::Pass(Reason::NotOurs),
+        Decision::Forward(r) => deliver::route(m, w, ep, bytes, segment, r),
+        Decision::Reject(r) => Todo::Reject(r),
+        Decision::Echo => Todo::Echo,
+        Decision::Drop(r) => Todo::Drop(r),
+    };
+}
+
+#[inline(always)]
+fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
+    w.todo = match deliver::local_client(m, w, ep) {
+        Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
+        None => Todo::Pass(Reason::NotOurs),
+    };
+}
+
+/// Judges what reaches `ep`.
+#[inline(always)]
+pub(crate) fn judge_ingress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32) -> Decision {
+    vip::see(m, ep, Direction::Ingress, bytes, w);
+    vip::ingress(m, ep.slot, w)
+}

@@ -1,0 +1,189 @@
+//! The first packet of a flow: picking a member and making the flow's two entries.
+
+use super::{LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, flags as group_bits, state};
+use crate::addr::Address;
+use crate::endpoint::{EndpointMaps, EndpointRow};
+use crate::flow::track::{forget, insert_pair, treat};
+use crate::flow::{FlowKey, FlowMaps, InsertError, Rewrite, Table, Work, flags, tcp as flow_state};
+use crate::hash;
+use crate::parse::{protocol, tcp};
+use crate::verdict::{Direction, Reason};
+
+/// Other members that are tried when a reverse tuple is taken, before the client's port is translated.
+const PICKS: u32 = 3;
+/// Source ports that are tried after that.
+const PORTS: u32 = 8;
+/// Translated source ports are from here up (the dynamic ports of RFC 6335).
+const FIRST_PORT: u16 = 49_152;
+
+/// What became of a packet that starts a flow.
+pub enum Outcome {
+    /// Its flow is made: apply [`Work::treatment`].
+    Picked,
+    /// No group has the VIP's port.
+    NoGroup,
+    /// Refuse it as a host would refuse a closed port.
+    Reject(Reason),
+    /// Drop it.
+    Drop(Reason),
+}
+
+/// The key of the row for a VIP's port.
+#[inline(always)]
+pub fn vip_key<A: Address>(network: u32, addr: &A, port: [u8; 2], protocol: u8) -> VipKey {
+    VipKey { network, addr: addr.widen(), port, protocol, version: A::VERSION }
+}
+
+/// Makes the flow of a packet that is addressed to a group's VIP, protocol and port.
+#[inline(never)]
+pub fn new_flow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Outcome
+where
+    A: Address,
+    M: FlowMaps<A> + LbMaps + EndpointMaps,
+{
+    let key = &w.seen.key;
+    let Some(vip) = m.vip(&vip_key(key.network, &key.dst, key.dport, key.protocol)) else { return Outcome::NoGroup };
+    let Some(group) = m.group(vip.group).filter(|g| g.serial == vip.serial) else {
+        return Outcome::Drop(Reason::BadRow);
+    };
+    let is_tcp = w.seen.key.protocol == protocol::TCP;
+    if is_tcp && w.seen.tcp & u32::from(tcp::RST) != 0 {
+        return Outcome::Drop(Reason::RejectSilent); // of no connection: a host ignores it
+    }
+    let table = group.table; // read once: the agent may switch it at any time
+    if table as u32 == 0 {
+        let silent = group.flags & group_bits::EMPTY_DROP != 0;
+        return if silent { Outcome::Drop(Reason::NoMember) } else { Outcome::Reject(Reason::NoMember) };
+    }
+    if !is_tcp && !m.take_flow(ep.slot) {
+        return Outcome::Drop(Reason::FlowQuota);
+    }
+    match insert(m, ep, w, vip.group, table, group.flags) {
+        Ok(()) => Outcome::Picked,
+        Err(r) => {
+            if !is_tcp {
+                m.give_flow(ep.slot);
+            }
+            Outcome::Drop(r)
+        }
+    }
+}
+
+/// The member that the group's table gives for a tuple; `salt` gives further ones.
+#[inline(never)]
+fn pick<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: u32, table: u64, salt: u32) -> Option<u32> {
+    let (block, slots) = ((table >> 32) as u32, table as u32);
+    let slot = (u64::from(hash::pick(key, salt)) * u64::from(slots)) >> 32;
+    let index = m.pick(block, slot as u32)?;
+    let row = m.member(index)?;
+    (row.state != state::NONE && row.group == group).then_some(index)
+}
+
+#[inline(always)]
+fn insert<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, group: u32, pick_table: u64, group_flags: u32) -> Result<(), Reason>
+where
+    A: Address,
+    M: FlowMaps<A> + LbMaps + EndpointMaps,
+{
+    let table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
+    let mut why = Reason::BadRow;
+    for attempt in 0..PICKS + PORTS {
+        let key = &w.seen.key;
+        let salt = if attempt < PICKS { attempt } else { 0 };
+        let Some(index) = pick(m, key, group, pick_table, salt) else { continue };
+        let Some(member) = m.member(index) else { continue };
+        let client_port = if attempt < PICKS { key.sport } else { other_port(key, attempt) };
+        w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port: member.port, client_port };
+        w.partner = key.partner(&w.entry.rewrite);
+        if is_taken(m, ep, w, Table::Main) || (table == Table::HalfOpen && is_taken(m, ep, w, Table::HalfOpen)) {
+            why = Reason::FlowCollision;
+            continue;
+        }
+        fill(w, index, member, delivery(m, ep, group_flags, member, w));
+        match insert_pair(m, table, &w.seen.key, &w.entry, &w.partner, &w.other) {
+            Ok(()) => {}
+            Err(InsertError::Exists) => {
+                why = Reason::FlowCollision;
+                continue;
+            }
+            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
+        }
+        treat(w);
+        account(m, ep, w, table, index);
+        return Ok(());
+    }
+    Err(why)
+}
+
+#[inline(always)]
+fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
+    let n = hash::pick(key, 0x5bd1 + attempt) as u16 & (u16::MAX - FIRST_PORT);
+    (FIRST_PORT + n).to_be_bytes()
+}
+
+/// Is the reverse tuple another live flow's? What a dead flow, or this one's own past, left there is cleared away.
+#[inline(never)]
+fn is_taken<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table) -> bool
+where
+    A: Address,
+    M: FlowMaps<A> + EndpointMaps,
+{
+    if !m.flow(table, &w.partner, &mut w.other) {
+        return false;
+    }
+    if !w.other.rewrite.is(&w.seen.key.unrewrite()) && !flow_state::is_closed(w.other.tcp) {
+        return true;
+    }
+    w.spare = w.partner.partner(&w.other.rewrite);
+    forget(m, ep.slot, table, &w.partner, &w.spare);
+    false
+}
+
+/// Makes both entries; the forward one's rewrite is there already.
+#[inline(never)]
+fn fill<A: Address>(w: &mut Work<A>, index: u32, member: &MemberRow, deliver: u16) {
+    let Work { seen, entry, other, .. } = w;
+    let picked_up = seen.key.protocol == protocol::TCP && seen.tcp & u32::from(tcp::SYN) == 0;
+    let deliver = deliver | if picked_up { flags::PICKED_UP } else { 0 };
+    // Field by field: a whole entry made on the stack would take a seventh of it.
+    for e in [&mut *entry, &mut *other] {
+        (e.generation, e.member, e.serial, e.group) = (seen.generation, index, member.serial, member.group);
+        e.last_seen = seen.now;
+        #[cfg(not(feature = "previous-abi"))]
+        {
+            e.created = seen.now;
+        }
+        (e.tcp, e.pad, e.entry_pad) = (0, 0, Default::default());
+    }
+    (entry.packets, entry.bytes, entry.flags) = (1, u64::from(seen.bytes), flags::DNAT | deliver);
+    (other.packets, other.bytes, other.flags) = (0, 0, flags::UNNAT | deliver);
+    other.rewrite = seen.key.unrewrite();
+}
+
+/// Past the stack only where both ends are endpoints of this host, so that the replies go the same way.
+#[inline(never)]
+fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, group_flags: u32, member: &MemberRow, w: &Work<A>) -> u16 {
+    if group_flags & group_bits::REDIRECT == 0 || member.ifindex == 0 {
+        return 0;
+    }
+    let client = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: w.seen.key.src.widen() };
+    if m.local(&client) == Some(ep.ifindex) { flags::REDIRECT } else { 0 }
+}
+
+#[inline(never)]
+fn account<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table, member: u32)
+where
+    A: Address,
+    M: FlowMaps<A> + LbMaps + EndpointMaps,
+{
+    m.member_event(member, MemberEvent::NewFlow);
+    m.member_traffic(member, Direction::Egress, 1, w.seen.bytes);
+    if table == Table::Main {
+        m.member_event(member, MemberEvent::Established);
+        return;
+    }
+    if m.replace_oldest(ep.slot, &w.seen.key, &mut w.spare) && m.flow(Table::HalfOpen, &w.spare, &mut w.other) {
+        w.partner = w.spare.partner(&w.other.rewrite);
+        forget(m, ep.slot, Table::HalfOpen, &w.spare, &w.partner);
+    }
+}
