@@ -10,9 +10,9 @@ use crate::parse::{protocol, tcp};
 use crate::verdict::{Direction, Reason};
 
 /// Other members that are tried when a reverse tuple is taken, before the client's port is translated.
-const PICKS: u32 = 3;
+const PICKS: u32 = 2;
 /// Source ports that are tried after that.
-const PORTS: u32 = 8;
+const PORTS: u32 = 4;
 /// Translated source ports are from here up (the dynamic ports of RFC 6335).
 const FIRST_PORT: u16 = 49_152;
 
