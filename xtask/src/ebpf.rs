@@ -63,6 +63,8 @@ fn rustflags(root: &Path, linker: &Path) -> OsString {
         // BTF is made from debug information.
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
+        // Headers lie at any address in packet memory; the kernel takes care of machines that cannot load from there.
+        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
         format!("-Clinker={}", linker.display()),
         // The same object wherever the checkout and the registry lie.
         format!("--remap-path-prefix={}=/vnet", root.display()),
