@@ -52,9 +52,9 @@ static ENDPOINT_COUNTERS: PerCpuArray<EndpointCounters> = PerCpuArray::with_max_
 #[map]
 static FLOW_COUNTS: Array<FlowCount> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
-static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
+static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, 0);
 #[map]
-static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, NO_PREALLOC);
+static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, 0);
 #[map]
 static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
 #[map]
