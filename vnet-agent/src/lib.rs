@@ -1,4 +1,5 @@
 //! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
 
+pub mod api;
 pub mod resource;
 pub mod store;
