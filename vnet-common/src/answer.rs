@@ -26,7 +26,8 @@ fn ip_header<P: Packet, A: Address>(p: &mut P, src: &A, dst: &A, protocol: u8, p
     if A::VERSION == 4 {
         let total = (payload + 20).to_be_bytes();
         let (s, d) = (src.widen(), dst.widen());
-        let mut b = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, ttl, protocol, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
+        let mut b =
+            [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, ttl, protocol, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
         let c = (!checksum::fold(checksum::sum(&b))).to_ne_bytes();
         (b[10], b[11]) = (c[0], c[1]);
         p.write(ETH, b)
@@ -82,7 +83,8 @@ pub fn reset<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
     };
     let (s, a) = (sequence, acknowledge);
     let mut b = [
-        h.dport[0], h.dport[1], h.sport[0], h.sport[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0, 0, 0, 0, 0,
+        h.dport[0], h.dport[1], h.sport[0], h.sport[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0, 0, 0,
+        0, 0,
     ];
     let pseudo = pseudo(&h.dst, &h.src, protocol::TCP, 20);
     let c = match kind {

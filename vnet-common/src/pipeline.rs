@@ -99,9 +99,9 @@ fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w:
         return Verdict::Next(Reason::NotOurs);
     }
     match judge_ingress(m, w, ep, p.len()) {
-        Decision::Forward(r) if deliver::change(p, w, Side::Source) => Verdict::Next(r),
-        Decision::Forward(_) => Verdict::Drop(Reason::NoMemory),
-        Decision::Drop(r) => Verdict::Drop(r),
+        Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
+        Decision::Forward => Verdict::Drop(Reason::NoMemory),
+        Decision::Drop => Verdict::Drop(w.reason),
         _ => Verdict::Next(Reason::NotOurs),
     }
 }
@@ -137,11 +137,11 @@ fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<[u8; 16]>, ep: &En
 fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
     vip::see(m, ep, Direction::Egress, bytes, w);
     w.todo = match vip::egress(m, ep, w) {
-        Decision::NotOurs => Todo::Pass(Reason::NotOurs),
-        Decision::Forward(r) => deliver::route(m, w, ep, bytes, segment, r),
-        Decision::Reject(r) => Todo::Reject(r),
+        Decision::NotOurs => Todo::Pass,
+        Decision::Forward => deliver::route(m, w, ep, bytes, segment),
+        Decision::Reject => Todo::Reject,
         Decision::Echo => Todo::Echo,
-        Decision::Drop(r) => Todo::Drop(r),
+        Decision::Drop => Todo::Drop,
     };
 }
 
@@ -149,7 +149,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &
 fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
     w.todo = match deliver::local_client(m, w, ep) {
         Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
-        None => Todo::Pass(Reason::NotOurs),
+        None => Todo::Pass,
     };
 }
 

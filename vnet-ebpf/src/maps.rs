@@ -235,7 +235,9 @@ impl<A: Family> FlowMaps<A> for Kernel {
     }
     #[inline(always)]
     fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError> {
-        A::table(table).insert(key, entry, BPF_NOEXIST).map_err(|e| if e == EEXIST { InsertError::Exists } else { InsertError::Full })
+        A::table(table)
+            .insert(key, entry, BPF_NOEXIST)
+            .map_err(|e| if e == EEXIST { InsertError::Exists } else { InsertError::Full })
     }
     #[inline(always)]
     fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool {

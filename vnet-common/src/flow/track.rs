@@ -45,13 +45,14 @@ pub struct Treatment<A> {
 }
 
 /// What is known of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Apply [`Work::treatment`].
-    Valid(Reason),
-    /// There is an entry of another generation, in [`Work::entry`]: judge it again.
-    Stale(Table),
+    Valid,
+    /// There is an entry of another generation, in [`Work::entry`] and [`Work::table`]: judge it again.
+    Stale,
     /// The flow may not go on.
-    Refused(Reason),
+    Refused,
     /// No entry.
     None,
 }
@@ -60,11 +61,6 @@ enum Cached {
     Hit,
     Due(u32, u32),
     Miss,
-}
-
-#[inline(always)]
-const fn reason(k: u8) -> Reason {
-    if k == Direction::Egress as u8 { Reason::Established } else { Reason::Reply }
 }
 
 /// The direction in a key.
@@ -81,11 +77,11 @@ pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32
     let plain = w.seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0;
     if plain {
         match m.cached(hash, |s| from_cache(s, &w.seen, stamp, &mut w.treatment)).unwrap_or(Cached::Miss) {
-            Cached::Hit => return Found::Valid(reason(w.seen.key.direction)),
+            Cached::Hit => return valid(w),
             Cached::Due(packets, bytes) => {
                 m.member_traffic(w.treatment.member, direction(&w.seen.key), packets, bytes);
                 if m.add(Table::Main, &w.seen.key, packets, bytes, w.seen.now) {
-                    return Found::Valid(reason(w.seen.key.direction));
+                    return valid(w);
                 }
             }
             Cached::Miss => {}
@@ -130,7 +126,8 @@ where
         return Found::None;
     }
     if e.generation != seen.generation {
-        return Found::Stale(Table::Main);
+        w.table = Table::Main;
+        return Found::Stale;
     }
     if plain {
         remember(m, w, hash, stamp);
@@ -145,7 +142,13 @@ where
         }
     }
     treat(w);
-    Found::Valid(reason(w.seen.key.direction))
+    valid(w)
+}
+
+#[inline(always)]
+fn valid<A: Address>(w: &mut Work<A>) -> Found {
+    w.reason = if w.seen.key.direction == Direction::Egress as u8 { Reason::Established } else { Reason::Reply };
+    Found::Valid
 }
 
 /// The entry at hand says what to do.
@@ -214,7 +217,8 @@ where
     M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
     if w.entry.generation != w.seen.generation {
-        return Found::Stale(Table::HalfOpen);
+        w.table = Table::HalfOpen;
+        return Found::Stale;
     }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
@@ -226,7 +230,8 @@ where
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if egress && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {
-            return Found::Refused(r);
+            w.reason = r;
+            return Found::Refused;
         }
         reason = Reason::Established;
     } else {
@@ -237,7 +242,8 @@ where
         }
     }
     treat(w);
-    Found::Valid(reason)
+    w.reason = reason;
+    Found::Valid
 }
 
 /// Moves both entries of a connection to the main table: its handshake is complete.
@@ -295,9 +301,15 @@ where
     })
 }
 
-/// Removes both entries of a flow, and gives back its quota.
+/// Removes both entries of a flow, and gives back its quota; says if there was one.
 #[inline(never)]
-pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(m: &M, slot: u32, table: Table, key: &FlowKey<A>, partner: &FlowKey<A>) {
+pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
+    m: &M,
+    slot: u32,
+    table: Table,
+    key: &FlowKey<A>,
+    partner: &FlowKey<A>,
+) -> bool {
     let one = m.remove(table, key);
     let other = m.remove(table, partner);
     if table == Table::Main {
@@ -307,4 +319,5 @@ pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(m: &M, slot: u32, table
             m.give_flow(slot);
         }
     }
+    one || other
 }

@@ -17,15 +17,16 @@ const PORTS: u32 = 8;
 const FIRST_PORT: u16 = 49_152;
 
 /// What became of a packet that starts a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Its flow is made: apply [`Work::treatment`].
     Picked,
     /// No group has the VIP's port.
     NoGroup,
-    /// Refuse it as a host would refuse a closed port.
-    Reject(Reason),
-    /// Drop it.
-    Drop(Reason),
+    /// Refuse it as a host would refuse a closed port, for [`Work::reason`].
+    Reject,
+    /// Drop it, for [`Work::reason`].
+    Drop,
 }
 
 /// The key of the row for a VIP's port.
@@ -44,33 +45,36 @@ where
     let key = &w.seen.key;
     let Some(vip) = m.vip(&vip_key(key.network, &key.dst, key.dport, key.protocol)) else { return Outcome::NoGroup };
     let Some(group) = m.group(vip.group).filter(|g| g.serial == vip.serial) else {
-        return Outcome::Drop(Reason::BadRow);
+        w.reason = Reason::BadRow;
+        return Outcome::Drop;
     };
     let is_tcp = w.seen.key.protocol == protocol::TCP;
     if is_tcp && w.seen.tcp & u32::from(tcp::RST) != 0 {
-        return Outcome::Drop(Reason::RejectSilent); // of no connection: a host ignores it
+        w.reason = Reason::RejectSilent; // of no connection: a host ignores it
+        return Outcome::Drop;
     }
     let table = group.table; // read once: the agent may switch it at any time
     if table as u32 == 0 {
-        let silent = group.flags & group_bits::EMPTY_DROP != 0;
-        return if silent { Outcome::Drop(Reason::NoMember) } else { Outcome::Reject(Reason::NoMember) };
+        w.reason = Reason::NoMember;
+        return if group.flags & group_bits::EMPTY_DROP != 0 { Outcome::Drop } else { Outcome::Reject };
     }
     if !is_tcp && !m.take_flow(ep.slot) {
-        return Outcome::Drop(Reason::FlowQuota);
+        w.reason = Reason::FlowQuota;
+        return Outcome::Drop;
     }
-    match insert(m, ep, w, vip.group, table, group.flags) {
-        Ok(()) => Outcome::Picked,
-        Err(r) => {
-            if !is_tcp {
-                m.give_flow(ep.slot);
-            }
-            Outcome::Drop(r)
+    w.reason = Reason::NewFlow;
+    if let Err(r) = insert(m, ep, w, vip.group, table, group.flags) {
+        w.reason = r;
+        if !is_tcp {
+            m.give_flow(ep.slot);
         }
+        return Outcome::Drop;
     }
+    Outcome::Picked
 }
 
 /// The member that the group's table gives for a tuple; `salt` gives further ones.
-#[inline(never)]
+#[inline(always)]
 fn pick<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: u32, table: u64, salt: u32) -> Option<u32> {
     let (block, slots) = ((table >> 32) as u32, table as u32);
     let slot = (u64::from(hash::pick(key, salt)) * u64::from(slots)) >> 32;
@@ -85,34 +89,42 @@ where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
-    let table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
-    let mut why = Reason::BadRow;
-    for attempt in 0..PICKS + PORTS {
-        let key = &w.seen.key;
-        let salt = if attempt < PICKS { attempt } else { 0 };
-        let Some(index) = pick(m, key, group, pick_table, salt) else { continue };
-        let Some(member) = m.member(index) else { continue };
-        let client_port = if attempt < PICKS { key.sport } else { other_port(key, attempt) };
-        w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port: member.port, client_port };
-        w.partner = key.partner(&w.entry.rewrite);
-        if is_taken(m, ep, w, Table::Main) || (table == Table::HalfOpen && is_taken(m, ep, w, Table::HalfOpen)) {
-            why = Reason::FlowCollision;
-            continue;
+    w.table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
+    w.reason = Reason::BadRow;
+    let mut attempt = 0;
+    let index = loop {
+        if attempt == PICKS + PORTS {
+            return Err(w.reason);
         }
-        fill(w, index, member, delivery(m, ep, group_flags, member, w));
-        match insert_pair(m, table, &w.seen.key, &w.entry, &w.partner, &w.other) {
-            Ok(()) => {}
-            Err(InsertError::Exists) => {
-                why = Reason::FlowCollision;
-                continue;
-            }
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
+        let index = candidate(m, w, group, pick_table, attempt);
+        if index != u32::MAX && is_free(m, w) {
+            break index;
         }
-        treat(w);
-        account(m, ep, w, table, index);
-        return Ok(());
-    }
-    Err(why)
+        attempt += 1;
+    };
+    let Some(member) = m.member(index) else { return Err(Reason::BadRow) };
+    clear_dead(m, ep, w);
+    fill(w, index, member, delivery(m, ep, group_flags, member, w));
+    insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other).map_err(|e| match e {
+        InsertError::Exists => Reason::FlowCollision, // another CPU was faster; the next packet finds that flow
+        InsertError::Full => Reason::FlowTableFull,
+    })?;
+    treat(w);
+    w.reason = Reason::NewFlow;
+    account(m, ep, w, index);
+    Ok(())
+}
+
+/// Notes in `w` how the flow would be rewritten in this attempt; gives the member, or `u32::MAX` for none.
+#[inline(never)]
+fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, group: u32, table: u64, attempt: u32) -> u32 {
+    let key = &w.seen.key;
+    let (salt, client_port) = if attempt < PICKS { (attempt, key.sport) } else { (0, other_port(key, attempt)) };
+    let Some(index) = pick(m, key, group, table, salt) else { return u32::MAX };
+    let Some(member) = m.member(index) else { return u32::MAX };
+    w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port: member.port, client_port };
+    w.partner = key.partner(&w.entry.rewrite);
+    index
 }
 
 #[inline(always)]
@@ -121,22 +133,34 @@ fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
     (FIRST_PORT + n).to_be_bytes()
 }
 
-/// Is the reverse tuple another live flow's? What a dead flow, or this one's own past, left there is cleared away.
+/// Is the reverse tuple free of other live flows?
 #[inline(never)]
-fn is_taken<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table) -> bool
+fn is_free<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
+    let mine = w.seen.key.unrewrite();
+    for table in [Table::Main, Table::HalfOpen] {
+        if m.flow(table, &w.partner, &mut w.other) && !w.other.rewrite.is(&mine) && !flow_state::is_closed(w.other.tcp) {
+            w.reason = Reason::FlowCollision;
+            return false;
+        }
+    }
+    true
+}
+
+/// Removes what a dead flow, or this one's own past, left at the reverse tuple.
+#[inline(never)]
+fn clear_dead<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
 where
     A: Address,
     M: FlowMaps<A> + EndpointMaps,
 {
-    if !m.flow(table, &w.partner, &mut w.other) {
-        return false;
+    let mut any = false;
+    for table in [Table::Main, Table::HalfOpen] {
+        if m.flow(table, &w.partner, &mut w.other) {
+            w.spare = w.partner.partner(&w.other.rewrite);
+            any |= forget(m, ep.slot, table, &w.partner, &w.spare);
+        }
     }
-    if !w.other.rewrite.is(&w.seen.key.unrewrite()) && !flow_state::is_closed(w.other.tcp) {
-        return true;
-    }
-    w.spare = w.partner.partner(&w.other.rewrite);
-    forget(m, ep.slot, table, &w.partner, &w.spare);
-    false
+    any
 }
 
 /// Makes both entries; the forward one's rewrite is there already.
@@ -171,14 +195,14 @@ fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, group_flags: u32, me
 }
 
 #[inline(never)]
-fn account<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table, member: u32)
+fn account<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, member: u32)
 where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
     m.member_event(member, MemberEvent::NewFlow);
     m.member_traffic(member, Direction::Egress, 1, w.seen.bytes);
-    if table == Table::Main {
+    if w.table == Table::Main {
         m.member_event(member, MemberEvent::Established);
         return;
     }
