@@ -1,6 +1,6 @@
 //! Hosts: a network namespace each, with a mount namespace that has its own `/sys` and bpffs.
 
-use crate::process::{Process, spawn};
+use crate::process::{Process, described, spawn};
 use crate::wait_for;
 use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
@@ -12,7 +12,7 @@ use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 /// A host of its own, as far as the network, `/sys` and bpffs go. It lives as long as this value, or a program in it.
@@ -113,6 +113,16 @@ impl Host {
         self.run_to_end(command, "")
     }
 
+    /// The same for a program that may fail: gives its standard output all the same.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn printed<A: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, args: &[A]) -> Result<String> {
+        let mut command = self.command(program)?;
+        command.args(args);
+        Ok(String::from_utf8_lossy(&self.finish(command, "")?.stdout).into_owned())
+    }
+
     /// Runs commands of `ip` in this host, one a line: `link add …`.
     ///
     /// # Errors
@@ -123,20 +133,25 @@ impl Host {
         self.run_to_end(ip, commands).map(drop).with_context(|| format!("ip commands:\n{commands}"))
     }
 
-    fn run_to_end(&self, mut command: Command, input: &str) -> Result<String> {
-        let what = format!("{}: {command:?}", self.name);
+    fn run_to_end(&self, command: Command, input: &str) -> Result<String> {
+        let what = described(&command);
+        let out = self.finish(command, input)?;
+        let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
+        if !out.status.success() {
+            bail!("{}: {what}: {}\n{stdout}{}", self.name, out.status, String::from_utf8_lossy(&out.stderr));
+        }
+        Ok(stdout)
+    }
+
+    fn finish(&self, mut command: Command, input: &str) -> Result<Output> {
+        let what = format!("{}: {}", self.name, described(&command));
         let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
         command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = spawn(command).with_context(|| format!("starting {what}"))?;
         if let Some(mut stdin) = child.stdin.take() {
             stdin.write_all(input.as_bytes()).with_context(|| format!("writing to {what}"))?;
         }
-        let out = child.wait_with_output().with_context(|| format!("waiting for {what}"))?;
-        let stdout = String::from_utf8_lossy(&out.stdout).into_owned();
-        if !out.status.success() {
-            bail!("{what}: {}\n{stdout}{}", out.status, String::from_utf8_lossy(&out.stderr));
-        }
-        Ok(stdout)
+        child.wait_with_output().with_context(|| format!("waiting for {what}"))
     }
 
     /// Sets a kernel setting of this host: `net/ipv4/ip_forward`.

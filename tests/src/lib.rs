@@ -24,13 +24,17 @@
 mod agent;
 mod cable;
 mod host;
+mod machine;
 mod process;
+mod routed;
 mod tempdir;
 mod wait;
 
 pub use agent::{Agent, bin_dir};
 pub use cable::connect;
 pub use host::Host;
+pub use machine::Machine;
 pub use process::Process;
+pub use routed::Routed;
 pub use tempdir::TempDir;
 pub use wait::{skip, wait_for};

@@ -2,7 +2,7 @@
 
 use crate::wait_for;
 use anyhow::{Context as _, Result, anyhow};
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use std::fs::File;
 use std::io;
@@ -27,7 +27,7 @@ impl Process {
     /// # Errors
     /// It cannot be started.
     pub fn start(mut command: Command) -> Result<Self> {
-        let name = format!("{command:?}");
+        let name = described(&command);
         let output = unnamed_file().context("making a file for a program's output")?;
         command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output.try_clone()?);
         let child = spawn(command).with_context(|| format!("starting {name}"))?;
@@ -98,6 +98,13 @@ impl Drop for Process {
     }
 }
 
+/// The program and its arguments; the environment is of no interest to anybody.
+pub(crate) fn described(command: &Command) -> String {
+    let words: Vec<_> =
+        [command.get_program()].into_iter().chain(command.get_args()).map(|word| word.to_string_lossy()).collect();
+    words.join(" ")
+}
+
 /// A child of this process that the kernel kills when this process dies.
 ///
 /// The kernel means the *thread* that made the child, and threads of tests come and go: so one thread, which stays, makes
@@ -125,6 +132,8 @@ pub(crate) fn spawn(mut command: Command) -> io::Result<Child> {
     unsafe {
         command.pre_exec(move || {
             nix::sys::prctl::set_pdeathsig(Signal::SIGKILL)?;
+            // Those that this process waits for itself, as the lab does, are not for the child.
+            SigSet::empty().thread_set_mask()?;
             // It may have died before.
             if Pid::parent() == parent { Ok(()) } else { Err(io::ErrorKind::BrokenPipe.into()) }
         });

@@ -18,11 +18,16 @@ impl TempDir {
     /// It cannot be made.
     pub fn new() -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
-        remove_stale();
+        remove_of(|process| !Path::new(&format!("/proc/{process}")).exists());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
+    }
+
+    /// Removes all of this process, for one that has been told to end at once.
+    pub fn remove_all() {
+        remove_of(|process| process == std::process::id());
     }
 
     /// Where it is.
@@ -50,12 +55,13 @@ impl Drop for TempDir {
     }
 }
 
-fn remove_stale() {
+/// Removes those of the processes that are meant.
+fn remove_of(meant: impl Fn(u32) -> bool) {
     let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
     for entry in entries.flatten() {
         let name = entry.file_name();
-        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse::<u32>().ok());
-        if process.is_some_and(|process| !Path::new(&format!("/proc/{process}")).exists()) {
+        let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok());
+        if process.is_some_and(&meant) {
             // Another process may be removing it too.
             let _ = std::fs::remove_dir_all(entry.path());
         }

@@ -5,7 +5,7 @@ use nix::sys::signal::Signal;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use vnet_tests::{Host, Process, TempDir, connect, wait_for};
+use vnet_tests::{Host, Process, Routed, TempDir, connect, wait_for};
 
 /// Two hosts on one cable.
 fn pair() -> Result<(Host, Host)> {
@@ -161,5 +161,23 @@ fn be_doomed(net: &str) -> Result<()> {
     let programs = [host.start("sleep", &["1000"])?, host.start("sh", &["-c", "while :; do sleep 0.1; done"])?];
     println!("\nprograms: {} {}", programs[0].pid(), programs[1].pid());
     std::thread::sleep(Duration::from_secs(1000));
+    Ok(())
+}
+
+#[test]
+fn a_routed_network_serves() -> Result<()> {
+    let mut net = Routed::new(2)?;
+    net.members[0].serve_http(80)?;
+    net.members[1].serve_dns(53)?;
+    net.bystander.serve_http(8080)?;
+    let client = &net.client.host;
+    ensure!(client.output("curl", &["-sS", "http://10.0.1.11/"])? == "m1 10.0.1.11 10.0.0.10\n");
+    ensure!(client.output("curl", &["-sSg", "http://[fd00:1::11]/"])? == "m1 fd00:1::11 fd00::10\n");
+    ensure!(client.output("curl", &["-sS", "http://10.0.1.50:8080/"])? == "bystander 10.0.1.50 10.0.0.10\n");
+    for server in ["@10.0.1.12", "@fd00:1::12"] {
+        ensure!(client.output("dig", &[server, "+short", "+timeout=1", "+tries=1", "whoami.lab", "TXT"])? == "\"m2\"\n");
+    }
+    net.members[0].end_servers();
+    ensure!(net.client.host.output("curl", &["-sS", "http://10.0.1.11/"]).is_err());
     Ok(())
 }
