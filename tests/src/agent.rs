@@ -77,6 +77,14 @@ impl<'host> Agent<'host> {
         self.process.as_mut().context("the agent was stopped")
     }
 
+    /// Its process's number.
+    ///
+    /// # Errors
+    /// It was stopped.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::pid).context("the agent was stopped")
+    }
+
     /// Kills it, as a crash would.
     ///
     /// # Errors
