@@ -65,8 +65,9 @@ impl Machine {
                 "--conf-file=/dev/null".to_owned(),
                 "--no-resolv".to_owned(),
                 "--no-hosts".to_owned(),
-                // One that changes its user is no longer killed with this process.
+                // The kernel kills with this process only those that keep their user and group.
                 "--user=root".to_owned(),
+                "--group=root".to_owned(),
                 "--log-facility=-".to_owned(),
                 format!("--pid-file={}", pid_file.display()),
                 format!("--port={port}"),
@@ -74,6 +75,12 @@ impl Machine {
             ],
         )?;
         self.served(server, port)
+    }
+
+    /// Its servers, in the order they were started.
+    #[must_use]
+    pub fn servers(&self) -> &[Process] {
+        &self.servers
     }
 
     /// Ends all its servers; what was sent to them is refused from now on.

@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use vnet_tests::{Host, Process, Routed, TempDir, connect, wait_for};
+use vnet_tests::{Host, Machine, Process, Routed, TempDir, connect, wait_for};
 
 /// Two hosts on one cable.
 fn pair() -> Result<(Host, Host)> {
@@ -143,7 +144,8 @@ fn nothing_outlives_a_process_that_is_killed() -> Result<()> {
         doomed.printed().lines().find_map(|line| line.strip_prefix("programs: ")).map(str::to_owned)
     })
     .with_context(|| doomed.printed())?;
-    let here = |pid: &str| Path::new("/proc").join(pid).exists();
+    // Of one that has ended, yet was not waited for, no command line is left.
+    let here = |pid: &str| std::fs::read(Path::new("/proc").join(pid).join("cmdline")).is_ok_and(|line| !line.is_empty());
     let device = || survivor.run(|| Path::new("/sys/class/net/doomed0").exists());
     ensure!(line.split(' ').all(here), "{line}");
     ensure!(device()?, "the cable is not there");
@@ -154,12 +156,15 @@ fn nothing_outlives_a_process_that_is_killed() -> Result<()> {
     Ok(())
 }
 
-/// Makes a lab, says so, and waits to be killed.
+/// Makes a lab with every kind of program, says so, and waits to be killed.
 fn be_doomed(net: &str) -> Result<()> {
-    let host = Host::new("doomed")?;
-    host.ip(&format!("link add name eth0 type veth peer name doomed0 netns {net}"))?;
-    let programs = [host.start("sleep", &["1000"])?, host.start("sh", &["-c", "while :; do sleep 0.1; done"])?];
-    println!("\nprograms: {} {}", programs[0].pid(), programs[1].pid());
+    let mut machine = Machine::new("doomed", Ipv4Addr::LOCALHOST, Ipv6Addr::LOCALHOST)?;
+    machine.host.ip(&format!("link add name eth0 type veth peer name doomed0 netns {net}"))?;
+    machine.serve_http(80)?;
+    machine.serve_dns(53)?;
+    let sleeper = machine.host.start("sleep", &["1000"])?;
+    let pids: Vec<String> = machine.servers().iter().chain([&sleeper]).map(|process| process.pid().to_string()).collect();
+    println!("\nprograms: {}", pids.join(" "));
     std::thread::sleep(Duration::from_secs(1000));
     Ok(())
 }
