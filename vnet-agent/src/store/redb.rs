@@ -286,8 +286,10 @@ mod tests {
             child.kill().unwrap();
             assert_eq!(child.wait().unwrap().signal(), Some(9), "it wrote until it was killed");
             let all = RedbStore::open(&dir.file()).unwrap().resources().unwrap();
-            let devices: Vec<&str> =
-                all.iter().filter_map(|r| if let Resource::Endpoint(e) = r { Some(e.spec.device.as_str()) } else { None }).collect();
+            let devices: Vec<&str> = all
+                .iter()
+                .filter_map(|r| if let Resource::Endpoint(e) = r { Some(e.spec.device.as_str()) } else { None })
+                .collect();
             assert!(devices.len() == 2 && devices[0] == devices[1], "{devices:?}");
         }
     }
