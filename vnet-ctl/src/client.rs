@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::future::Future;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::path::PathBuf;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -99,6 +100,7 @@ impl Agent {
         let socket = self.socket.display();
         let why = match error.kind() {
             ErrorKind::NotFound => "there is no such socket".to_owned(),
+            ErrorKind::ConnectionRefused if !is_socket(&self.socket) => "this is not a socket".to_owned(),
             ErrorKind::ConnectionRefused => "nobody listens there any more".to_owned(),
             ErrorKind::PermissionDenied => {
                 return anyhow!(
@@ -112,6 +114,10 @@ impl Agent {
              another socket: --socket PATH or VNET_SOCKET"
         )
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 fn request(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request<Full<Bytes>>> {
