@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use vnet_common::api::{ApplyResponse, File};
 
@@ -80,7 +80,9 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 fn wanted(args: &Args) -> Result<Vec<(String, String)>> {
     let Some(target) = &args.target else {
         let files = files::read(&args.files)?;
-        return Ok(files.iter().map(named).collect::<Result<Vec<_>>>()?.concat());
+        let named = files.iter().map(named).collect::<Result<Vec<_>>>()?.concat();
+        ensure!(!named.is_empty(), "there are no resources in what was given");
+        return Ok(named);
     };
     let names = target.names(&args.names);
     if names.is_empty() {
