@@ -1,4 +1,5 @@
 //! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
 
+pub mod lb;
 pub mod resource;
 pub mod store;

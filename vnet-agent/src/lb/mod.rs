@@ -1,0 +1,11 @@
+//! Load balancing: from resources to map rows.
+//!
+//! [`compile`] says what should be, [`plan`] how to get there from what is ([`live`]), [`health`] who serves, [`status`]
+//! what users see of it.
+
+mod blocks;
+pub mod compile;
+pub mod health;
+pub mod live;
+pub mod maglev;
+pub mod plan;
