@@ -24,6 +24,8 @@ pub trait Address: Copy + Eq + Hash + Default + core::fmt::Debug + 'static {
     fn sum(&self) -> u32;
     /// A 32-bit mix of the address, for hashing.
     fn mix(&self) -> u32;
+    /// Equality, word by word: the derived comparison of byte arrays becomes a call in the kernel.
+    fn is(&self, other: &Self) -> bool;
     /// The address in the first bytes of a 16-byte field, zeros behind it.
     fn widen(&self) -> [u8; 16];
     /// The other way round.
@@ -51,6 +53,10 @@ impl Address for [u8; 4] {
     #[inline(always)]
     fn mix(&self) -> u32 {
         u32::from_ne_bytes(*self)
+    }
+    #[inline(always)]
+    fn is(&self, o: &Self) -> bool {
+        word(self, 0) == word(o, 0)
     }
     #[inline(always)]
     fn widen(&self) -> [u8; 16] {
@@ -84,6 +90,10 @@ impl Address for [u8; 16] {
         h = h.wrapping_mul(m) ^ word(self, 4);
         h = h.wrapping_mul(m) ^ word(self, 8);
         h.wrapping_mul(m) ^ word(self, 12)
+    }
+    #[inline(always)]
+    fn is(&self, o: &Self) -> bool {
+        word(self, 12) == word(o, 12) && word(self, 8) == word(o, 8) && word(self, 4) == word(o, 4) && word(self, 0) == word(o, 0)
     }
     #[inline(always)]
     fn widen(&self) -> [u8; 16] {

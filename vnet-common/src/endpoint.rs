@@ -7,9 +7,8 @@ pub const HALF_OPEN_QUOTA: u32 = 1024;
 
 /// Bits of [`EndpointRow::flags`].
 pub mod flags {
-    /// Look up flows of packets that are not addressed to a VIP as well: this endpoint is a member of a group that
-    /// delivers by redirect, and its replies go back the same way.
-    pub const TRACK_EGRESS: u16 = 1;
+    /// The endpoint is a member of a group that delivers by redirect: its replies go back the same way.
+    pub const REDIRECT_BACK: u16 = 1;
     /// The device is a veth whose peer is in another network namespace: `bpf_redirect_peer` can enter it.
     pub const PEER: u16 = 1 << 1;
 }
@@ -83,7 +82,7 @@ pub struct FlowCount {
 /// Endpoints and what is kept about them.
 pub trait EndpointMaps {
     /// The row of the device `ifindex`.
-    fn endpoint(&self, ifindex: u32) -> Option<EndpointRow>;
+    fn endpoint(&self, ifindex: u32) -> Option<&EndpointRow>;
     /// Adds a packet to the counters in row `slot`.
     fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32);
     /// Takes one flow of the quota in row `slot`; says if there was one left.

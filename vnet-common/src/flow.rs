@@ -16,6 +16,8 @@
 
 use crate::addr::Address;
 
+pub mod track;
+
 /// Layout number of everything that is pinned. Any change of a map's key, value or meaning takes the next one.
 pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 
@@ -23,9 +25,9 @@ pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 pub const FLUSH_JIFFIES: u32 = 128;
 
 /// The tuple of a flow as its packets carry it at the endpoint's device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Default)]
 #[repr(C)]
-pub struct FlowKey<A> {
+pub struct FlowKey<A: Address> {
     /// The endpoint at whose device the packets are seen; never 0.
     pub endpoint: u32,
     /// The network; 0 is the default one.
@@ -64,7 +66,7 @@ pub mod flags {
     pub const DNAT: u16 = 1;
     /// The source is rewritten back (reverse).
     pub const UNNAT: u16 = 1 << 1;
-    /// Deliver to the member's device (forward), or to the client's (back from a member on this host).
+    /// Deliver past the stack where the destination is an endpoint of this host.
     pub const REDIRECT: u16 = 1 << 2;
     /// A packet in the other direction was seen.
     pub const REPLIED: u16 = 1 << 3;
@@ -98,7 +100,7 @@ pub struct FlowEntry<A: Address> {
     pub rewrite: Rewrite<A>,
     /// The policy generation read before this was evaluated.
     pub generation: u32,
-    /// Row of the member, or of the client's device for [`flags::REDIRECT`] without [`flags::DNAT`].
+    /// Row of the member.
     pub member: u32,
     /// [`crate::lb::Member::serial`] at the time: the row may since have gone to another member.
     pub serial: u32,
@@ -163,6 +165,30 @@ impl<A: Address> CacheSlot<A> {
     }
 }
 
+impl<A: Address> PartialEq for FlowKey<A> {
+    /// Word by word: the derived comparison of byte arrays becomes a call in the kernel.
+    #[inline(always)]
+    fn eq(&self, o: &Self) -> bool {
+        let ports = |k: &Self| u32::from_ne_bytes([k.sport[0], k.sport[1], k.dport[0], k.dport[1]]);
+        let kind = |k: &Self| u16::from_ne_bytes([k.protocol, k.direction]);
+        ports(self) == ports(o)
+            && self.endpoint == o.endpoint
+            && self.network == o.network
+            && kind(self) == kind(o)
+            && self.src.is(&o.src)
+            && self.dst.is(&o.dst)
+    }
+}
+
+impl<A: Address> Rewrite<A> {
+    /// Equality, word by word.
+    #[inline(always)]
+    pub fn is(&self, o: &Self) -> bool {
+        let ports = |r: &Self| u32::from_ne_bytes([r.port[0], r.port[1], r.client_port[0], r.client_port[1]]);
+        ports(self) == ports(o) && self.addr.is(&o.addr)
+    }
+}
+
 impl<A: Address> FlowKey<A> {
     /// The key of the reverse entry of the forward entry (`self`, `rewrite`), and the other way round.
     #[inline(always)]
@@ -213,7 +239,27 @@ pub enum InsertError {
     Full,
 }
 
-/// The flow tables of one address family. Methods return copies.
+/// The packet being judged, and room for what is looked up and made for it.
+///
+/// All of it together would not fit on a program's 512-byte stack: the kernel keeps one in a per-CPU map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Work<A: Address> {
+    /// The packet's headers.
+    pub headers: crate::parse::Headers<A>,
+    /// The packet, as tracking sees it.
+    pub seen: track::Seen<A>,
+    /// What is to be done with it, when it belongs to a flow.
+    pub treatment: track::Treatment<A>,
+    /// The flow's entry at this side.
+    pub entry: FlowEntry<A>,
+    /// The key of the other side's entry.
+    pub partner: FlowKey<A>,
+    /// The other side's entry.
+    pub other: FlowEntry<A>,
+}
+
+/// The flow tables of one address family.
 pub trait FlowMaps<A: Address> {
     /// Runs `f` on the slot that `hash` has in this CPU's cache; `None` where there is no cache.
     fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
@@ -221,14 +267,14 @@ pub trait FlowMaps<A: Address> {
     fn stamp(&self, hash: u32) -> u32;
     /// Changes the stamp of `hash`.
     fn bump_stamp(&self, hash: u32);
-    /// The entry of `key`.
-    fn flow(&self, table: Table, key: &FlowKey<A>) -> Option<FlowEntry<A>>;
+    /// Copies the entry of `key` to `into`; says if there is one.
+    fn flow(&self, table: Table, key: &FlowKey<A>, into: &mut FlowEntry<A>) -> bool;
     /// Inserts an entry unless there is one.
     fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError>;
     /// Changes the entry of `key` in place; says if there was one. Counts must be added by [`FlowMaps::add`].
     fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool;
-    /// Adds to the entry's counts, atomically, and sets its last-seen time.
-    fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32);
+    /// Adds to the entry's counts, atomically, and sets its last-seen time; says if there was one.
+    fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32) -> bool;
     /// Removes an entry; says if there was one.
     fn remove(&self, table: Table, key: &FlowKey<A>) -> bool;
     /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; gives the one whose place it took.

@@ -5,6 +5,9 @@
 //! back where they enter the client. A VIP behaves like a host: it answers ping, ARP and neighbour solicitations (where
 //! it is on the client's segment), and refuses ports that no group has.
 
+pub mod pick;
+pub mod vip;
+
 /// Key of a VIP row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[repr(C)]
@@ -108,3 +111,64 @@ pub struct MemberCounters {
 
 const _: () = assert!(size_of::<VipKey>() == 24 && size_of::<VipRow>() == 8 && size_of::<GroupRow>() == 16);
 const _: () = assert!(size_of::<MemberRow>() == 64 && size_of::<MemberCounters>() == 56);
+
+/// Which addresses a filter bit stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Filter {
+    /// VIPs: asked of packets from endpoints.
+    Vip = 0,
+    /// Members: asked of packets to endpoints.
+    Member = 1,
+}
+
+impl Filter {
+    /// The word of the `FILTERS` map, and the bit in it, for a [`crate::hash::filter`].
+    #[inline(always)]
+    pub const fn place(self, hash: u32) -> (u32, u32) {
+        (self as u32 * (crate::hash::FILTER_BITS / 64) + hash / 64, hash % 64)
+    }
+}
+
+/// Something to count about a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemberEvent {
+    /// It was given a flow.
+    NewFlow,
+    /// A connection completed its handshake, or a UDP flow began.
+    Established,
+    /// A reset was seen.
+    Reset,
+}
+
+/// The load balancer's tables.
+pub trait LbMaps {
+    /// Is the address's bit set? If not, it is surely none of them.
+    fn filter(&self, kind: Filter, hash: u32) -> bool;
+    /// The row of a VIP's port, or of a VIP's address.
+    fn vip(&self, key: &VipKey) -> Option<VipRow>;
+    /// A group's row.
+    fn group(&self, index: u32) -> Option<GroupRow>;
+    /// A member's row.
+    fn member(&self, index: u32) -> Option<&MemberRow>;
+    /// The member row number in slot `slot` of the pick table that starts at `block`.
+    fn pick(&self, block: u32, slot: u32) -> Option<u32>;
+    /// Counts an event of a member.
+    fn member_event(&self, index: u32, event: MemberEvent);
+    /// Adds packets to a member's counters.
+    fn member_traffic(&self, index: u32, direction: crate::verdict::Direction, packets: u32, bytes: u32);
+    /// The host-side device of the endpoint of this host that has the address; see [`LocalKey`].
+    fn local(&self, key: &LocalKey) -> Option<u32>;
+}
+
+/// Key of the table of this host's endpoint addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct LocalKey {
+    /// The network; 0 is the default one.
+    pub network: u32,
+    /// 4 or 6.
+    pub version: u32,
+    /// IPv4 in the first four bytes, or IPv6.
+    pub addr: [u8; 16],
+}

@@ -10,6 +10,7 @@ pub mod answer;
 #[cfg(feature = "api")]
 pub mod api;
 pub mod checksum;
+pub mod deliver;
 pub mod endpoint;
 pub mod flow;
 pub mod hash;

@@ -8,6 +8,7 @@ pub const MAGLEV_BLOCK: usize = 16;
 /// Every map, by its name in the object and in the pin directory, with what it holds and its default size.
 pub const MAPS: &[(&str, &str, u32)] = &[
     ("CONFIG", "generation and switches", 1),
+    ("CLOCK", "jiffies, for the agent", 1),
     ("ENDPOINTS", "endpoints by device", ENDPOINT_ROWS),
     ("ENDPOINTS_MORE", "endpoints whose row is taken", 1024),
     ("ENDPOINT_COUNTERS", "packets by endpoint and reason, per CPU", 1024),
@@ -22,7 +23,8 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("CACHE4", "IPv4 flow cache, per CPU", 1),
     ("CACHE6", "IPv6 flow cache, per CPU", 1),
     ("STAMPS", "stamps of removed flows", crate::hash::STAMPS),
-    ("VIP_FILTER", "one bit per VIP address hash", crate::hash::FILTER_BITS / 64),
+    ("FILTERS", "one bit per VIP and per member address", 2 * crate::hash::FILTER_BITS / 64),
+    ("LOCALS", "addresses of this host's endpoints", 1 << 14),
     ("VIPS", "VIP, protocol and port to group", 1 << 16),
     ("GROUPS", "load balancer groups", 16_384),
     ("MEMBERS", "members of groups", 65_536),

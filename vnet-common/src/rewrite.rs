@@ -1,0 +1,70 @@
+//! Writing a flow's new addresses and ports into a packet.
+
+use crate::addr::Address;
+use crate::checksum;
+use crate::flow::Rewrite;
+use crate::packet::Packet;
+use crate::parse::{ETH, Headers};
+
+/// Which side of the packet is the balanced one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// Client → VIP becomes client → member.
+    Destination,
+    /// Member → client becomes VIP → client.
+    Source,
+}
+
+/// Rewrites one side's address and port and the other side's port, and every checksum. TCP and UDP only.
+#[inline(always)]
+pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
+    let (old, addr_at, sport, dport) = match side {
+        Side::Destination => (h.dst, dst_at::<A>(), r.client_port, r.port),
+        Side::Source => (h.src, src_at::<A>(), r.port, r.client_port),
+    };
+    let addresses = checksum::diff(&old, &r.addr);
+    let old_ports = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
+    let new_ports = [sport[0], sport[1], dport[0], dport[1]];
+    let ports =
+        if old_ports == new_ports { 0 } else { checksum::add(!u32::from_ne_bytes(old_ports), u32::from_ne_bytes(new_ports)) };
+
+    if A::VERSION == 4 {
+        let c: [u8; 2] = p.read(ETH + 10)?;
+        p.write(ETH + 10, checksum::updated(c, addresses))?;
+    }
+    write_address(p, addr_at, &r.addr)?;
+    if ports != 0 {
+        p.write(h.l4, new_ports)?;
+    }
+    checksum::replace(p, h.l4_checksum(), h.is_udp(), A::VERSION == 6, addresses, ports)?;
+    Some(())
+}
+
+const fn src_at<A: Address>() -> usize {
+    if A::VERSION == 4 { ETH + 12 } else { ETH + 8 }
+}
+const fn dst_at<A: Address>() -> usize {
+    if A::VERSION == 4 { ETH + 16 } else { ETH + 24 }
+}
+
+/// Writes an address of either family at `offset`.
+#[inline(always)]
+pub fn write_address<P: Packet, A: Address>(p: &mut P, offset: usize, addr: &A) -> Option<()> {
+    let w = addr.widen();
+    if A::VERSION == 4 { p.write(offset, [w[0], w[1], w[2], w[3]]) } else { p.write(offset, w) }
+}
+
+/// One hop less to live, on a path that the host would have routed.
+#[inline(always)]
+pub fn decrement_ttl<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
+    if A::VERSION == 4 {
+        let old = [h.ttl, h.protocol];
+        let new = [h.ttl.wrapping_sub(1), h.protocol];
+        let c: [u8; 2] = p.read(ETH + 10)?;
+        p.write(ETH + 10, checksum::updated(c, checksum::diff16(old, new)))?;
+        p.write(ETH + 8, new)
+    } else {
+        let b: [u8; 2] = p.read(ETH + 6)?;
+        p.write(ETH + 6, [b[0], h.ttl.wrapping_sub(1)])
+    }
+}

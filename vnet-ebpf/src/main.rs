@@ -1,1 +1,14 @@
-fn main(){}
+//! The kernel programs: they only translate between the kernel's context and `vnet_common`'s pipeline.
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main, feature(asm_experimental_arch))]
+
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod packet;
+#[cfg(target_arch = "bpf")]
+mod programs;
+
+// The object is built for the BPF target alone; this lets `cargo build --workspace` pass over the package.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,1 +1,2 @@
-fn main(){}
+//! `cargo xtask`: what a developer runs.
+fn main() {}

@@ -1,0 +1,310 @@
+//! Finding a packet's flow, and keeping the flow's state and counts.
+//!
+//! The hot path is [`find`] with a hit in the CPU's cache: one line is read and written, and the main table is touched
+//! only when [`FLUSH_JIFFIES`] have passed.
+
+use super::{CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
+use crate::addr::Address;
+use crate::endpoint::EndpointMaps;
+use crate::hash;
+use crate::lb::{LbMaps, MemberEvent};
+use crate::parse::{protocol, tcp};
+use crate::verdict::{Direction, Reason};
+
+/// A cache slot whose flow was not flushed for this long belongs to an idle flow, and may be taken over.
+const IDLE_JIFFIES: u32 = 2 * FLUSH_JIFFIES;
+/// Cached bytes are flushed at this many, long before the 32-bit count wraps.
+const FLUSH_BYTES: u32 = 1 << 30;
+
+/// One packet of a flow, as tracking sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Seen<A: Address> {
+    /// Its key at the endpoint's device.
+    pub key: FlowKey<A>,
+    /// Its length in bytes.
+    pub bytes: u32,
+    /// The policy generation, read before anything else.
+    pub generation: u32,
+    /// The low half of jiffies.
+    pub now: u32,
+    /// TCP flags, or 0.
+    pub tcp: u32,
+}
+
+/// What a valid entry says to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Treatment<A> {
+    /// What to write.
+    pub rewrite: Rewrite<A>,
+    /// Row of the member.
+    pub member: u32,
+    /// See [`flags`].
+    pub flags: u16,
+}
+
+/// What is known of a packet's flow.
+pub enum Found {
+    /// Apply [`Work::treatment`].
+    Valid(Reason),
+    /// There is an entry of another generation, in [`Work::entry`]: judge it again.
+    Stale(Table),
+    /// The flow may not go on.
+    Refused(Reason),
+    /// No entry.
+    None,
+}
+
+enum Cached {
+    Hit,
+    Due(u32, u32),
+    Miss,
+}
+
+#[inline(always)]
+const fn reason(k: u8) -> Reason {
+    if k == Direction::Egress as u8 { Reason::Established } else { Reason::Reply }
+}
+
+/// The direction in a key.
+#[inline(always)]
+pub fn direction<A: Address>(key: &FlowKey<A>) -> Direction {
+    if key.direction == Direction::Egress as u8 { Direction::Egress } else { Direction::Ingress }
+}
+
+/// Finds the packet's flow, counts the packet and advances the flow's state.
+#[inline(always)]
+pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32, w: &mut Work<A>) -> Found {
+    let hash = hash::flow(&w.seen.key);
+    let stamp = m.stamp(hash);
+    let plain = w.seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0;
+    if plain {
+        match m.cached(hash, |s| from_cache(s, &w.seen, stamp, &mut w.treatment)).unwrap_or(Cached::Miss) {
+            Cached::Hit => return Found::Valid(reason(w.seen.key.direction)),
+            Cached::Due(packets, bytes) => {
+                m.member_traffic(w.treatment.member, direction(&w.seen.key), packets, bytes);
+                if m.add(Table::Main, &w.seen.key, packets, bytes, w.seen.now) {
+                    return Found::Valid(reason(w.seen.key.direction));
+                }
+            }
+            Cached::Miss => {}
+        }
+    }
+    if m.flow(Table::Main, &w.seen.key, &mut w.entry) {
+        return from_main(m, slot, w, hash, stamp, plain);
+    }
+    if w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry) {
+        return from_half_open(m, slot, w);
+    }
+    Found::None
+}
+
+#[inline(always)]
+fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &mut Treatment<A>) -> Cached {
+    if s.generation != seen.generation || s.stamp != stamp || s.key != seen.key {
+        return Cached::Miss;
+    }
+    *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
+    let packets = s.packets.wrapping_add(1);
+    let bytes = s.bytes.wrapping_add(seen.bytes);
+    if seen.now.wrapping_sub(s.flushed) < FLUSH_JIFFIES && bytes < FLUSH_BYTES {
+        (s.packets, s.bytes) = (packets, bytes);
+        return Cached::Hit;
+    }
+    (s.packets, s.bytes, s.flushed) = (0, 0, seen.now);
+    Cached::Due(packets, bytes)
+}
+
+#[inline(always)]
+fn from_main<A, M>(m: &M, slot: u32, w: &mut Work<A>, hash: u32, stamp: u32, plain: bool) -> Found
+where
+    A: Address,
+    M: FlowMaps<A> + EndpointMaps + LbMaps,
+{
+    let (seen, e) = (&w.seen, &w.entry);
+    let fresh_syn = seen.tcp & u32::from(tcp::SYN | tcp::ACK) == u32::from(tcp::SYN);
+    if fresh_syn && seen.key.direction == Direction::Egress as u8 && state::is_closed(e.tcp) {
+        w.partner = seen.key.partner(&e.rewrite);
+        forget(m, slot, Table::Main, &w.seen.key, &w.partner); // the client reuses the port
+        return Found::None;
+    }
+    if e.generation != seen.generation {
+        return Found::Stale(Table::Main);
+    }
+    if plain {
+        remember(m, seen, e, hash, stamp);
+    } else {
+        count(m, Table::Main, seen, e);
+    }
+    let news = news(m, seen, e);
+    if news != (0, 0) {
+        w.partner = seen.key.partner(&e.rewrite);
+        for key in [&w.seen.key, &w.partner] {
+            m.update(Table::Main, key, |e| (e.tcp, e.flags) = (e.tcp | news.0, e.flags | news.1));
+        }
+    }
+    treat(w);
+    Found::Valid(reason(w.seen.key.direction))
+}
+
+/// The entry at hand says what to do.
+#[inline(always)]
+pub fn treat<A: Address>(w: &mut Work<A>) {
+    w.treatment = Treatment { rewrite: w.entry.rewrite, member: w.entry.member, flags: w.entry.flags };
+}
+
+/// What a packet adds to the state in both entries of its flow: bits of [`FlowEntry::tcp`] and of [`FlowEntry::flags`].
+#[inline(always)]
+fn news<A: Address, M: LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>) -> (u8, u16) {
+    let ingress = seen.key.direction == Direction::Ingress as u8;
+    let mut bits = 0;
+    if seen.tcp & u32::from(tcp::FIN) != 0 {
+        bits |= if ingress { state::FIN_MEMBER } else { state::FIN_CLIENT };
+    }
+    if seen.tcp & u32::from(tcp::RST) != 0 {
+        bits |= state::RESET;
+        m.member_event(e.member, MemberEvent::Reset);
+    }
+    (bits & !e.tcp, if ingress { flags::REPLIED & !e.flags } else { 0 })
+}
+
+/// Counts one packet in its entry and for its member.
+#[inline(always)]
+fn count<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, table: Table, seen: &Seen<A>, e: &FlowEntry<A>) {
+    m.add(table, &seen.key, 1, seen.bytes, seen.now);
+    m.member_traffic(e.member, direction(&seen.key), 1, seen.bytes);
+}
+
+/// Puts the flow into its cache slot, unless a flow in use is there; what the slot had not yet written back is written.
+#[inline(always)]
+fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>, hash: u32, stamp: u32) {
+    enum Took<A: Address> {
+        Free,
+        From(FlowKey<A>, u32, u32, u32),
+        No,
+    }
+    let took = m.cached(hash, |s| {
+        let same = s.key == seen.key;
+        if s.key.endpoint != 0 && !same && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
+            return Took::No;
+        }
+        let (packets, bytes) = if same { (s.packets, s.bytes) } else { (0, 0) };
+        let owed = if same || s.packets == 0 { Took::Free } else { Took::From(s.key, s.member, s.packets, s.bytes) };
+        (s.key, s.rewrite) = (seen.key, e.rewrite);
+        (s.generation, s.stamp, s.member, s.flags) = (e.generation, stamp, e.member, e.flags);
+        (s.packets, s.bytes) = (packets.wrapping_add(1), bytes.wrapping_add(seen.bytes));
+        s.flushed = seen.now;
+        owed
+    });
+    match took {
+        Some(Took::Free) => {}
+        Some(Took::From(key, member, packets, bytes)) => {
+            m.add(Table::Main, &key, packets, bytes, seen.now.wrapping_sub(FLUSH_JIFFIES));
+            m.member_traffic(member, direction(&key), packets, bytes);
+        }
+        Some(Took::No) | None => count(m, Table::Main, seen, e),
+    }
+}
+
+#[inline(always)]
+fn from_half_open<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Found
+where
+    A: Address,
+    M: FlowMaps<A> + EndpointMaps + LbMaps,
+{
+    if w.entry.generation != w.seen.generation {
+        return Found::Stale(Table::HalfOpen);
+    }
+    w.partner = w.seen.key.partner(&w.entry.rewrite);
+    let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
+    m.member_traffic(member, direction(key), 1, w.seen.bytes);
+    let egress = key.direction == Direction::Egress as u8;
+    let mut reason = Reason::HalfOpen;
+    if tcp & u32::from(tcp::RST) != 0 {
+        m.member_event(member, MemberEvent::Reset);
+        forget(m, slot, Table::HalfOpen, key, &w.partner);
+    } else if egress && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
+        if let Err(r) = promote(m, slot, w) {
+            return Found::Refused(r);
+        }
+        reason = Reason::Established;
+    } else {
+        m.add(Table::HalfOpen, key, 1, w.seen.bytes, w.seen.now);
+        if !egress && w.entry.flags & flags::REPLIED == 0 {
+            m.update(Table::HalfOpen, key, |e| e.flags |= flags::REPLIED);
+            m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
+        }
+    }
+    treat(w);
+    Found::Valid(reason)
+}
+
+/// Moves both entries of a connection to the main table: its handshake is complete.
+#[inline(always)]
+fn promote<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Result<(), Reason>
+where
+    A: Address,
+    M: FlowMaps<A> + EndpointMaps + LbMaps,
+{
+    use super::InsertError::{Exists, Full};
+    let Work { seen, entry, partner, other, .. } = w;
+    if !m.flow(Table::HalfOpen, partner, other) {
+        // The reverse entry lost its place to newer connections: as if there had been no handshake.
+        m.remove(Table::HalfOpen, &seen.key);
+        return Err(Reason::FlowQuota);
+    }
+    if !m.take_flow(slot) {
+        return Err(Reason::FlowQuota);
+    }
+    let fin = if seen.tcp & u32::from(tcp::FIN) != 0 { state::FIN_CLIENT } else { 0 };
+    (entry.tcp, other.tcp) = (entry.tcp | fin, other.tcp | fin);
+    (entry.last_seen, other.last_seen) = (seen.now, seen.now);
+    entry.packets += 1;
+    entry.bytes += u64::from(seen.bytes);
+    if let Err(err) = insert_pair(m, Table::Main, &seen.key, entry, partner, other) {
+        m.give_flow(slot);
+        return Err(match err {
+            Exists => Reason::FlowCollision,
+            Full => Reason::FlowTableFull,
+        });
+    }
+    m.remove(Table::HalfOpen, &seen.key);
+    m.remove(Table::HalfOpen, partner);
+    m.member_event(entry.member, MemberEvent::Established);
+    Ok(())
+}
+
+/// Inserts the reverse entry, then the forward one: a packet that finds the forward entry can count on its reply.
+#[inline(always)]
+pub fn insert_pair<A, M>(
+    m: &M,
+    table: Table,
+    key: &FlowKey<A>,
+    forward: &FlowEntry<A>,
+    reverse_key: &FlowKey<A>,
+    reverse: &FlowEntry<A>,
+) -> Result<(), super::InsertError>
+where
+    A: Address,
+    M: FlowMaps<A>,
+{
+    m.insert(table, reverse_key, reverse)?;
+    m.insert(table, key, forward).inspect_err(|_| {
+        m.remove(table, reverse_key);
+    })
+}
+
+/// Removes both entries of a flow, and gives back its quota.
+#[inline(never)]
+pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(m: &M, slot: u32, table: Table, key: &FlowKey<A>, partner: &FlowKey<A>) {
+    let one = m.remove(table, key);
+    let other = m.remove(table, partner);
+    if table == Table::Main {
+        m.bump_stamp(hash::flow(key));
+        m.bump_stamp(hash::flow(partner));
+        if one || other {
+            m.give_flow(slot);
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The pinned maps, and the pipeline's map traits over them. `vnet_common::map::MAPS` lists them with their sizes, which
+//! the agent sets at load time; those here are the defaults.
+
+use core::arch::asm;
+
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use vnet_common::addr::Address;
+use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
+use vnet_common::hash::STAMPS as STAMP_SLOTS;
+use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
+use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
+use vnet_common::pipeline::Scratch;
+use vnet_common::verdict::{Direction, Reason};
+
+const BPF_NOEXIST: u64 = 1;
+const EEXIST: i32 = -17;
+/// Elements are allocated when inserted: a large table costs memory only for what is in it.
+const NO_PREALLOC: u32 = 1;
+/// Page-aligned values: a 64-byte row is one cache line, and the agent can map the table.
+const MMAPABLE: u32 = 1 << 10;
+
+/// Slots of a CPU's flow cache, less one: a power of two. Set by the agent at load time.
+#[unsafe(no_mangle)]
+static CACHE_MASK: u32 = 0;
+/// Is there a flow cache? Set by the agent at load time.
+#[unsafe(no_mangle)]
+static CACHE_ON: u32 = 0;
+
+/// The agent's value of a global; the compiler must not take the initial value for granted.
+#[inline(always)]
+pub fn global(value: &'static u32) -> u32 {
+    // SAFETY: a reference is valid to read; the section is read-only once the program is loaded.
+    unsafe { core::ptr::read_volatile(value) }
+}
+
+#[map]
+static CONFIG: Array<Config> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+pub static CLOCK: Array<u64> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+static ENDPOINTS: Array<EndpointRow> = Array::with_max_entries(ENDPOINT_ROWS, MMAPABLE);
+#[map]
+static ENDPOINTS_MORE: HashMap<u32, EndpointRow> = HashMap::with_max_entries(1024, NO_PREALLOC);
+#[map]
+static ENDPOINT_COUNTERS: PerCpuArray<EndpointCounters> = PerCpuArray::with_max_entries(1024, 0);
+#[map]
+static FLOW_COUNTS: Array<FlowCount> = Array::with_max_entries(1024, MMAPABLE);
+#[map]
+static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
+#[map]
+static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, NO_PREALLOC);
+#[map]
+static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
+#[map]
+static HALF_OPEN6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, NO_PREALLOC);
+#[map]
+static RING4: Array<FlowKey<[u8; 4]>> = Array::with_max_entries(256 << 10, MMAPABLE);
+#[map]
+static RING6: Array<FlowKey<[u8; 16]>> = Array::with_max_entries(256 << 10, MMAPABLE);
+#[map]
+static RING_HEADS: Array<[u32; 2]> = Array::with_max_entries(1024, MMAPABLE);
+#[map]
+static CACHE4: Array<CacheSlot<[u8; 4]>> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+static CACHE6: Array<CacheSlot<[u8; 16]>> = Array::with_max_entries(1, MMAPABLE);
+#[map]
+static STAMPS: Array<u64> = Array::with_max_entries(STAMP_SLOTS, MMAPABLE);
+#[map]
+static FILTERS: Array<u64> = Array::with_max_entries(2 * vnet_common::hash::FILTER_BITS / 64, MMAPABLE);
+#[map]
+static LOCALS: HashMap<LocalKey, u32> = HashMap::with_max_entries(1 << 14, NO_PREALLOC);
+#[map]
+static VIPS: HashMap<VipKey, VipRow> = HashMap::with_max_entries(1 << 16, NO_PREALLOC);
+#[map]
+static GROUPS: Array<GroupRow> = Array::with_max_entries(16_384, MMAPABLE);
+#[map]
+static MEMBERS: Array<MemberRow> = Array::with_max_entries(65_536, MMAPABLE);
+#[map]
+static MEMBER_COUNTERS: PerCpuArray<MemberCounters> = PerCpuArray::with_max_entries(65_536, 0);
+#[map]
+static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMAPABLE);
+
+#[map]
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// This CPU's room to work in. A program runs to its end before another starts on the same CPU.
+#[inline(always)]
+pub fn scratch() -> Option<*mut Scratch> {
+    SCRATCH.get_ptr_mut(0)
+}
+
+/// The maps of this object.
+pub struct Kernel;
+
+/// Runs `f` on a value in a map.
+///
+/// Other CPUs may write the same value meanwhile: callers use this for per-CPU values, and elsewhere only for single
+/// fields whose lost update does no harm.
+#[inline(always)]
+fn with<T, R>(value: Option<*mut T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
+    // SAFETY: the pointer is a map value of this type that was checked not to be null; it is valid until the program
+    // ends, and the verifier checks every access against the value's size.
+    value.map(|p| f(unsafe { &mut *p }))
+}
+
+impl HostMaps for Kernel {
+    #[inline(always)]
+    fn generation(&self) -> u32 {
+        CONFIG.get(0).map_or(0, |c| c.generation)
+    }
+    #[inline(always)]
+    fn now(&self) -> u32 {
+        jiffies() as u32
+    }
+}
+
+/// The kernel's clock tick count.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: no arguments, no effects.
+    unsafe { bpf_jiffies64() }
+}
+
+impl EndpointMaps for Kernel {
+    #[inline(always)]
+    fn endpoint(&self, ifindex: u32) -> Option<&EndpointRow> {
+        let row = ENDPOINTS.get(ifindex % ENDPOINT_ROWS)?;
+        if row.ifindex == ifindex {
+            return Some(row);
+        }
+        // SAFETY: an element that the agent removes meanwhile may be given to another device: as if this packet had
+        // come a moment later.
+        unsafe { ENDPOINTS_MORE.get(ifindex) }
+    }
+    #[inline(always)]
+    fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32) {
+        with(ENDPOINT_COUNTERS.get_ptr_mut(slot), |c| c.count(direction, reason, bytes));
+    }
+    #[inline(always)]
+    fn take_flow(&self, slot: u32) -> bool {
+        let quota = CONFIG.get(0).map_or(0, |c| c.flow_quota);
+        let Some(c) = FLOW_COUNTS.get(slot) else { return false };
+        if c.created.wrapping_sub(c.removed) >= quota {
+            return false;
+        }
+        with(FLOW_COUNTS.get_ptr_mut(slot), |c| atomic_add(&mut c.created, 1));
+        true
+    }
+    #[inline(always)]
+    fn give_flow(&self, slot: u32) {
+        with(FLOW_COUNTS.get_ptr_mut(slot), |c| atomic_add(&mut c.removed, 1));
+    }
+}
+
+/// Adds without losing what another CPU adds. `core` has no such operation for this target.
+#[inline(always)]
+fn atomic_add(word: &mut u32, n: u32) {
+    // SAFETY: the instruction adds to one aligned, live word and touches nothing else.
+    unsafe { asm!("lock *(u32 *)({0} + 0) += {1}", in(reg) word, in(reg) u64::from(n), options(nostack)) }
+}
+
+/// As [`atomic_add`], of 64 bits.
+#[inline(always)]
+fn atomic_add64(word: &mut u64, n: u64) {
+    // SAFETY: as in `atomic_add`.
+    unsafe { asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) word, in(reg) n, options(nostack)) }
+}
+
+/// The tables of one address family.
+trait Family: Address {
+    fn main() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
+    fn half_open() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
+    fn cache() -> &'static Array<CacheSlot<Self>>;
+    fn ring() -> &'static Array<FlowKey<Self>>;
+
+    #[inline(always)]
+    fn table(table: Table) -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+        match table {
+            Table::Main => Self::main(),
+            Table::HalfOpen => Self::half_open(),
+        }
+    }
+}
+
+macro_rules! family {
+    ($addr:ty, $main:ident, $half_open:ident, $cache:ident, $ring:ident) => {
+        impl Family for $addr {
+            #[inline(always)]
+            fn main() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+                &$main
+            }
+            #[inline(always)]
+            fn half_open() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
+                &$half_open
+            }
+            #[inline(always)]
+            fn cache() -> &'static Array<CacheSlot<Self>> {
+                &$cache
+            }
+            #[inline(always)]
+            fn ring() -> &'static Array<FlowKey<Self>> {
+                &$ring
+            }
+        }
+    };
+}
+family!([u8; 4], FLOWS4, HALF_OPEN4, CACHE4, RING4);
+family!([u8; 16], FLOWS6, HALF_OPEN6, CACHE6, RING6);
+
+impl<A: Family> FlowMaps<A> for Kernel {
+    #[inline(always)]
+    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
+        if global(&CACHE_ON) == 0 {
+            return None;
+        }
+        let mask = global(&CACHE_MASK);
+        // SAFETY: no arguments, no effects.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        with(A::cache().get_ptr_mut(cpu * (mask + 1) + (hash & mask)), f)
+    }
+    #[inline(always)]
+    fn stamp(&self, hash: u32) -> u32 {
+        STAMPS.get(hash % STAMP_SLOTS).map_or(0, |s| *s as u32)
+    }
+    #[inline(always)]
+    fn bump_stamp(&self, hash: u32) {
+        with(STAMPS.get_ptr_mut(hash % STAMP_SLOTS), |s| atomic_add64(s, 1));
+    }
+    #[inline(always)]
+    fn flow(&self, table: Table, key: &FlowKey<A>, into: &mut FlowEntry<A>) -> bool {
+        with(A::table(table).get_ptr_mut(key), |e| *into = *e).is_some()
+    }
+    #[inline(always)]
+    fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError> {
+        A::table(table).insert(key, entry, BPF_NOEXIST).map_err(|e| if e == EEXIST { InsertError::Exists } else { InsertError::Full })
+    }
+    #[inline(always)]
+    fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool {
+        with(A::table(table).get_ptr_mut(key), f).is_some()
+    }
+    #[inline(always)]
+    fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32) -> bool {
+        with(A::table(table).get_ptr_mut(key), |e| {
+            atomic_add64(&mut e.packets, u64::from(packets));
+            atomic_add64(&mut e.bytes, u64::from(bytes));
+            e.last_seen = now;
+        })
+        .is_some()
+    }
+    #[inline(always)]
+    fn remove(&self, table: Table, key: &FlowKey<A>) -> bool {
+        A::table(table).remove(key).is_ok()
+    }
+    #[inline(always)]
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>) -> Option<FlowKey<A>> {
+        let head = with(RING_HEADS.get_ptr_mut(slot), |h| {
+            let head = &mut h[usize::from(A::VERSION == 6)];
+            // Two CPUs may take one place: one of the two keys then loses it early, and half-open flows may exceed the
+            // quota by one until the agent's sweep.
+            *head = head.wrapping_add(1);
+            *head
+        })?;
+        let place = A::ring().get_ptr_mut(slot * HALF_OPEN_QUOTA + head % HALF_OPEN_QUOTA);
+        with(place, |k| core::mem::replace(k, *key)).filter(|k| k.endpoint != 0)
+    }
+}
+
+impl LbMaps for Kernel {
+    #[inline(always)]
+    fn filter(&self, kind: Filter, hash: u32) -> bool {
+        let (word, bit) = kind.place(hash);
+        FILTERS.get(word).is_some_and(|w| w >> bit & 1 != 0)
+    }
+    #[inline(always)]
+    fn vip(&self, key: &VipKey) -> Option<VipRow> {
+        with(VIPS.get_ptr_mut(key), |v| *v)
+    }
+    #[inline(always)]
+    fn group(&self, index: u32) -> Option<GroupRow> {
+        GROUPS.get(index).copied()
+    }
+    #[inline(always)]
+    fn member(&self, index: u32) -> Option<&MemberRow> {
+        MEMBERS.get(index)
+    }
+    #[inline(always)]
+    fn pick(&self, block: u32, slot: u32) -> Option<u32> {
+        let block = MAGLEV.get(block + slot / MAGLEV_BLOCK as u32)?;
+        block.get(slot as usize % MAGLEV_BLOCK).copied()
+    }
+    #[inline(always)]
+    fn member_event(&self, index: u32, event: MemberEvent) {
+        with(MEMBER_COUNTERS.get_ptr_mut(index), |c| match event {
+            MemberEvent::NewFlow => c.new_flows += 1,
+            MemberEvent::Established => c.established += 1,
+            MemberEvent::Reset => c.resets += 1,
+        });
+    }
+    #[inline(always)]
+    fn member_traffic(&self, index: u32, direction: Direction, packets: u32, bytes: u32) {
+        with(MEMBER_COUNTERS.get_ptr_mut(index), |c| {
+            c.packets[direction as usize] += u64::from(packets);
+            c.bytes[direction as usize] += u64::from(bytes);
+        });
+    }
+    #[inline(always)]
+    fn local(&self, key: &LocalKey) -> Option<u32> {
+        with(LOCALS.get_ptr_mut(key), |i| *i)
+    }
+}

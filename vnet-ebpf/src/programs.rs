@@ -1,0 +1,83 @@
+//! Entry points.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
+use aya_ebpf::macros::classifier;
+use aya_ebpf::programs::TcContext;
+use vnet_common::pipeline;
+use vnet_common::verdict::Verdict;
+
+use crate::maps::{CLOCK, Kernel, global, jiffies, scratch};
+use crate::packet::Skb;
+
+/// Log every verdict at trace level? Set by the agent at load time; while 0 the logging is dead code to the verifier.
+#[unsafe(no_mangle)]
+static TRACE: u32 = 0;
+/// TCX_NEXT: go on to the next program, and then to the stack.
+const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// TCX ingress of an endpoint's host-side device: everything that the endpoint sends.
+#[classifier]
+pub fn vm_egress(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(&ctx);
+    let vlan = p.has_vlan();
+    let Some(s) = scratch() else { return NEXT };
+    // SAFETY: a map value of this CPU, checked not to be null; nothing else refers to it while this program runs.
+    let verdict = pipeline::egress(&mut p, &Kernel, unsafe { &mut *s }, ifindex(&ctx), vlan);
+    act(&ctx, "egress", verdict)
+}
+
+/// TCX egress of the same device: everything that reaches the endpoint.
+#[classifier]
+pub fn vm_ingress(ctx: TcContext) -> i32 {
+    let mut p = Skb::new(&ctx);
+    let vlan = p.has_vlan();
+    let Some(s) = scratch() else { return NEXT };
+    // SAFETY: a map value of this CPU, checked not to be null; nothing else refers to it while this program runs.
+    let verdict = pipeline::ingress(&mut p, &Kernel, unsafe { &mut *s }, ifindex(&ctx), vlan);
+    act(&ctx, "ingress", verdict)
+}
+
+/// Not attached: the agent runs it to read the kernel's tick count.
+#[classifier]
+pub fn clock(_: TcContext) -> i32 {
+    if let Some(p) = CLOCK.get_ptr_mut(0) {
+        // SAFETY: a map value of this type, checked not to be null.
+        unsafe { *p = jiffies() };
+    }
+    NEXT
+}
+
+#[inline(always)]
+fn ifindex(ctx: &TcContext) -> u32 {
+    // SAFETY: a field of this run's context.
+    unsafe { (*ctx.skb.skb).ifindex }
+}
+
+#[inline(always)]
+fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
+    if global(&TRACE) != 0 {
+        aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), verdict.reason() as u8);
+    }
+    match verdict {
+        Verdict::Next(_) => NEXT,
+        Verdict::Drop(_) => TC_ACT_SHOT,
+        // SAFETY: helpers without pointers.
+        Verdict::Reply(_) => unsafe { bpf_redirect(ifindex(ctx), 0) as i32 },
+        // SAFETY: as above.
+        Verdict::Redirect { ifindex, peer: true, .. } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
+        // SAFETY: as above.
+        Verdict::Redirect { ifindex, peer: false, .. } => unsafe { bpf_redirect(ifindex, 0) as i32 },
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo) -> ! {
+    // Never reached: the verifier refuses a program with a way to it.
+    loop {}
+}
+
+/// The kernel's helpers ask for a GPL-compatible licence.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
