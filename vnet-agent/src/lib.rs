@@ -1,5 +1,6 @@
 //! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
 
+pub mod api;
 pub mod lb;
 pub mod object;
 pub mod resource;
