@@ -26,7 +26,8 @@ fn ip_header<P: Packet, A: Address>(p: &mut P, src: &A, dst: &A, protocol: u8, p
     if A::VERSION == 4 {
         let total = (payload + 20).to_be_bytes();
         let (s, d) = (src.widen(), dst.widen());
-        let mut b = [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, ttl, protocol, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
+        let mut b =
+            [0x45, 0, total[0], total[1], 0, 0, 0x40, 0, ttl, protocol, 0, 0, s[0], s[1], s[2], s[3], d[0], d[1], d[2], d[3]];
         let c = (!checksum::fold(checksum::sum(&b))).to_ne_bytes();
         (b[10], b[11]) = (c[0], c[1]);
         p.write(ETH, b)
@@ -82,7 +83,8 @@ pub fn reset<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
     };
     let (s, a) = (sequence, acknowledge);
     let mut b = [
-        h.dport[0], h.dport[1], h.sport[0], h.sport[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0, 0, 0, 0, 0,
+        h.dport[0], h.dport[1], h.sport[0], h.sport[1], s[0], s[1], s[2], s[3], a[0], a[1], a[2], a[3], 0x50, flags, 0, 0, 0, 0,
+        0, 0,
     ];
     let pseudo = pseudo(&h.dst, &h.src, protocol::TCP, 20);
     let c = match kind {
@@ -202,11 +204,14 @@ pub fn arp<P: Packet>(p: &mut P, mac: [u8; 6]) -> Option<()> {
     p.write(ETH + 18, [b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15], b[16], b[17]])
 }
 
+/// ICMPv6 type and code of a neighbour solicitation.
+pub const SOLICITATION: [u8; 2] = [135, 0];
+
 /// The IPv6 address that a neighbour solicitation (RFC 4861 §4.3) asks for; `None` for anything else, and for duplicate
 /// address detection.
 #[inline(always)]
 pub fn solicited<P: Packet>(p: &P, h: &Headers<[u8; 16]>) -> Option<[u8; 16]> {
-    if h.protocol != protocol::ICMPV6 || h.dport != [135, 0] || h.ttl != 255 || h.src == [0; 16] || !h.is_plain() {
+    if h.protocol != protocol::ICMPV6 || h.dport != SOLICITATION || h.ttl != 255 || h.src == [0; 16] || !h.is_plain() {
         return None;
     }
     p.read(h.l4 + 8)

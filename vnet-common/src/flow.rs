@@ -161,7 +161,19 @@ const _: () = assert!(size_of::<CacheSlot<[u8; 4]>>() == 64 && size_of::<CacheSl
 impl<A: Address> CacheSlot<A> {
     /// A slot that holds no flow.
     pub const fn empty(key: FlowKey<A>, rewrite: Rewrite<A>) -> Self {
-        Self { key, rewrite, generation: 0, member: 0, stamp: 0, packets: 0, bytes: 0, flushed: 0, flags: 0, pad: 0, slot_pad: A::SLOT_PAD }
+        Self {
+            key,
+            rewrite,
+            generation: 0,
+            member: 0,
+            stamp: 0,
+            packets: 0,
+            bytes: 0,
+            flushed: 0,
+            flags: 0,
+            pad: 0,
+            slot_pad: A::SLOT_PAD,
+        }
     }
 }
 
@@ -241,7 +253,9 @@ pub enum InsertError {
 
 /// The packet being judged, and room for what is looked up and made for it.
 ///
-/// All of it together would not fit on a program's 512-byte stack: the kernel keeps one in a per-CPU map.
+/// All of it together would not fit on a program's 512-byte stack: the kernel keeps one in a per-CPU map. Outcomes are
+/// returned as enums without fields, their details here: where a variant has fewer fields than another, the compiler leaves
+/// the rest of the return register undefined, which the verifier does not accept of a subprogram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Work<A: Address> {
@@ -249,14 +263,28 @@ pub struct Work<A: Address> {
     pub headers: crate::parse::Headers<A>,
     /// The packet, as tracking sees it.
     pub seen: track::Seen<A>,
-    /// What is to be done with it, when it belongs to a flow.
+    /// What its flow says, when it belongs to one.
     pub treatment: track::Treatment<A>,
+    /// What is to be done with it.
+    pub todo: crate::deliver::Todo,
+    /// Why: of the outcome of the function that was called last.
+    pub reason: crate::verdict::Reason,
+    /// Where the entry at hand is.
+    pub table: Table,
+    /// On a way past the stack: a router is spared.
+    pub routed: bool,
+    /// On a way past the stack: the destination's device.
+    pub device: u32,
+    /// On a way past the stack: that device's MTU in bytes.
+    pub mtu: u32,
     /// The flow's entry at this side.
     pub entry: FlowEntry<A>,
     /// The key of the other side's entry.
     pub partner: FlowKey<A>,
     /// The other side's entry.
     pub other: FlowEntry<A>,
+    /// Another key, for a moment.
+    pub spare: FlowKey<A>,
 }
 
 /// The flow tables of one address family.
@@ -277,6 +305,7 @@ pub trait FlowMaps<A: Address> {
     fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32) -> bool;
     /// Removes an entry; says if there was one.
     fn remove(&self, table: Table, key: &FlowKey<A>) -> bool;
-    /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; gives the one whose place it took.
-    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>) -> Option<FlowKey<A>>;
+    /// Notes `key` as the newest half-open flow of the endpoint in row `slot`; copies the one whose place it took to
+    /// `oldest`, and says if there was one.
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>, oldest: &mut FlowKey<A>) -> bool;
 }

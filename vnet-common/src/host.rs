@@ -1,0 +1,324 @@
+//! The datapath's packet and maps as ordinary values, so that the same pipeline runs in tests and simulations.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+
+use crate::addr::Address;
+use crate::checksum;
+use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, HALF_OPEN_QUOTA, HostMaps};
+use crate::flow::track::{Seen, Treatment};
+use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Rewrite, Table, Work};
+use crate::hash::STAMPS;
+use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
+use crate::map::MAGLEV_BLOCK;
+use crate::packet::Packet;
+use crate::parse::Headers;
+use crate::pipeline::Scratch;
+use crate::verdict::{Direction, Reason};
+
+/// A frame in memory, with what the kernel keeps beside it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Frame {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// The L4 checksum is still partial: the device completes it.
+    pub partial: bool,
+    /// `gso_size`.
+    pub segment: u32,
+    /// [`Packet::set_to_host`] was called.
+    pub to_host: bool,
+}
+
+impl Packet for Frame {
+    fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
+        self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
+    }
+    fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
+        self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(&bytes);
+        Some(())
+    }
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+    fn segment(&self) -> u32 {
+        self.segment
+    }
+    fn l4_checksum(&mut self, offset: usize, diff: u32, pseudo: bool, udp: bool, _ipv6: bool) -> Option<()> {
+        let field: [u8; 2] = self.read(offset)?;
+        if udp && field == [0, 0] {
+            return Some(()); // BPF_F_MARK_MANGLED_0
+        }
+        self.write(offset, checksum::kernel_replace(field, self.partial, diff, pseudo, udp))
+    }
+    fn push_front(&mut self, bytes: u32) -> Option<()> {
+        self.bytes.splice(0..0, std::iter::repeat_n(0, bytes as usize));
+        Some(())
+    }
+    fn set_len(&mut self, len: u32) -> Option<()> {
+        self.bytes.resize(len as usize, 0);
+        self.segment = 0;
+        Some(())
+    }
+    fn set_to_host(&mut self) {
+        self.to_host = true;
+    }
+}
+
+/// The flow tables of one family.
+#[derive(Debug, Default)]
+pub struct Flows<A: Address> {
+    /// [`Table::Main`].
+    pub main: RefCell<HashMap<FlowKey<A>, FlowEntry<A>>>,
+    /// [`Table::HalfOpen`].
+    pub half_open: RefCell<HashMap<FlowKey<A>, FlowEntry<A>>>,
+    /// The cache of the one CPU there is, by slot.
+    pub cache: RefCell<HashMap<u32, CacheSlot<A>>>,
+    /// Half-open flows in the order of their arrival, by endpoint slot.
+    rings: RefCell<HashMap<u32, (u32, HashMap<u32, FlowKey<A>>)>>,
+}
+
+/// All maps.
+#[derive(Debug)]
+pub struct Maps {
+    /// [`HostMaps::generation`].
+    pub generation: Cell<u32>,
+    /// [`HostMaps::now`].
+    pub now: Cell<u32>,
+    /// Main-table flows an endpoint may have.
+    pub flow_quota: u32,
+    /// Entries that each flow table may hold.
+    pub capacity: usize,
+    /// Slots of the flow cache: a power of two, or 0 for none.
+    pub cache_slots: u32,
+    /// Endpoints by ifindex.
+    pub endpoints: HashMap<u32, EndpointRow>,
+    /// Their counters by slot.
+    pub counters: RefCell<HashMap<u32, EndpointCounters>>,
+    /// Flows taken less those given back, by slot.
+    pub flow_counts: RefCell<HashMap<u32, u32>>,
+    /// IPv4 flows.
+    pub flows4: Flows<[u8; 4]>,
+    /// IPv6 flows.
+    pub flows6: Flows<[u8; 16]>,
+    /// Stamps by slot.
+    pub stamps: RefCell<HashMap<u32, u32>>,
+    /// Set bits of the filters, as (word, bit).
+    pub filters: std::collections::HashSet<(u32, u32)>,
+    /// VIPs.
+    pub vips: HashMap<VipKey, VipRow>,
+    /// Groups.
+    pub groups: Vec<GroupRow>,
+    /// Members.
+    pub members: Vec<MemberRow>,
+    /// Their counters.
+    pub member_counters: RefCell<HashMap<u32, MemberCounters>>,
+    /// Pick tables.
+    pub maglev: Vec<[u32; MAGLEV_BLOCK]>,
+    /// Endpoint addresses.
+    pub locals: HashMap<LocalKey, u32>,
+}
+
+impl Default for Maps {
+    fn default() -> Self {
+        Self {
+            generation: Cell::new(1),
+            now: Cell::new(1000),
+            flow_quota: 1 << 16,
+            capacity: 1 << 16,
+            cache_slots: 1 << 10,
+            endpoints: HashMap::new(),
+            counters: RefCell::default(),
+            flow_counts: RefCell::default(),
+            flows4: Flows::default(),
+            flows6: Flows::default(),
+            stamps: RefCell::default(),
+            filters: std::collections::HashSet::new(),
+            vips: HashMap::new(),
+            groups: Vec::new(),
+            members: Vec::new(),
+            member_counters: RefCell::default(),
+            maglev: Vec::new(),
+            locals: HashMap::new(),
+        }
+    }
+}
+
+/// An address whose flow tables [`Maps`] has.
+pub trait Family: Address {
+    /// Those tables.
+    fn flows(maps: &Maps) -> &Flows<Self>;
+}
+impl Family for [u8; 4] {
+    fn flows(maps: &Maps) -> &Flows<Self> {
+        &maps.flows4
+    }
+}
+impl Family for [u8; 16] {
+    fn flows(maps: &Maps) -> &Flows<Self> {
+        &maps.flows6
+    }
+}
+
+impl<A: Address> Flows<A> {
+    fn table(&self, table: Table) -> &RefCell<HashMap<FlowKey<A>, FlowEntry<A>>> {
+        match table {
+            Table::Main => &self.main,
+            Table::HalfOpen => &self.half_open,
+        }
+    }
+}
+
+impl HostMaps for Maps {
+    fn generation(&self) -> u32 {
+        self.generation.get()
+    }
+    fn now(&self) -> u32 {
+        self.now.get()
+    }
+}
+
+impl EndpointMaps for Maps {
+    fn endpoint(&self, ifindex: u32) -> Option<&EndpointRow> {
+        self.endpoints.get(&ifindex)
+    }
+    fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32) {
+        self.counters.borrow_mut().entry(slot).or_default().count(direction, reason, bytes);
+    }
+    fn take_flow(&self, slot: u32) -> bool {
+        let mut counts = self.flow_counts.borrow_mut();
+        let n = counts.entry(slot).or_default();
+        let free = *n < self.flow_quota;
+        *n += u32::from(free);
+        free
+    }
+    fn give_flow(&self, slot: u32) {
+        if let Some(n) = self.flow_counts.borrow_mut().get_mut(&slot) {
+            *n -= 1;
+        }
+    }
+}
+
+impl<A: Family> FlowMaps<A> for Maps {
+    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
+        let slot = hash & self.cache_slots.checked_sub(1)?;
+        let mut cache = A::flows(self).cache.borrow_mut();
+        Some(f(cache.entry(slot).or_insert_with(|| CacheSlot::empty(FlowKey::default(), Rewrite::default()))))
+    }
+    fn stamp(&self, hash: u32) -> u32 {
+        self.stamps.borrow().get(&(hash % STAMPS)).copied().unwrap_or(0)
+    }
+    fn bump_stamp(&self, hash: u32) {
+        *self.stamps.borrow_mut().entry(hash % STAMPS).or_default() += 1;
+    }
+    fn flow(&self, table: Table, key: &FlowKey<A>, into: &mut FlowEntry<A>) -> bool {
+        A::flows(self).table(table).borrow().get(key).map(|e| *into = *e).is_some()
+    }
+    fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError> {
+        let mut t = A::flows(self).table(table).borrow_mut();
+        if t.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        if t.len() >= self.capacity {
+            return Err(InsertError::Full);
+        }
+        t.insert(*key, *entry);
+        Ok(())
+    }
+    fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool {
+        A::flows(self).table(table).borrow_mut().get_mut(key).map(f).is_some()
+    }
+    fn add(&self, table: Table, key: &FlowKey<A>, packets: u32, bytes: u32, now: u32) -> bool {
+        self.update(table, key, |e: &mut FlowEntry<A>| {
+            e.packets += u64::from(packets);
+            e.bytes += u64::from(bytes);
+            e.last_seen = now;
+        })
+    }
+    fn remove(&self, table: Table, key: &FlowKey<A>) -> bool {
+        A::flows(self).table(table).borrow_mut().remove(key).is_some()
+    }
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>, oldest: &mut FlowKey<A>) -> bool {
+        let mut rings = A::flows(self).rings.borrow_mut();
+        let (head, ring) = rings.entry(slot).or_default();
+        *head += 1;
+        match ring.insert(*head % HALF_OPEN_QUOTA, *key) {
+            Some(old) => {
+                *oldest = old;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+impl LbMaps for Maps {
+    fn filter(&self, kind: Filter, hash: u32) -> bool {
+        self.filters.contains(&kind.place(hash))
+    }
+    fn vip(&self, key: &VipKey) -> Option<VipRow> {
+        self.vips.get(key).copied()
+    }
+    fn group(&self, index: u32) -> Option<&GroupRow> {
+        self.groups.get(index as usize)
+    }
+    fn member(&self, index: u32) -> Option<&MemberRow> {
+        self.members.get(index as usize)
+    }
+    fn pick(&self, block: u32, slot: u32) -> Option<u32> {
+        let block = self.maglev.get(block as usize + slot as usize / MAGLEV_BLOCK)?;
+        block.get(slot as usize % MAGLEV_BLOCK).copied()
+    }
+    fn member_event(&self, index: u32, event: MemberEvent) {
+        let mut counters = self.member_counters.borrow_mut();
+        let c = counters.entry(index).or_default();
+        match event {
+            MemberEvent::NewFlow => c.new_flows += 1,
+            MemberEvent::Established => c.established += 1,
+            MemberEvent::Reset => c.resets += 1,
+        }
+    }
+    fn member_traffic(&self, index: u32, direction: Direction, packets: u32, bytes: u32) {
+        let mut counters = self.member_counters.borrow_mut();
+        let c = counters.entry(index).or_default();
+        c.packets[direction as usize] += u64::from(packets);
+        c.bytes[direction as usize] += u64::from(bytes);
+    }
+    fn local(&self, key: &LocalKey) -> Option<u32> {
+        self.locals.get(key).copied()
+    }
+}
+
+/// Empty room to work in.
+pub fn scratch() -> Scratch {
+    Scratch { v4: work(), v6: work() }
+}
+
+fn work<A: Address>() -> Work<A> {
+    let a = A::default();
+    Work {
+        headers: Headers {
+            src: a,
+            dst: a,
+            sport: [0; 2],
+            dport: [0; 2],
+            protocol: 0,
+            tcp: 0,
+            ttl: 0,
+            fragment: false,
+            dont_fragment: false,
+            l4: 0,
+        },
+        seen: Seen { key: FlowKey::default(), bytes: 0, generation: 0, now: 0, tcp: 0 },
+        treatment: Treatment { rewrite: Rewrite::default(), member: 0, flags: 0 },
+        todo: crate::deliver::Todo::Pass,
+        reason: Reason::NotOurs,
+        table: Table::Main,
+        routed: false,
+        device: 0,
+        mtu: 0,
+        entry: FlowEntry::default(),
+        partner: FlowKey::default(),
+        other: FlowEntry::default(),
+        spare: FlowKey::default(),
+    }
+}

@@ -148,7 +148,7 @@ pub trait LbMaps {
     /// The row of a VIP's port, or of a VIP's address.
     fn vip(&self, key: &VipKey) -> Option<VipRow>;
     /// A group's row.
-    fn group(&self, index: u32) -> Option<GroupRow>;
+    fn group(&self, index: u32) -> Option<&GroupRow>;
     /// A member's row.
     fn member(&self, index: u32) -> Option<&MemberRow>;
     /// The member row number in slot `slot` of the pick table that starts at `block`.

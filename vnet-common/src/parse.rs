@@ -1,11 +1,10 @@
 //! Headers, copied out of the packet by value.
 //!
 //! IPv4 with options, IPv6 with extension headers (RFC 8200: hop-by-hop, routing, destination options, fragment), TCP,
-//! UDP, ICMP. A header that is cut off or contradicts itself is [`Reason::Malformed`].
+//! UDP, ICMP. A header that is cut off or contradicts itself is malformed: `None`.
 
 use crate::addr::Address;
 use crate::packet::Packet;
-use crate::verdict::Reason;
 
 /// Length of an Ethernet header.
 pub const ETH: usize = 14;
@@ -121,16 +120,16 @@ fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>) -> Option<()> {
 
 /// Parses an IPv4 packet whose EtherType said so.
 #[inline(always)]
-pub fn ipv4<P: Packet>(p: &P) -> Result<Headers<[u8; 4]>, Reason> {
-    let b: [u8; 20] = p.read(ETH).ok_or(Reason::Malformed)?;
+pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
+    let b: [u8; 20] = p.read(ETH)?;
     let header = usize::from(b[0] & 0x0f) << 2;
     if b[0] >> 4 != 4 || header < 20 {
-        return Err(Reason::Malformed);
+        return None;
     }
     let total = u32::from(u16::from_be_bytes([b[2], b[3]]));
     // A total length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
     if total != 0 && (total < header as u32 || total + ETH as u32 > p.len()) {
-        return Err(Reason::Malformed);
+        return None;
     }
     let offset = u16::from_be_bytes([b[6], b[7]]);
     let mut h = Headers {
@@ -146,26 +145,26 @@ pub fn ipv4<P: Packet>(p: &P) -> Result<Headers<[u8; 4]>, Reason> {
         l4: ETH + header,
     };
     if !h.fragment {
-        parse_l4(p, &mut h).ok_or(Reason::Malformed)?;
+        parse_l4(p, &mut h)?;
     }
-    Ok(h)
+    Some(h)
 }
 
 /// Parses an IPv6 packet whose EtherType said so.
 #[inline(always)]
-pub fn ipv6<P: Packet>(p: &P) -> Result<Headers<[u8; 16]>, Reason> {
+pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
     // In two reads: 40 bytes by value weigh on the 512-byte stack.
-    let b: [u8; 8] = p.read(ETH).ok_or(Reason::Malformed)?;
+    let b: [u8; 8] = p.read(ETH)?;
     if b[0] >> 4 != 6 {
-        return Err(Reason::Malformed);
+        return None;
     }
     let payload = u32::from(u16::from_be_bytes([b[4], b[5]]));
     if payload != 0 && payload + 40 + ETH as u32 > p.len() {
-        return Err(Reason::Malformed);
+        return None;
     }
     let mut h = Headers {
-        src: p.read(ETH + 8).ok_or(Reason::Malformed)?,
-        dst: p.read(ETH + 24).ok_or(Reason::Malformed)?,
+        src: p.read(ETH + 8)?,
+        dst: p.read(ETH + 24)?,
         sport: [0; 2],
         dport: [0; 2],
         protocol: b[6],
@@ -179,37 +178,37 @@ pub fn ipv6<P: Packet>(p: &P) -> Result<Headers<[u8; 16]>, Reason> {
         skip_extensions(p, &mut h)?;
     }
     if !h.fragment {
-        parse_l4(p, &mut h).ok_or(Reason::Malformed)?;
+        parse_l4(p, &mut h)?;
     }
-    Ok(h)
+    Some(h)
 }
 
 /// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4).
 #[inline(always)]
-fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<[u8; 16]>) -> Result<(), Reason> {
+fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<[u8; 16]>) -> Option<()> {
     const FRAGMENT: u8 = 44;
     for _ in 0..MAX_EXTENSIONS {
         match h.protocol {
             0 | 43 | 60 => {
-                let b: [u8; 2] = p.read(h.l4).ok_or(Reason::Malformed)?;
+                let b: [u8; 2] = p.read(h.l4)?;
                 h.protocol = b[0];
                 h.l4 += (usize::from(b[1]) + 1) << 3;
             }
             FRAGMENT => {
-                let b: [u8; 8] = p.read(h.l4).ok_or(Reason::Malformed)?;
+                let b: [u8; 8] = p.read(h.l4)?;
                 h.protocol = b[0];
                 h.l4 += 8;
                 // An atomic fragment (RFC 6946) is a whole datagram.
                 if u16::from_be_bytes([b[2], b[3]]) & 0xfff9 != 0 {
                     h.fragment = true;
-                    return Ok(());
+                    return Some(());
                 }
             }
-            _ => return Ok(()),
+            _ => return Some(()),
         }
     }
     match h.protocol {
-        0 | 43 | 60 | FRAGMENT => Err(Reason::Malformed),
-        _ => Ok(()),
+        0 | 43 | 60 | FRAGMENT => None,
+        _ => Some(()),
     }
 }

@@ -13,7 +13,7 @@ use crate::flow::{FlowMaps, Work};
 use crate::lb::LbMaps;
 use crate::lb::vip::{self, Decision};
 use crate::packet::Packet;
-use crate::parse::{self, ethertype};
+use crate::parse::{self, Headers, ethertype, protocol};
 use crate::rewrite::Side;
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -54,27 +54,16 @@ pub fn ingress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u
 #[inline(always)]
 fn egress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
     match p.read::<2>(12) {
-        Some(ethertype::IPV4) => match parse::ipv4(p) {
-            Ok(h) => {
-                s.v4.headers = h;
-                egress_ip(p, m, &mut s.v4, ep)
+        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => egress_ip(p, m, &mut s.v4, ep),
+        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => {
+            let h = &s.v6.headers;
+            if h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor(p, m, h, ep) {
+                return Verdict::Reply(Reason::VipNeighbor);
             }
-            Err(r) => Verdict::Next(r),
-        },
-        Some(ethertype::IPV6) => match parse::ipv6(p) {
-            Ok(h) => {
-                s.v6.headers = h;
-                match answer::solicited(p, &h).filter(|target| vip::is_vip(m, ep, target)) {
-                    Some(target) => deliver::reply(answer::advertise(p, &h, target, ep.host_mac), Reason::VipNeighbor),
-                    None => egress_ip(p, m, &mut s.v6, ep),
-                }
-            }
-            Err(r) => Verdict::Next(r),
-        },
-        Some(ethertype::ARP) => match answer::arp_target(p).filter(|target| vip::is_vip(m, ep, target)) {
-            Some(_) => deliver::reply(answer::arp(p, ep.host_mac), Reason::VipNeighbor),
-            None => Verdict::Next(Reason::NotIp),
-        },
+            egress_ip(p, m, &mut s.v6, ep)
+        }
+        Some(ethertype::ARP) if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
+        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
         Some(_) => Verdict::Next(Reason::NotIp),
         None => Verdict::Next(Reason::Malformed),
     }
@@ -83,20 +72,9 @@ fn egress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &Endp
 #[inline(always)]
 fn ingress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
     match p.read::<2>(12) {
-        Some(ethertype::IPV4) => match parse::ipv4(p) {
-            Ok(h) => {
-                s.v4.headers = h;
-                ingress_ip(p, m, &mut s.v4, ep)
-            }
-            Err(r) => Verdict::Next(r),
-        },
-        Some(ethertype::IPV6) => match parse::ipv6(p) {
-            Ok(h) => {
-                s.v6.headers = h;
-                ingress_ip(p, m, &mut s.v6, ep)
-            }
-            Err(r) => Verdict::Next(r),
-        },
+        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => ingress_ip(p, m, &mut s.v4, ep),
+        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => ingress_ip(p, m, &mut s.v6, ep),
+        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
         Some(_) => Verdict::Next(Reason::NotIp),
         None => Verdict::Next(Reason::Malformed),
     }
@@ -104,16 +82,15 @@ fn ingress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &End
 
 #[inline(always)]
 fn egress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
-    let todo = if !vip::is_no_vip(m, ep, &w.headers.dst) {
-        let (bytes, segment) = (p.len(), p.segment());
-        judge_egress(m, w, ep, bytes, segment)
+    let (bytes, segment) = (p.len(), p.segment());
+    if !vip::is_no_vip(m, ep, &w.headers.dst) {
+        judge_egress(m, w, ep, bytes, segment);
     } else if ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
-        let (bytes, segment) = (p.len(), p.segment());
-        judge_way_back(m, w, ep, bytes, segment)
+        judge_way_back(m, w, ep, bytes, segment);
     } else {
         return Verdict::Next(Reason::NotOurs);
-    };
-    deliver::carry_out(p, m, w, todo)
+    }
+    deliver::carry_out(p, m, w)
 }
 
 #[inline(always)]
@@ -122,35 +99,62 @@ fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w:
         return Verdict::Next(Reason::NotOurs);
     }
     match judge_ingress(m, w, ep, p.len()) {
-        Decision::Forward(r) => deliver::rewritten(p, w, Side::Source, r),
-        Decision::Drop(r) => Verdict::Drop(r),
+        Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
+        Decision::Forward => Verdict::Drop(Reason::NoMemory),
+        Decision::Drop => Verdict::Drop(w.reason),
         _ => Verdict::Next(Reason::NotOurs),
     }
 }
 
-// The judges see headers and maps, not the packet. Each is a subprogram of its own: the verifier follows packet pointers
-// only within one function, and the stack holds one at a time.
+// The functions below are subprograms of their own in the kernel: a program's whole call chain shares one stack of 512
+// bytes, and what is called in sequence uses the same part of it.
 
 #[inline(never)]
-fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
-    vip::see(m, ep, Direction::Egress, bytes, w);
-    match vip::egress(m, ep, w) {
-        Decision::NotOurs => Todo::Pass(Reason::NotOurs),
-        Decision::Forward(r) => deliver::route(m, w, ep, bytes, segment, r),
-        Decision::Reject(r) => Todo::Reject(r),
-        Decision::Echo => Todo::Echo,
-        Decision::Drop(r) => Todo::Drop(r),
-    }
+fn parse4<P: Packet>(p: &P, w: &mut Work<[u8; 4]>) -> bool {
+    parse::ipv4(p).map(|h| w.headers = h).is_some()
 }
 
 #[inline(never)]
-fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
-    let Some(to) = deliver::local_client(m, w, ep) else { return Todo::Pass(Reason::NotOurs) };
-    deliver::route_back(m, w, ep, to, bytes, segment)
+fn parse6<P: Packet>(p: &P, w: &mut Work<[u8; 16]>) -> bool {
+    parse::ipv6(p).map(|h| w.headers = h).is_some()
+}
+
+/// Answers an ARP request for a VIP; says if it was one.
+#[inline(never)]
+fn arp<P: Packet, M: Maps>(p: &mut P, m: &M, ep: &EndpointRow) -> bool {
+    let target = answer::arp_target(p).filter(|target| vip::is_vip(m, ep, target));
+    target.and_then(|_| answer::arp(p, ep.host_mac)).is_some()
+}
+
+/// Answers a neighbour solicitation for a VIP; says if it was one.
+#[inline(never)]
+fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<[u8; 16]>, ep: &EndpointRow) -> bool {
+    let target = answer::solicited(p, h).filter(|target| vip::is_vip(m, ep, target));
+    target.and_then(|target| answer::advertise(p, h, target, ep.host_mac)).is_some()
+}
+
+#[inline(always)]
+fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
+    vip::see(m, ep, Direction::Egress, bytes, w);
+    w.todo = match vip::egress(m, ep, w) {
+        Decision::NotOurs => Todo::Pass,
+        Decision::Forward => deliver::route(m, w, ep, bytes, segment),
+        Decision::Reject => Todo::Reject,
+        Decision::Echo => Todo::Echo,
+        Decision::Drop => Todo::Drop,
+    };
+}
+
+#[inline(always)]
+fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
+    w.todo = match deliver::local_client(m, w, ep) {
+        Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
+        None => Todo::Pass,
+    };
 }
 
 /// Judges what reaches `ep`.
-#[inline(never)]
+#[inline(always)]
 pub(crate) fn judge_ingress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32) -> Decision {
     vip::see(m, ep, Direction::Ingress, bytes, w);
     vip::ingress(m, ep.slot, w)

@@ -235,7 +235,9 @@ impl<A: Family> FlowMaps<A> for Kernel {
     }
     #[inline(always)]
     fn insert(&self, table: Table, key: &FlowKey<A>, entry: &FlowEntry<A>) -> Result<(), InsertError> {
-        A::table(table).insert(key, entry, BPF_NOEXIST).map_err(|e| if e == EEXIST { InsertError::Exists } else { InsertError::Full })
+        A::table(table)
+            .insert(key, entry, BPF_NOEXIST)
+            .map_err(|e| if e == EEXIST { InsertError::Exists } else { InsertError::Full })
     }
     #[inline(always)]
     fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool {
@@ -255,16 +257,17 @@ impl<A: Family> FlowMaps<A> for Kernel {
         A::table(table).remove(key).is_ok()
     }
     #[inline(always)]
-    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>) -> Option<FlowKey<A>> {
+    fn replace_oldest(&self, slot: u32, key: &FlowKey<A>, oldest: &mut FlowKey<A>) -> bool {
         let head = with(RING_HEADS.get_ptr_mut(slot), |h| {
             let head = &mut h[usize::from(A::VERSION == 6)];
             // Two CPUs may take one place: one of the two keys then loses it early, and half-open flows may exceed the
             // quota by one until the agent's sweep.
             *head = head.wrapping_add(1);
             *head
-        })?;
+        });
+        let Some(head) = head else { return false };
         let place = A::ring().get_ptr_mut(slot * HALF_OPEN_QUOTA + head % HALF_OPEN_QUOTA);
-        with(place, |k| core::mem::replace(k, *key)).filter(|k| k.endpoint != 0)
+        with(place, |k| (*oldest, *k) = (*k, *key)).is_some() && oldest.endpoint != 0
     }
 }
 
@@ -279,8 +282,8 @@ impl LbMaps for Kernel {
         with(VIPS.get_ptr_mut(key), |v| *v)
     }
     #[inline(always)]
-    fn group(&self, index: u32) -> Option<GroupRow> {
-        GROUPS.get(index).copied()
+    fn group(&self, index: u32) -> Option<&GroupRow> {
+        GROUPS.get(index)
     }
     #[inline(always)]
     fn member(&self, index: u32) -> Option<&MemberRow> {

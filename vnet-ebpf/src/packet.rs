@@ -1,7 +1,9 @@
 //! The one place where packet memory is touched.
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
-use aya_ebpf::helpers::generated::{bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data};
+use aya_ebpf::helpers::generated::{
+    bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
+};
 use aya_ebpf::programs::TcContext;
 use vnet_common::packet::Packet;
 
@@ -10,6 +12,8 @@ const HEADERS: u32 = 14 + 40 + 24 + 20;
 /// Since Linux 6.16 (and in later 6.6 and 6.12 ones): for IPv6 the received checksum must not follow the addresses.
 const BPF_F_IPV6: u64 = 1 << 7;
 const PACKET_HOST: u32 = 0;
+/// Headers end long before this.
+const MAX_OFFSET: usize = 0x1fff;
 
 /// A packet at a TC hook, read and written directly.
 pub struct Skb {
@@ -40,6 +44,10 @@ impl Skb {
     /// `N` linear bytes at `offset`.
     #[inline(always)]
     fn at<const N: usize>(&self, offset: usize) -> Option<*mut [u8; N]> {
+        // An offset that comes from a map is any number to the verifier.
+        if offset > MAX_OFFSET {
+            return None;
+        }
         // SAFETY: a field of this run's context.
         let start = unsafe { (*self.ctx).data } as usize;
         // SAFETY: as above.

@@ -11,10 +11,14 @@ use std::process::Command;
 /// # Errors
 /// The toolchain is incomplete (the message says what to do), or the build failed (the message is the compiler's).
 pub fn build_ebpf(root: &Path, target_dir: &Path, features: &[&str]) -> Result<PathBuf, String> {
-    let (mut cargo, version) = cargo(root, target_dir, "build", features)?;
-    let out = cargo.arg("--quiet").output().map_err(|error| format!("running {cargo:?}: {error}"))?;
+    let toolchain = find_toolchain()?;
+    let mut cargo = toolchain.cargo();
+    cargo.args(["build", "--quiet"]);
+    add_arguments(&mut cargo, root, target_dir, features)?;
+    let out = cargo.output().map_err(|error| format!("running {cargo:?}: {error}"))?;
     if !out.status.success() {
-        return Err(format!("building vnet-ebpf with {version} failed:\n{}", String::from_utf8_lossy(&out.stderr)));
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        return Err(format!("building vnet-ebpf with {} failed:\n{stderr}", toolchain.version()));
     }
     Ok(target_dir.join(triple()).join("release/vnet"))
 }
@@ -25,24 +29,24 @@ pub fn build_ebpf(root: &Path, target_dir: &Path, features: &[&str]) -> Result<P
 /// # Errors
 /// The toolchain is incomplete or has no clippy, or a lint fired.
 pub fn clippy_ebpf(root: &Path, target_dir: &Path, features: &[&str]) -> Result<(), String> {
-    let (mut cargo, version) = cargo(root, target_dir, "clippy", features)?;
-    let status = cargo.args(["--", "-Dwarnings"]).status().map_err(|error| format!("running {cargo:?}: {error}"))?;
-    if status.success() { Ok(()) } else { Err(format!("clippy of vnet-ebpf with {version}: {status}")) }
+    let toolchain = find_toolchain()?;
+    let mut cargo = toolchain.cargo_clippy();
+    add_arguments(&mut cargo, root, target_dir, features)?;
+    cargo.args(["--", "-Dwarnings"]);
+    let status = cargo.status().map_err(|error| format!("running {cargo:?} (./setup test installs it): {error}"))?;
+    if status.success() { Ok(()) } else { Err(format!("clippy of vnet-ebpf with {}: {status}", toolchain.version())) }
 }
 
-/// Cargo of the BPF toolchain with all that every command for BPF needs, and what its compiler is.
-fn cargo(root: &Path, target_dir: &Path, verb: &str, features: &[&str]) -> Result<(Command, String), String> {
-    let toolchain = find_toolchain()?;
-    let linker = find_linker(root)?;
-    let mut cargo = toolchain.cargo();
+/// What every command of cargo needs when it compiles for BPF.
+fn add_arguments(cargo: &mut Command, root: &Path, target_dir: &Path, features: &[&str]) -> Result<(), String> {
     cargo
         .current_dir(root)
-        .args([verb, "--locked", "--release", "--package", "vnet-ebpf", "--bins", "-Zbuild-std=core"])
+        .args(["--locked", "--release", "--package", "vnet-ebpf", "--bins", "-Zbuild-std=core"])
         .args(["--target", &triple(), "--features", &features.join(",")])
         .arg("--target-dir")
         .arg(target_dir)
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &linker));
-    Ok((cargo, toolchain.version().to_owned()))
+        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &find_linker(root)?));
+    Ok(())
 }
 
 /// BPF in the byte order of the machine that will run it. A build script knows it from cargo; they may differ when cross-compiling.

@@ -47,7 +47,23 @@ impl Toolchain {
     /// Its cargo, free of what a calling cargo has put into the environment.
     #[must_use]
     pub fn cargo(&self) -> Command {
-        let mut command = command(&self.cargo);
+        self.run(&self.cargo)
+    }
+
+    /// Its `cargo clippy`. Cargo would look for clippy in `~/.cargo/bin` first, where rustup keeps that of another compiler,
+    /// so the one beside the compiler is called by its path.
+    #[must_use]
+    pub fn cargo_clippy(&self) -> Command {
+        let Some((cargo, before)) = self.cargo.split_last() else { return Command::new("cargo-clippy") };
+        let mut program = before.to_vec();
+        program.push(Path::new(cargo).with_file_name("cargo-clippy").into());
+        let mut command = self.run(&program);
+        command.env("CARGO", cargo).arg("clippy");
+        command
+    }
+
+    fn run(&self, program: &[OsString]) -> Command {
+        let mut command = command(program);
         if let Some(rustc) = &self.rustc {
             command.env("RUSTC", rustc);
         }
@@ -57,12 +73,8 @@ impl Toolchain {
         command
     }
 
-    fn rustup(rustc: &[OsString], version: String) -> Self {
-        let mut cargo = rustc.to_vec();
-        if let Some(last) = cargo.last_mut() {
-            *last = "cargo".into();
-        }
-        Self { cargo, rustc: None, bootstrap: false, version }
+    fn rustup(version: String) -> Self {
+        Self { cargo: ["rustup", "run", "nightly", "cargo"].map(OsString::from).into(), rustc: None, bootstrap: false, version }
     }
 
     fn plain(rustc: PathBuf, version: String) -> Self {
@@ -86,7 +98,7 @@ pub fn find_toolchain() -> Result<Toolchain, String> {
     }
     let nightly = ["rustup", "run", "nightly", "rustc"].map(OsString::from);
     let mut tried = match usable(&nightly) {
-        Ok(version) => return Ok(Toolchain::rustup(&nightly, version)),
+        Ok(version) => return Ok(Toolchain::rustup(version)),
         Err(why) => format!("\n  rustup's nightly: {why}"),
     };
     for rustc in ["rustc", "/usr/bin/rustc"] {

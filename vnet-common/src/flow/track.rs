@@ -45,13 +45,14 @@ pub struct Treatment<A> {
 }
 
 /// What is known of a packet's flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
     /// Apply [`Work::treatment`].
-    Valid(Reason),
-    /// There is an entry of another generation, in [`Work::entry`]: judge it again.
-    Stale(Table),
+    Valid,
+    /// There is an entry of another generation, in [`Work::entry`] and [`Work::table`]: judge it again.
+    Stale,
     /// The flow may not go on.
-    Refused(Reason),
+    Refused,
     /// No entry.
     None,
 }
@@ -60,11 +61,6 @@ enum Cached {
     Hit,
     Due(u32, u32),
     Miss,
-}
-
-#[inline(always)]
-const fn reason(k: u8) -> Reason {
-    if k == Direction::Egress as u8 { Reason::Established } else { Reason::Reply }
 }
 
 /// The direction in a key.
@@ -81,11 +77,11 @@ pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32
     let plain = w.seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0;
     if plain {
         match m.cached(hash, |s| from_cache(s, &w.seen, stamp, &mut w.treatment)).unwrap_or(Cached::Miss) {
-            Cached::Hit => return Found::Valid(reason(w.seen.key.direction)),
+            Cached::Hit => return valid(w),
             Cached::Due(packets, bytes) => {
                 m.member_traffic(w.treatment.member, direction(&w.seen.key), packets, bytes);
                 if m.add(Table::Main, &w.seen.key, packets, bytes, w.seen.now) {
-                    return Found::Valid(reason(w.seen.key.direction));
+                    return valid(w);
                 }
             }
             Cached::Miss => {}
@@ -130,22 +126,29 @@ where
         return Found::None;
     }
     if e.generation != seen.generation {
-        return Found::Stale(Table::Main);
+        w.table = Table::Main;
+        return Found::Stale;
     }
     if plain {
-        remember(m, seen, e, hash, stamp);
+        remember(m, w, hash, stamp);
     } else {
         count(m, Table::Main, seen, e);
     }
-    let news = news(m, seen, e);
+    let news = news(m, &w.seen, &w.entry);
     if news != (0, 0) {
-        w.partner = seen.key.partner(&e.rewrite);
+        w.partner = w.seen.key.partner(&w.entry.rewrite);
         for key in [&w.seen.key, &w.partner] {
             m.update(Table::Main, key, |e| (e.tcp, e.flags) = (e.tcp | news.0, e.flags | news.1));
         }
     }
     treat(w);
-    Found::Valid(reason(w.seen.key.direction))
+    valid(w)
+}
+
+#[inline(always)]
+fn valid<A: Address>(w: &mut Work<A>) -> Found {
+    w.reason = if w.seen.key.direction == Direction::Egress as u8 { Reason::Established } else { Reason::Reply };
+    Found::Valid
 }
 
 /// The entry at hand says what to do.
@@ -177,44 +180,45 @@ fn count<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, table: Table, seen: &Seen<A
 }
 
 /// Puts the flow into its cache slot, unless a flow in use is there; what the slot had not yet written back is written.
-#[inline(always)]
-fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>, hash: u32, stamp: u32) {
-    enum Took<A: Address> {
-        Free,
-        From(FlowKey<A>, u32, u32, u32),
-        No,
-    }
-    let took = m.cached(hash, |s| {
+#[inline(never)]
+fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u32, stamp: u32) {
+    let Work { seen, entry, spare, .. } = w;
+    // Whether the packet was counted in the slot, and what the slot owes to the entry of `spare`.
+    let (mut counted, mut owed) = (false, (0, 0, 0));
+    m.cached(hash, |s| {
         let same = s.key == seen.key;
         if s.key.endpoint != 0 && !same && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
-            return Took::No;
+            return;
         }
-        let (packets, bytes) = if same { (s.packets, s.bytes) } else { (0, 0) };
-        let owed = if same || s.packets == 0 { Took::Free } else { Took::From(s.key, s.member, s.packets, s.bytes) };
-        (s.key, s.rewrite) = (seen.key, e.rewrite);
-        (s.generation, s.stamp, s.member, s.flags) = (e.generation, stamp, e.member, e.flags);
-        (s.packets, s.bytes) = (packets.wrapping_add(1), bytes.wrapping_add(seen.bytes));
+        if !same {
+            (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
+            (s.key, s.packets, s.bytes) = (seen.key, 0, 0);
+        }
+        s.rewrite = entry.rewrite;
+        (s.generation, s.stamp, s.member, s.flags) = (entry.generation, stamp, entry.member, entry.flags);
+        (s.packets, s.bytes) = (s.packets.wrapping_add(1), s.bytes.wrapping_add(seen.bytes));
         s.flushed = seen.now;
-        owed
+        counted = true;
     });
-    match took {
-        Some(Took::Free) => {}
-        Some(Took::From(key, member, packets, bytes)) => {
-            m.add(Table::Main, &key, packets, bytes, seen.now.wrapping_sub(FLUSH_JIFFIES));
-            m.member_traffic(member, direction(&key), packets, bytes);
-        }
-        Some(Took::No) | None => count(m, Table::Main, seen, e),
+    let (member, packets, bytes) = owed;
+    if packets != 0 {
+        m.add(Table::Main, spare, packets, bytes, seen.now.wrapping_sub(IDLE_JIFFIES));
+        m.member_traffic(member, direction(spare), packets, bytes);
+    }
+    if !counted {
+        count(m, Table::Main, seen, entry);
     }
 }
 
-#[inline(always)]
+#[inline(never)]
 fn from_half_open<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Found
 where
     A: Address,
     M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
     if w.entry.generation != w.seen.generation {
-        return Found::Stale(Table::HalfOpen);
+        w.table = Table::HalfOpen;
+        return Found::Stale;
     }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
@@ -226,7 +230,8 @@ where
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if egress && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {
-            return Found::Refused(r);
+            w.reason = r;
+            return Found::Refused;
         }
         reason = Reason::Established;
     } else {
@@ -237,7 +242,8 @@ where
         }
     }
     treat(w);
-    Found::Valid(reason)
+    w.reason = reason;
+    Found::Valid
 }
 
 /// Moves both entries of a connection to the main table: its handshake is complete.
@@ -276,7 +282,7 @@ where
 }
 
 /// Inserts the reverse entry, then the forward one: a packet that finds the forward entry can count on its reply.
-#[inline(always)]
+#[inline(never)]
 pub fn insert_pair<A, M>(
     m: &M,
     table: Table,
@@ -295,9 +301,15 @@ where
     })
 }
 
-/// Removes both entries of a flow, and gives back its quota.
+/// Removes both entries of a flow, and gives back its quota; says if there was one.
 #[inline(never)]
-pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(m: &M, slot: u32, table: Table, key: &FlowKey<A>, partner: &FlowKey<A>) {
+pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
+    m: &M,
+    slot: u32,
+    table: Table,
+    key: &FlowKey<A>,
+    partner: &FlowKey<A>,
+) -> bool {
     let one = m.remove(table, key);
     let other = m.remove(table, partner);
     if table == Table::Main {
@@ -307,4 +319,5 @@ pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(m: &M, slot: u32, table
             m.give_flow(slot);
         }
     }
+    one || other
 }

@@ -1,10 +1,10 @@
 //! The first packet of a flow: picking a member and making the flow's two entries.
 
-use super::{GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow, flags as group_flags, state};
+use super::{LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, flags as group_bits, state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow};
 use crate::flow::track::{forget, insert_pair, treat};
-use crate::flow::{FlowEntry, FlowKey, FlowMaps, InsertError, Rewrite, Table, Work, flags, tcp as flow_state};
+use crate::flow::{FlowKey, FlowMaps, InsertError, Rewrite, Table, Work, flags, tcp as flow_state};
 use crate::hash;
 use crate::parse::{protocol, tcp};
 use crate::verdict::{Direction, Reason};
@@ -17,13 +17,16 @@ const PORTS: u32 = 8;
 const FIRST_PORT: u16 = 49_152;
 
 /// What became of a packet that starts a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Its flow is made: apply [`Work::treatment`].
     Picked,
-    /// Refuse it as a host would refuse a closed port.
-    Reject(Reason),
-    /// Drop it.
-    Drop(Reason),
+    /// No group has the VIP's port.
+    NoGroup,
+    /// Refuse it as a host would refuse a closed port, for [`Work::reason`].
+    Reject,
+    /// Drop it, for [`Work::reason`].
+    Drop,
 }
 
 /// The key of the row for a VIP's port.
@@ -32,81 +35,96 @@ pub fn vip_key<A: Address>(network: u32, addr: &A, port: [u8; 2], protocol: u8) 
     VipKey { network, addr: addr.widen(), port, protocol, version: A::VERSION }
 }
 
-/// Makes the flow of a packet that is addressed to the port `vip`.
-#[inline(always)]
-pub fn new_flow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, vip: &VipRow) -> Outcome
+/// Makes the flow of a packet that is addressed to a group's VIP, protocol and port.
+#[inline(never)]
+pub fn new_flow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Outcome
 where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
+    let key = &w.seen.key;
+    let Some(vip) = m.vip(&vip_key(key.network, &key.dst, key.dport, key.protocol)) else { return Outcome::NoGroup };
     let Some(group) = m.group(vip.group).filter(|g| g.serial == vip.serial) else {
-        return Outcome::Drop(Reason::BadRow);
+        w.reason = Reason::BadRow;
+        return Outcome::Drop;
     };
     let is_tcp = w.seen.key.protocol == protocol::TCP;
     if is_tcp && w.seen.tcp & u32::from(tcp::RST) != 0 {
-        return Outcome::Drop(Reason::RejectSilent); // of no connection: a host ignores it
+        w.reason = Reason::RejectSilent; // of no connection: a host ignores it
+        return Outcome::Drop;
     }
-    if group.table as u32 == 0 {
-        let silent = group.flags & group_flags::EMPTY_DROP != 0;
-        return if silent { Outcome::Drop(Reason::NoMember) } else { Outcome::Reject(Reason::NoMember) };
+    let table = group.table; // read once: the agent may switch it at any time
+    if table as u32 == 0 {
+        w.reason = Reason::NoMember;
+        return if group.flags & group_bits::EMPTY_DROP != 0 { Outcome::Drop } else { Outcome::Reject };
     }
     if !is_tcp && !m.take_flow(ep.slot) {
-        return Outcome::Drop(Reason::FlowQuota);
+        w.reason = Reason::FlowQuota;
+        return Outcome::Drop;
     }
-    match insert(m, ep, w, vip.group, &group) {
-        Ok(()) => Outcome::Picked,
-        Err(r) => {
-            if !is_tcp {
-                m.give_flow(ep.slot);
-            }
-            Outcome::Drop(r)
+    w.reason = Reason::NewFlow;
+    if let Err(r) = insert(m, ep, w, vip.group, table, group.flags) {
+        w.reason = r;
+        if !is_tcp {
+            m.give_flow(ep.slot);
         }
+        return Outcome::Drop;
     }
+    Outcome::Picked
 }
 
 /// The member that the group's table gives for a tuple; `salt` gives further ones.
 #[inline(always)]
-fn pick<'m, A: Address, M: LbMaps>(m: &'m M, key: &FlowKey<A>, group_index: u32, group: &GroupRow, salt: u32) -> Option<(u32, &'m MemberRow)> {
-    let (block, slots) = ((group.table >> 32) as u32, group.table as u32);
+fn pick<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: u32, table: u64, salt: u32) -> Option<u32> {
+    let (block, slots) = ((table >> 32) as u32, table as u32);
     let slot = (u64::from(hash::pick(key, salt)) * u64::from(slots)) >> 32;
     let index = m.pick(block, slot as u32)?;
     let row = m.member(index)?;
-    (row.state != state::NONE && row.group == group_index).then_some((index, row))
+    (row.state != state::NONE && row.group == group).then_some(index)
 }
 
 #[inline(always)]
-fn insert<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, group_index: u32, group: &GroupRow) -> Result<(), Reason>
+fn insert<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, group: u32, pick_table: u64, group_flags: u32) -> Result<(), Reason>
 where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
-    let table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
-    let mut why = Reason::BadRow;
-    for attempt in 0..PICKS + PORTS {
-        let key = &w.seen.key;
-        let salt = if attempt < PICKS { attempt } else { 0 };
-        let Some((index, member)) = pick(m, key, group_index, group, salt) else { continue };
-        let client_port = if attempt < PICKS { key.sport } else { other_port(key, attempt) };
-        let rewrite = Rewrite { addr: A::narrow(&member.addr), port: member.port, client_port };
-        w.partner = key.partner(&rewrite);
-        if is_taken(m, ep, w, Table::Main) || (table == Table::HalfOpen && is_taken(m, ep, w, Table::HalfOpen)) {
-            why = Reason::FlowCollision;
-            continue;
+    w.table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
+    w.reason = Reason::BadRow;
+    let mut attempt = 0;
+    let index = loop {
+        if attempt == PICKS + PORTS {
+            return Err(w.reason);
         }
-        fill(w, &rewrite, index, member, delivery(m, ep, &w.seen.key, group, member));
-        match insert_pair(m, table, &w.seen.key, &w.entry, &w.partner, &w.other) {
-            Ok(()) => {}
-            Err(InsertError::Exists) => {
-                why = Reason::FlowCollision;
-                continue;
-            }
-            Err(InsertError::Full) => return Err(Reason::FlowTableFull),
+        let index = candidate(m, w, group, pick_table, attempt);
+        if index != u32::MAX && is_free(m, w) {
+            break index;
         }
-        treat(w);
-        account(m, ep, w, table, index);
-        return Ok(());
-    }
-    Err(why)
+        attempt += 1;
+    };
+    let Some(member) = m.member(index) else { return Err(Reason::BadRow) };
+    clear_dead(m, ep, w);
+    fill(w, index, member, delivery(m, ep, group_flags, member, w));
+    insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other).map_err(|e| match e {
+        InsertError::Exists => Reason::FlowCollision, // another CPU was faster; the next packet finds that flow
+        InsertError::Full => Reason::FlowTableFull,
+    })?;
+    treat(w);
+    w.reason = Reason::NewFlow;
+    account(m, ep, w, index);
+    Ok(())
+}
+
+/// Notes in `w` how the flow would be rewritten in this attempt; gives the member, or `u32::MAX` for none.
+#[inline(never)]
+fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, group: u32, table: u64, attempt: u32) -> u32 {
+    let key = &w.seen.key;
+    let (salt, client_port) = if attempt < PICKS { (attempt, key.sport) } else { (0, other_port(key, attempt)) };
+    let Some(index) = pick(m, key, group, table, salt) else { return u32::MAX };
+    let Some(member) = m.member(index) else { return u32::MAX };
+    w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port: member.port, client_port };
+    w.partner = key.partner(&w.entry.rewrite);
+    index
 }
 
 #[inline(always)]
@@ -115,77 +133,81 @@ fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
     (FIRST_PORT + n).to_be_bytes()
 }
 
-/// Is the reverse tuple another live flow's? What a dead flow, or this one's own past, left there is cleared away.
-#[inline(always)]
-fn is_taken<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table) -> bool
+/// Is the reverse tuple free of other live flows?
+#[inline(never)]
+fn is_free<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
+    let mine = w.seen.key.unrewrite();
+    for table in [Table::Main, Table::HalfOpen] {
+        if m.flow(table, &w.partner, &mut w.other) && !w.other.rewrite.is(&mine) && !flow_state::is_closed(w.other.tcp) {
+            w.reason = Reason::FlowCollision;
+            return false;
+        }
+    }
+    true
+}
+
+/// Removes what a dead flow, or this one's own past, left at the reverse tuple.
+#[inline(never)]
+fn clear_dead<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
 where
     A: Address,
     M: FlowMaps<A> + EndpointMaps,
 {
-    if !m.flow(table, &w.partner, &mut w.other) {
-        return false;
+    let mut any = false;
+    for table in [Table::Main, Table::HalfOpen] {
+        if m.flow(table, &w.partner, &mut w.other) {
+            w.spare = w.partner.partner(&w.other.rewrite);
+            any |= forget(m, ep.slot, table, &w.partner, &w.spare);
+        }
     }
-    if !w.other.rewrite.is(&w.seen.key.unrewrite()) && !flow_state::is_closed(w.other.tcp) {
-        return true;
-    }
-    w.entry.rewrite = w.other.rewrite;
-    let forward = w.partner.partner(&w.entry.rewrite);
-    forget(m, ep.slot, table, &w.partner, &forward);
-    false
+    any
 }
 
-/// Makes both entries.
-#[inline(always)]
-fn fill<A: Address>(w: &mut Work<A>, rewrite: &Rewrite<A>, index: u32, member: &MemberRow, deliver: u16) {
-    let seen = &w.seen;
+/// Makes both entries; the forward one's rewrite is there already.
+#[inline(never)]
+fn fill<A: Address>(w: &mut Work<A>, index: u32, member: &MemberRow, deliver: u16) {
+    let Work { seen, entry, other, .. } = w;
     let picked_up = seen.key.protocol == protocol::TCP && seen.tcp & u32::from(tcp::SYN) == 0;
     let deliver = deliver | if picked_up { flags::PICKED_UP } else { 0 };
-    for (entry, rewrite, flags, packets, bytes) in [
-        (&mut w.entry, rewrite, flags::DNAT, 1, u64::from(seen.bytes)),
-        (&mut w.other, &seen.key.unrewrite(), flags::UNNAT, 0, 0),
-    ] {
-        *entry = FlowEntry {
-            packets,
-            bytes,
-            rewrite: *rewrite,
-            generation: seen.generation,
-            member: index,
-            serial: member.serial,
-            group: member.group,
-            last_seen: seen.now,
-            #[cfg(not(feature = "previous-abi"))]
-            created: seen.now,
-            flags: flags | deliver,
-            ..FlowEntry::default()
-        };
+    // Field by field: a whole entry made on the stack would take a seventh of it.
+    for e in [&mut *entry, &mut *other] {
+        (e.generation, e.member, e.serial, e.group) = (seen.generation, index, member.serial, member.group);
+        e.last_seen = seen.now;
+        #[cfg(not(feature = "previous-abi"))]
+        {
+            e.created = seen.now;
+        }
+        (e.tcp, e.pad, e.entry_pad) = (0, 0, Default::default());
     }
+    (entry.packets, entry.bytes, entry.flags) = (1, u64::from(seen.bytes), flags::DNAT | deliver);
+    (other.packets, other.bytes, other.flags) = (0, 0, flags::UNNAT | deliver);
+    other.rewrite = seen.key.unrewrite();
 }
 
 /// Past the stack only where both ends are endpoints of this host, so that the replies go the same way.
-#[inline(always)]
-fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, key: &FlowKey<A>, group: &GroupRow, member: &MemberRow) -> u16 {
-    if group.flags & group_flags::REDIRECT == 0 || member.ifindex == 0 {
+#[inline(never)]
+fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, group_flags: u32, member: &MemberRow, w: &Work<A>) -> u16 {
+    if group_flags & group_bits::REDIRECT == 0 || member.ifindex == 0 {
         return 0;
     }
-    let client = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: key.src.widen() };
+    let client = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: w.seen.key.src.widen() };
     if m.local(&client) == Some(ep.ifindex) { flags::REDIRECT } else { 0 }
 }
 
-#[inline(always)]
-fn account<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, table: Table, member: u32)
+#[inline(never)]
+fn account<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, member: u32)
 where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
     m.member_event(member, MemberEvent::NewFlow);
     m.member_traffic(member, Direction::Egress, 1, w.seen.bytes);
-    if table == Table::Main {
+    if w.table == Table::Main {
         m.member_event(member, MemberEvent::Established);
         return;
     }
-    let Some(oldest) = m.replace_oldest(ep.slot, &w.seen.key) else { return };
-    if m.flow(Table::HalfOpen, &oldest, &mut w.other) {
-        w.partner = oldest.partner(&w.other.rewrite);
-        forget(m, ep.slot, Table::HalfOpen, &oldest, &w.partner);
+    if m.replace_oldest(ep.slot, &w.seen.key, &mut w.spare) && m.flow(Table::HalfOpen, &w.spare, &mut w.other) {
+        w.partner = w.spare.partner(&w.other.rewrite);
+        forget(m, ep.slot, Table::HalfOpen, &w.spare, &w.partner);
     }
 }

@@ -5,23 +5,24 @@ use super::{Filter, LbMaps, flags as group_flags, state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use crate::flow::track::{Found, find, forget};
-use crate::flow::{FlowKey, FlowMaps, Table, Work};
+use crate::flow::{FlowKey, FlowMaps, Work};
 use crate::hash;
-use crate::parse::{Headers, protocol, tcp};
+use crate::parse::{protocol, tcp};
 use crate::verdict::{Direction, Reason};
 
 /// What the load balancer wants done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
     /// Not for it.
     NotOurs,
-    /// Rewrite as [`Work::treatment`] says, and deliver.
-    Forward(Reason),
-    /// Refuse as a host would: TCP reset, or ICMP port (for other protocols: protocol) unreachable.
-    Reject(Reason),
+    /// Rewrite as [`Work::treatment`] says, and deliver; counted as [`Work::reason`].
+    Forward,
+    /// Refuse as a host would, for [`Work::reason`]: TCP reset, or ICMP port (for other protocols: protocol) unreachable.
+    Reject,
     /// Answer the echo request.
     Echo,
-    /// Drop.
-    Drop(Reason),
+    /// Drop, for [`Work::reason`].
+    Drop,
 }
 
 /// Is the address surely no VIP of the network?
@@ -50,45 +51,52 @@ where
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
     if w.headers.fragment || !(w.headers.is_tcp() || w.headers.is_udp()) {
-        return unbalanced(m, ep, &w.headers);
+        return unbalanced(m, ep, w);
     }
-    let gone = match known(m, ep.slot, w) {
-        Known::Valid(r) => return Decision::Forward(r),
-        Known::Refused(r) => return Decision::Drop(r),
-        Known::None => false,
-        Known::Gone { table, reset } => {
+    match known(m, ep.slot, w) {
+        Known::Valid => return Decision::Forward,
+        Known::Refused => return Decision::Drop,
+        Known::None => {}
+        gone @ (Known::GoneReset | Known::GoneRepick) => {
             w.partner = w.seen.key.partner(&w.entry.rewrite);
-            forget(m, ep.slot, table, &w.seen.key, &w.partner);
-            reset && w.headers.is_tcp()
+            forget(m, ep.slot, w.table, &w.seen.key, &w.partner);
+            let fresh_syn = w.headers.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN;
+            if gone == Known::GoneReset && w.headers.is_tcp() && !fresh_syn {
+                w.reason = Reason::MemberRemoved;
+                return Decision::Reject;
+            }
         }
-    };
-    let fresh_syn = w.headers.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN;
-    if gone && !fresh_syn {
-        return Decision::Reject(Reason::MemberRemoved);
     }
-    let h = &w.headers;
-    let Some(vip) = m.vip(&vip_key(ep.network, &h.dst, h.dport, h.protocol)) else { return unbalanced(m, ep, h) };
-    match pick::new_flow(m, ep, w, &vip) {
-        Outcome::Picked => Decision::Forward(Reason::NewFlow),
-        Outcome::Reject(r) => Decision::Reject(r),
-        Outcome::Drop(r) => Decision::Drop(r),
+    match pick::new_flow(m, ep, w) {
+        Outcome::Picked => Decision::Forward,
+        Outcome::NoGroup => unbalanced(m, ep, w),
+        Outcome::Reject => Decision::Reject,
+        Outcome::Drop => Decision::Drop,
     }
 }
 
 /// Decides about a packet to a VIP's address that no group takes: the VIP behaves like a host.
-#[inline(always)]
-fn unbalanced<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, h: &Headers<A>) -> Decision {
+#[inline(never)]
+fn unbalanced<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision {
+    let h = &w.headers;
     if m.vip(&vip_key(ep.network, &h.dst, [0; 2], 0)).is_none() {
         return Decision::NotOurs;
     }
     if h.fragment {
-        return Decision::Drop(Reason::Fragment);
+        w.reason = Reason::Fragment;
+        return Decision::Drop;
     }
     match (h.protocol, h.dport[0]) {
         (protocol::ICMP, 8) if A::VERSION == 4 => Decision::Echo,
         (protocol::ICMPV6, 128) if A::VERSION == 6 => Decision::Echo,
-        (protocol::ICMP | protocol::ICMPV6, _) => Decision::Drop(Reason::RejectSilent),
-        _ => Decision::Reject(Reason::VipPortClosed),
+        (protocol::ICMP | protocol::ICMPV6, _) => {
+            w.reason = Reason::RejectSilent;
+            Decision::Drop
+        }
+        _ => {
+            w.reason = Reason::VipPortClosed;
+            Decision::Reject
+        }
     }
 }
 
@@ -103,22 +111,29 @@ where
         return Decision::NotOurs;
     }
     match known(m, slot, w) {
-        Known::Valid(r) => Decision::Forward(r),
-        Known::Refused(r) => Decision::Drop(r),
+        Known::Valid => Decision::Forward,
+        Known::Refused => Decision::Drop,
         Known::None => Decision::NotOurs,
-        Known::Gone { .. } => Decision::Drop(Reason::MemberRemoved),
+        Known::GoneReset | Known::GoneRepick => {
+            w.reason = Reason::MemberRemoved;
+            Decision::Drop
+        }
     }
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Known {
-    Valid(Reason),
-    Refused(Reason),
+    Valid,
+    Refused,
     None,
-    Gone { table: Table, reset: bool },
+    /// The member, the group or the VIP is no more: the client is told by a reset.
+    GoneReset,
+    /// The same, and another member is picked instead.
+    GoneRepick,
 }
 
 /// Finds the packet's flow; an entry of another generation is judged again, and used if it may stay.
-#[inline(always)]
+#[inline(never)]
 fn known<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Known
 where
     A: Address,
@@ -127,29 +142,25 @@ where
     // Twice at most: after the entry was brought up to date. A loop, so that the programs hold `find` once.
     for _ in 0..2 {
         match find(m, slot, w) {
-            Found::Valid(r) => return Known::Valid(r),
-            Found::Refused(r) => return Known::Refused(r),
+            Found::Valid => return Known::Valid,
+            Found::Refused => return Known::Refused,
             Found::None => return Known::None,
-            Found::Stale(table) => match judge_again(m, w) {
-                Judgement::Keep => {
+            Found::Stale => match judge_again(m, w) {
+                Known::Valid => {
                     let generation = w.seen.generation;
-                    m.update(table, &w.seen.key, |e| e.generation = generation);
+                    m.update(w.table, &w.seen.key, |e| e.generation = generation);
                 }
-                Judgement::Gone { reset } => return Known::Gone { table, reset },
+                gone => return gone,
             },
         }
     }
-    Known::Refused(Reason::BadRow)
-}
-
-enum Judgement {
-    Keep,
-    Gone { reset: bool },
+    w.reason = Reason::BadRow;
+    Known::Refused
 }
 
 /// A flow keeps its member while the VIP's port still has the group and the group still has the member, in any state.
 #[inline(always)]
-fn judge_again<A: Address, M: LbMaps>(m: &M, w: &Work<A>) -> Judgement {
+fn judge_again<A: Address, M: LbMaps>(m: &M, w: &Work<A>) -> Known {
     let (key, e) = (&w.seen.key, &w.entry);
     let vip = if key.direction == Direction::Egress as u8 {
         vip_key(key.network, &key.dst, key.dport, key.protocol)
@@ -157,16 +168,17 @@ fn judge_again<A: Address, M: LbMaps>(m: &M, w: &Work<A>) -> Judgement {
         vip_key(key.network, &e.rewrite.addr, e.rewrite.port, key.protocol)
     };
     let Some(group) = m.vip(&vip).filter(|v| v.group == e.group).and_then(|v| m.group(v.group)) else {
-        return Judgement::Gone { reset: true };
+        return Known::GoneReset;
     };
     match m.member(e.member) {
-        Some(row) if row.state != state::NONE && row.serial == e.serial && row.group == e.group => Judgement::Keep,
-        _ => Judgement::Gone { reset: group.flags & group_flags::REMOVED_REPICK == 0 },
+        Some(row) if row.state != state::NONE && row.serial == e.serial && row.group == e.group => Known::Valid,
+        _ if group.flags & group_flags::REMOVED_REPICK != 0 => Known::GoneRepick,
+        _ => Known::GoneReset,
     }
 }
 
 /// Notes what tracking needs to know of a packet.
-#[inline(always)]
+#[inline(never)]
 pub fn see<A: Address, M: HostMaps>(m: &M, ep: &EndpointRow, direction: Direction, bytes: u32, w: &mut Work<A>) {
     let h = &w.headers;
     w.seen.key = FlowKey {
