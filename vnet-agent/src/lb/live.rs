@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use vnet_common::hash::{self, FILTER_BITS};
-use vnet_common::lb::{GroupRow, MemberRow, VipKey, VipRow, state};
+use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
 use vnet_common::map::MAGLEV_BLOCK;
 
 use super::maglev;
 
-/// 64-bit words of the VIP filter.
-pub const FILTER_WORDS: usize = (FILTER_BITS / 64) as usize;
+/// 64-bit words of the filters, of VIPs and of members.
+pub const FILTER_WORDS: usize = 2 * (FILTER_BITS / 64) as usize;
 
 /// What the maps say, but for the slots of the pick tables: their fingerprints stand for them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Live {
     pub groups: BTreeMap<u32, LiveGroup>,
     /// The member rows that were ever written (`serial` is not 0).
     pub members: BTreeMap<u32, MemberRow>,
-    /// The VIP filter.
+    /// The filters.
     pub filter: Vec<u64>,
 }
 
@@ -70,7 +70,7 @@ pub enum Write {
         /// `None` removes it.
         value: Option<VipRow>,
     },
-    /// A word of the VIP filter.
+    /// A word of the filters.
     Filter {
         /// Which.
         word: u32,
@@ -146,11 +146,12 @@ pub fn vip_key(address: IpAddr, port: u16, protocol: u8) -> VipKey {
     VipKey { network: 0, addr: wide(address), port: port.to_be_bytes(), protocol, version }
 }
 
-/// Where a VIP's bit is in the filter: word, and bit in it.
-pub fn filter_bit(address: IpAddr) -> (usize, u64) {
-    let bit = match address {
+/// Where an address's bit is in a filter: word, and bit in it.
+pub fn filter_bit(kind: Filter, address: IpAddr) -> (usize, u64) {
+    let hash = match address {
         IpAddr::V4(a) => hash::filter(0, &a.octets()),
         IpAddr::V6(a) => hash::filter(0, &a.octets()),
     };
-    ((bit / 64) as usize, 1 << (bit % 64))
+    let (word, bit) = kind.place(hash);
+    (word as usize, 1 << bit)
 }

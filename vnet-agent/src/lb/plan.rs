@@ -2,14 +2,15 @@
 //!
 //! A plan is made from the rows alone, so that an agent that was killed half-way through one heals it with the next.
 //! Groups are recognised by their VIP rows, members by group, address and port; both keep row and serial as long as
-//! they exist. What is added appears from the leaves up (tables, members, groups, VIPs, filter), what is removed
-//! disappears from the root down. A table is never changed: a new one is written elsewhere, and the group's `table`
+//! they exist. What is added appears from the leaves up (tables, members, groups, VIPs, filter of VIPs), what is removed
+//! disappears from the root down. The filter of members, which finds replies, covers all that flows may have. A table is never changed: a new one is written elsewhere, and the group's `table`
 //! word switches to it.
 
 use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::net::IpAddr;
 use std::ops::Range;
 
-use vnet_common::lb::{GroupRow, MemberRow, VipKey, VipRow, flags, state};
+use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, flags, state};
 
 use super::blocks::FreeBlocks;
 use super::compile::{Group, Member};
@@ -94,13 +95,15 @@ pub fn plan(desired: &[Group], live: &Live, limits: &Limits, busy: &[Range<u32>]
 struct Stages {
     blocks: Vec<Write>,
     members: Vec<Write>,
+    member_bits_set: Vec<Write>,
     groups: Vec<Write>,
     vips: Vec<Write>,
-    filter_set: Vec<Write>,
-    filter_cleared: Vec<Write>,
+    vip_bits_set: Vec<Write>,
+    vip_bits_cleared: Vec<Write>,
     vips_removed: Vec<Write>,
     groups_removed: Vec<Write>,
     members_removed: Vec<Write>,
+    member_bits_cleared: Vec<Write>,
 }
 
 struct Planner<'a> {
@@ -221,6 +224,7 @@ impl<'a> Planner<'a> {
                 }
             }
             self.kept_members.insert(row);
+            self.mark(Filter::Member, m.address);
             if m.state == state::ACTIVE {
                 entries.push(maglev::Entry { key: maglev::key(m.address, m.port), weight: m.weight, row });
             }
@@ -255,8 +259,7 @@ impl<'a> Planner<'a> {
 
     fn group_vips(&mut self, group: &Group, value: VipRow) -> Result<(), NoRoom> {
         for vip in &group.vips {
-            let (word, bit) = filter_bit(*vip);
-            self.filter[word] |= bit;
+            self.mark(Filter::Vip, *vip);
             let port = (vip_key(*vip, group.port, protocol_number(group.protocol)), value);
             let itself = (vip_key(*vip, 0, 0), VipRow::default());
             for (key, value) in [port, itself] {
@@ -278,6 +281,11 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(())
+    }
+
+    fn mark(&mut self, kind: Filter, address: IpAddr) {
+        let (word, bit) = filter_bit(kind, address);
+        self.filter[word] |= bit;
     }
 
     /// Takes away what no group asked for.
@@ -308,15 +316,21 @@ impl<'a> Planner<'a> {
             }
         }
     }
-    /// Sets the filter's bits after all rows are there, and clears them before any row goes.
+    /// A word whose bits are both set and cleared is written twice.
     fn filter(&mut self) {
+        let first_of_members = FILTER_WORDS / 2;
         for (word, (want, is)) in self.filter.iter().zip(&self.live.filter).enumerate() {
+            let (set, cleared) = if word < first_of_members {
+                (&mut self.out.vip_bits_set, &mut self.out.vip_bits_cleared)
+            } else {
+                (&mut self.out.member_bits_set, &mut self.out.member_bits_cleared)
+            };
             let both = want | is;
             if both != *is {
-                self.out.filter_set.push(Write::Filter { word: word as u32, bits: both });
+                set.push(Write::Filter { word: word as u32, bits: both });
             }
             if both != *want {
-                self.out.filter_cleared.push(Write::Filter { word: word as u32, bits: *want });
+                cleared.push(Write::Filter { word: word as u32, bits: *want });
             }
         }
     }
@@ -331,13 +345,15 @@ impl<'a> Planner<'a> {
         let stages = [
             s.blocks,
             s.members,
+            s.member_bits_set,
             s.groups,
             s.vips,
-            s.filter_set,
-            s.filter_cleared,
+            s.vip_bits_set,
+            s.vip_bits_cleared,
             s.vips_removed,
             s.groups_removed,
             s.members_removed,
+            s.member_bits_cleared,
         ];
         Plan { writes: stages.into_iter().flatten().collect(), bump: self.bump, freed: self.freed }
     }

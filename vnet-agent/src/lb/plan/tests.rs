@@ -1,14 +1,13 @@
 //! Maps in memory take every write of every plan, and are checked after each: a crash may come there.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use vnet_common::map::MAGLEV_BLOCK;
 
 use super::*;
 use crate::lb::compile::Place;
 
-const LIMITS: Limits = Limits { vips: 64, groups: 16, members: 150, blocks: 2600 };
+const LIMITS: Limits = Limits { vips: 64, groups: 16, members: 150, blocks: 2100 };
 
 /// The maps.
 struct Maps {
@@ -302,6 +301,16 @@ fn an_address_appears_last_and_disappears_first() {
     assert!(matches!(p.writes.last(), Some(Write::Filter { bits, .. }) if *bits != 0));
     let p = change(&[group_of(&[1])], &[]);
     assert!(matches!(p.writes.first(), Some(Write::Filter { bits: 0, .. })), "{:?}", p.writes);
+}
+
+#[test]
+fn replies_of_members_are_looked_at_as_long_as_they_may_come() {
+    let is_member_bit = |w: &Write| matches!(w, Write::Filter { word, .. } if *word as usize >= FILTER_WORDS / 2);
+    let p = change(&[], &[group_of(&[1])]);
+    let group = p.writes.iter().position(|w| matches!(w, Write::Group { .. }));
+    assert!(p.writes.iter().position(is_member_bit) < group, "before any packet is sent to it: {:?}", p.writes);
+    let p = change(&[group_of(&[1])], &[]);
+    assert!(p.writes.last().is_some_and(is_member_bit), "{:?}", p.writes);
 }
 
 #[test]
