@@ -79,6 +79,21 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// For messages.
+    pub fn what(&self) -> String {
+        match self {
+            Self::Blocks { first, blocks } => format!("{} blocks of a pick table from {first} on (map MAGLEV)", blocks.len()),
+            Self::ResetCounters { row } => format!("the counters of member row {row} (map MEMBER_COUNTERS)"),
+            Self::Member { row, .. } => format!("member row {row} (map MEMBERS)"),
+            Self::Group { row, .. } => format!("group row {row} (map GROUPS)"),
+            Self::Vip { value: Some(_), .. } => "a VIP row (map VIPS)".to_owned(),
+            Self::Vip { value: None, .. } => "the removal of a VIP row (map VIPS)".to_owned(),
+            Self::Filter { word, .. } => format!("filter word {word} (map FILTERS)"),
+        }
+    }
+}
+
 impl Default for Live {
     fn default() -> Self {
         Self { vips: HashMap::new(), groups: BTreeMap::new(), members: BTreeMap::new(), filter: vec![0; FILTER_WORDS] }

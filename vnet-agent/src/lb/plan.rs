@@ -78,6 +78,13 @@ pub fn protocol_number(p: Protocol) -> u8 {
     }
 }
 
+/// VIP, port and protocol of a row's key; `None` for the row of an address itself.
+pub fn vip_of(key: &VipKey) -> Option<(IpAddr, u16, u8)> {
+    let [a, b, c, d, ..] = key.addr;
+    let address = if key.version == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(key.addr) };
+    (key.port != [0, 0]).then_some((address, u16::from_be_bytes(key.port), key.protocol))
+}
+
 /// How to get from `live` to `desired`. `busy` are blocks that were freed a moment ago ([`Plan::freed`]).
 pub fn plan(desired: &[Group], live: &Live, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
     let mut planner = Planner::new(live, limits, busy);
