@@ -149,6 +149,11 @@ impl Tcx {
         Self { dir, programs, order }
     }
 
+    /// Gives the programs back.
+    pub fn into_programs(self) -> Programs {
+        self.programs
+    }
+
     /// Takes over the links that are pinned in `from` (its own directory, or that of the layout before): puts the programs
     /// into them, one link after the other, and pins them here. Gives the devices that have any.
     pub fn adopt(&self, from: &Path) -> Result<Vec<u32>> {

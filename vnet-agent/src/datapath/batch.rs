@@ -11,6 +11,8 @@ use super::sys::{NO_EXIST, RawMap, bytes_of, bytes_of_mut, zeroed};
 
 /// Elements read or written in one call.
 pub const BATCH: usize = 4096;
+/// More entries in one bucket of a hash table are not believed.
+const LARGEST_BUCKET: usize = 1 << 20;
 
 /// A map from `K` to `V`.
 pub struct Table<K, V> {
@@ -97,33 +99,16 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(())
     }
 
-    /// Calls `f` on copies of about `at_least` entries from `cursor` on, or on all that are left, or until it breaks.
+    /// Calls `f` on copies of about `at_least` entries from `cursor` on, or on all that are left, or until it breaks. Gives
+    /// how many were read.
     pub fn scan(&self, cursor: &mut Cursor, at_least: usize, mut f: impl FnMut(K, V) -> ControlFlow<()>) -> Result<usize> {
-        let mut size = BATCH.min(self.capacity as usize);
-        let (mut keys, mut values) = (vec![zeroed::<K>(); size], vec![zeroed::<V>(); size]);
-        let mut seen = 0;
-        while seen < at_least && !cursor.done {
-            let read = self.map.lookup_batch(cursor.at, bytes_of_mut(&mut keys), bytes_of_mut(&mut values));
-            let (n, next) = match read {
-                Ok(r) => r,
-                // One bucket of the hash table holds more: as good as impossible, but for keys chosen to collide.
-                Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && size < self.capacity as usize => {
-                    size = (size * 2).min(self.capacity as usize);
-                    keys.resize(size, zeroed());
-                    values.resize(size, zeroed());
-                    continue;
-                }
-                Err(e) => return Err(e).with_context(|| format!("map {}: reading entries", self.name)),
-            };
-            seen += n as usize;
-            (cursor.at, cursor.done) = (next, next.is_none());
-            for (k, v) in keys.iter().zip(&values).take(n as usize) {
-                if f(*k, *v).is_break() {
-                    return Ok(seen);
-                }
-            }
-        }
-        Ok(seen)
+        let (mut k, mut v) = (zeroed::<K>(), zeroed::<V>());
+        let seen = scan_raw(&self.map, cursor, at_least, |key, value| {
+            bytes_of_mut(std::slice::from_mut(&mut k)).copy_from_slice(key);
+            bytes_of_mut(std::slice::from_mut(&mut v)).copy_from_slice(value);
+            f(k, v)
+        });
+        seen.with_context(|| format!("map {}: reading entries", self.name))
     }
 
     fn write_error(&self, e: io::Error) -> anyhow::Error {
@@ -148,6 +133,35 @@ impl Cursor {
     pub fn is_done(&self) -> bool {
         self.done
     }
+}
+
+/// [`Table::scan`] for a map of any types.
+pub fn scan_raw(map: &RawMap, cursor: &mut Cursor, at_least: usize, mut f: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> io::Result<usize> {
+    let (key_size, value_size) = (map.key_size(), map.value_size());
+    let mut size = BATCH.min(at_least.max(1));
+    let (mut keys, mut values) = (vec![0; size * key_size], vec![0; size * value_size]);
+    let mut seen = 0;
+    while seen < at_least && !cursor.done {
+        let (n, next) = match map.lookup_batch(cursor.at, &mut keys, &mut values) {
+            Ok(r) => r,
+            // One bucket of the hash table holds more than that.
+            Err(e) if e.raw_os_error() == Some(libc::ENOSPC) && size < LARGEST_BUCKET => {
+                size *= 2;
+                keys.resize(size * key_size, 0);
+                values.resize(size * value_size, 0);
+                continue;
+            }
+            Err(e) => return Err(e),
+        };
+        seen += n as usize;
+        (cursor.at, cursor.done) = (next, next.is_none());
+        for (k, v) in keys.chunks_exact(key_size).zip(values.chunks_exact(value_size)).take(n as usize) {
+            if f(k, v).is_break() {
+                return Ok(seen);
+            }
+        }
+    }
+    Ok(seen)
 }
 
 fn one<T: aya::Pod>(value: &T) -> &[u8] {

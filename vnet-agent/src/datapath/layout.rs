@@ -44,7 +44,7 @@ fn default_size(name: &str) -> u32 {
 impl Default for Sizes {
     fn default() -> Self {
         Self {
-            endpoints: default_size("FLOW_COUNTS"),
+            endpoints: default_size("RING4") / HALF_OPEN_QUOTA,
             flows: [default_size("FLOWS4"), default_size("FLOWS6")],
             half_open: [default_size("HALF_OPEN4"), default_size("HALF_OPEN6")],
             vips: default_size("VIPS"),
