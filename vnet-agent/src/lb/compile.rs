@@ -276,4 +276,6 @@ pub fn parse_mac(text: &str) -> Option<Mac> {
 }
 
 #[cfg(test)]
+pub(crate) mod fixtures;
+#[cfg(test)]
 mod tests;

@@ -1,30 +1,8 @@
 //! One case per rule.
 
+use super::fixtures::{ip, lb, member};
 use super::*;
-use crate::resource::{API_VERSION, LoadBalancerSpec, Member as MemberSpec, MemberSelector, Metadata};
-
-fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap()
-}
-
-fn member(address: &str) -> MemberSpec {
-    MemberSpec { name: None, address: ip(address), port: None, weight: 1, mac: None }
-}
-
-fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
-    let spec = LoadBalancerSpec {
-        vips: vips.iter().map(|v| ip(v)).collect(),
-        protocol: Protocol::Tcp,
-        ports: vec![80],
-        members,
-        member_selector: None,
-        delivery: Delivery::Stack,
-        on_no_member: OnNoMember::Reject,
-        on_member_removed: OnMemberRemoved::Reset,
-        health_check: None,
-    };
-    LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
-}
+use crate::resource::MemberSelector;
 
 fn local(name: &str, addresses: &[&str], ifindex: u32, segment: u32) -> Local {
     let labels = BTreeMap::from([("app".to_string(), "web".to_string())]);
