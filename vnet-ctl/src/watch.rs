@@ -12,7 +12,7 @@ use crate::output::{Session, print};
 
 /// Options of verbs that can be watched.
 #[derive(Clone, Copy, Debug, clap::Args)]
-pub struct Args {
+pub struct WatchArgs {
     /// Show it again and again, with rates, until Ctrl-C
     #[arg(short, long)]
     watch: bool,
@@ -27,7 +27,7 @@ pub type Before<'a, T> = Option<(&'a T, Duration)>;
 /// Shows what `fetch` gives as `draw` makes it: once, or until interrupted.
 pub async fn run<T>(
     session: &Session,
-    args: Args,
+    args: WatchArgs,
     fetch: impl AsyncFn() -> Result<T>,
     draw: impl Fn(&T, Before<'_, T>) -> Result<String>,
 ) -> Result<u8> {
@@ -38,7 +38,7 @@ pub async fn run<T>(
         return Ok(0);
     }
     let mut interrupted = Interrupts::new()?;
-    let mut view = View::new(session.format);
+    let mut view = View::new(session.format)?;
     view.show(&text)?;
     while !interrupted.within(Duration::from_secs(args.interval)).await {
         let next = tokio::select! {
@@ -95,27 +95,27 @@ struct View {
 }
 
 impl View {
-    fn new(format: Format) -> Self {
+    fn new(format: Format) -> Result<Self> {
         let separator = match format {
             Format::Table | Format::Wide => "\n",
             Format::Json => "",
             Format::Yaml => "---\n",
         };
-        Self { screen: std::io::stdout().is_terminal().then_some(Screen), separator, shown: false }
+        let screen = if std::io::stdout().is_terminal() { Some(Screen::enter()?) } else { None };
+        Ok(Self { screen, separator, shown: false })
     }
 
     fn show(&mut self, text: &str) -> Result<()> {
-        let first = !std::mem::replace(&mut self.shown, true);
+        let separator = if std::mem::replace(&mut self.shown, true) { self.separator } else { "" };
         match &self.screen {
-            Some(screen) => screen.draw(text, first),
-            None if first => print(text),
-            None => print(&format!("{}{text}", self.separator)),
+            Some(screen) => screen.draw(text),
+            None => print(&format!("{separator}{text}")),
         }
     }
 
     fn trouble(&self, session: &Session, text: &str, error: &anyhow::Error) -> Result<()> {
         match &self.screen {
-            Some(screen) => screen.draw(&format!("{text}\n{error:#}\nTrying again.\n"), false),
+            Some(screen) => screen.draw(&format!("{text}\n{error:#}\nTrying again.\n")),
             None => {
                 session.warn(&format!("{error:#}; trying again"));
                 Ok(())
@@ -133,11 +133,17 @@ impl View {
 struct Screen;
 
 impl Screen {
+    /// Long lines are cut off by the terminal on it, and the cursor is hidden.
+    fn enter() -> Result<Self> {
+        let screen = Self;
+        print("\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J")?;
+        Ok(screen)
+    }
+
     /// Every line at its place: those that do not fit stay outside instead of scrolling the others away.
-    fn draw(&self, text: &str, first: bool) -> Result<()> {
-        const ENTER: &str = "\x1b[?1049h\x1b[?25l\x1b[?7l\x1b[2J";
-        let lines = text.lines().enumerate().map(|(i, line)| format!("\x1b[{};1H\x1b[2K{line}", i + 1));
-        print(&format!("{}{}\x1b[J", if first { ENTER } else { "" }, lines.collect::<String>()))
+    fn draw(&self, text: &str) -> Result<()> {
+        let line = |(i, line): (usize, &str)| format!("\x1b[{};1H\x1b[2K{line}", i + 1);
+        print(&(text.lines().enumerate().map(line).collect::<String>() + "\x1b[J"))
     }
 }
 

@@ -12,11 +12,9 @@ use serde_json::Value;
 use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
 
 use super::error::{Refusal, response};
-use super::extract::{Body, Path, Query};
+use super::extract::{BODY_LIMIT, Body, Path, Query};
 use super::{Control, access};
 
-/// Of a request: 10,000 load balancers with 10 members each are about 10 MiB of YAML.
-const BODY_LIMIT: usize = 16 << 20;
 /// Flows in an answer, when the request does not say.
 const FLOWS: usize = 100;
 /// Flows in an answer at most: about 20 MB of JSON.

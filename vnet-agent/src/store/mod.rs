@@ -1,5 +1,7 @@
 //! Where desired state lives.
 
+pub mod redb;
+
 use anyhow::Result;
 
 use crate::resource::Resource;
@@ -25,4 +27,18 @@ pub trait Store: Send + Sync {
     fn set_override(&self, load_balancer: &str, member: &str, value: &MemberOverride) -> Result<()>;
     /// A number for an endpoint, never given to another name, the same for ever.
     fn endpoint_id(&self, name: &str) -> Result<u32>;
+}
+impl Resource {
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Resource::LoadBalancer(_) => "LoadBalancer",
+            Resource::Endpoint(_) => "Endpoint",
+        }
+    }
+    pub fn name(&self) -> &str {
+        match self {
+            Resource::LoadBalancer(l) => &l.metadata.name,
+            Resource::Endpoint(l) => &l.metadata.name,
+        }
+    }
 }

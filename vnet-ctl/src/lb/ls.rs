@@ -7,7 +7,7 @@ use crate::lb;
 use crate::output::Session;
 use crate::style::Paint;
 use crate::table::Table;
-use crate::watch::{self, Before};
+use crate::watch::{self, Before, WatchArgs};
 use crate::{get, human};
 
 /// List the load balancers with their traffic
@@ -27,7 +27,7 @@ pub struct Args {
     #[arg(value_name = "LB")]
     names: Vec<String>,
     #[command(flatten)]
-    watch: watch::Args,
+    watch: WatchArgs,
 }
 
 /// Runs it.

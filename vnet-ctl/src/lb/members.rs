@@ -7,7 +7,7 @@ use crate::client::segment;
 use crate::output::Session;
 use crate::style::{Look, of_state};
 use crate::table::{Cell, Table};
-use crate::watch::{self, Before};
+use crate::watch::{self, Before, WatchArgs};
 use crate::{human, lb};
 
 /// List the members of a load balancer: state, flows, traffic
@@ -26,7 +26,7 @@ pub struct Args {
     #[arg(value_name = "LB")]
     name: String,
     #[command(flatten)]
-    watch: watch::Args,
+    watch: WatchArgs,
 }
 
 /// Runs it.
