@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use super::glob::Pattern;
-use super::world::{Device, World};
+use super::world::World;
+use crate::device::Device;
 use crate::lb::compile::{Desired, Input, Local, Mac, Neighbour, compile, parse_mac};
 use crate::lb::health::{Check, Health};
 use crate::resource::{Endpoint, LoadBalancer, Resource};
@@ -18,10 +19,7 @@ pub type Resources = BTreeMap<Key, Resource>;
 
 /// Kind and name of a resource.
 pub fn key(r: &Resource) -> Key {
-    match r {
-        Resource::LoadBalancer(lb) => ("LoadBalancer".into(), lb.metadata.name.clone()),
-        Resource::Endpoint(e) => ("Endpoint".into(), e.metadata.name.clone()),
-    }
+    (r.kind().to_owned(), r.name().to_owned())
 }
 
 /// Everything that the datapath follows from.
@@ -54,7 +52,9 @@ pub struct Nic {
     pub addresses: Vec<IpAddr>,
     /// The device, if it is there.
     pub link: Option<Device>,
-    /// The MAC of what the device is a port of, or its own.
+    /// The bridge that the device is a port of, or 0.
+    pub segment: u32,
+    /// That bridge's MAC, or the device's own.
     pub host_mac: Mac,
 }
 
@@ -64,18 +64,13 @@ impl Nic {
         self.link.as_ref().map_or(0, |d| d.ifindex)
     }
 
-    /// The bridge that the device is a port of, or 0.
-    pub fn segment(&self) -> u32 {
-        self.link.as_ref().map_or(0, |d| d.bridge)
-    }
-
     fn as_member(&self) -> Local {
         Local {
             name: self.name.clone(),
             labels: self.labels.clone(),
             addresses: self.addresses.clone(),
             ifindex: self.ifindex(),
-            segment: self.segment(),
+            segment: self.segment,
             mac: self.mac,
         }
     }
@@ -103,30 +98,31 @@ impl Inputs {
         let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name));
         for device in self.world.devices.values().filter(matching) {
             if nics.iter().all(|n| n.device != device.name) {
-                nics.push(self.nic(&device.name, &device.name, Some(device)));
+                nics.push(self.nic(&device.name, &device.name, None, &[]));
             }
         }
         nics
     }
 
     fn configured(&self, e: &Endpoint) -> Nic {
-        let device = self.world.devices.values().find(|d| d.name == e.spec.device);
         let mac = e.spec.mac.as_deref().and_then(parse_mac);
-        let learned = self.nic(&e.metadata.name, &e.spec.device, device.map(|d| d.with_mac(mac)).as_ref());
-        let addresses = if e.spec.addresses.is_empty() { learned.addresses } else { e.spec.addresses.clone() };
-        Nic { labels: e.metadata.labels.clone(), mac: mac.unwrap_or(learned.mac), addresses, ..learned }
+        Nic { labels: e.metadata.labels.clone(), ..self.nic(&e.metadata.name, &e.spec.device, mac, &e.spec.addresses) }
     }
 
-    fn nic(&self, name: &str, device: &str, link: Option<&Device>) -> Nic {
-        let (mac, addresses) = link.map(|d| self.world.behind(d)).unwrap_or_default();
-        let bridge = link.and_then(|d| self.world.devices.get(&d.bridge));
-        let host_mac = bridge.or(link).map(|d| d.mac).unwrap_or_default();
-        Nic { name: name.into(), device: device.into(), labels: BTreeMap::new(), mac, addresses, link: link.cloned(), host_mac }
+    fn nic(&self, name: &str, device: &str, mac: Option<Mac>, addresses: &[IpAddr]) -> Nic {
+        let nic = Nic { name: name.into(), device: device.into(), ..Nic::default() };
+        let Some(link) = self.world.devices.values().find(|d| d.name == device) else {
+            return Nic { mac: mac.unwrap_or_default(), addresses: addresses.to_vec(), ..nic };
+        };
+        let (mac, addresses) = self.world.behind(link, mac, addresses);
+        let bridge = self.world.bridge_of(link);
+        let (segment, host_mac) = (bridge.map_or(0, |b| b.ifindex), bridge.unwrap_or(link).mac);
+        Nic { mac, addresses, link: Some(link.clone()), segment, host_mac, ..nic }
     }
 
     /// The groups that there should be, given these endpoints.
     pub fn desired(&self, endpoints: &[Nic]) -> Desired {
-        let segments: Vec<u32> = endpoints.iter().map(Nic::segment).filter(|s| *s != 0).collect();
+        let segments: Vec<u32> = endpoints.iter().map(|n| n.segment).filter(|s| *s != 0).collect();
         let on_segment = self.world.neighbours.iter().filter(|((device, _), _)| segments.contains(device));
         let neighbours = on_segment.map(|((segment, ip), mac)| (*ip, Neighbour { segment: *segment, mac: *mac })).collect();
         let down = self.health.iter().filter(|(_, (h, _))| *h == Health::Down).map(|(c, _)| *c).collect();
@@ -146,8 +142,9 @@ mod tests {
     use crate::lb::compile::fixtures::{lb, member};
     use crate::resource::{API_VERSION, EndpointSpec, Metadata};
 
-    fn device(name: &str, ifindex: u32, bridge: u32) -> Device {
-        Device { name: name.into(), ifindex, bridge, mac: [0x0A, 0, 0, 0, 0, ifindex as u8], mtu: 1500, ..Device::default() }
+    fn device(name: &str, ifindex: u32, master: u32) -> Device {
+        let mac = [0x0A, 0, 0, 0, 0, ifindex as u8];
+        Device { name: name.into(), ifindex, mac, mtu: 1500, master, is_bridge: name == "br0", peer_elsewhere: false }
     }
 
     fn endpoint(name: &str, device: &str) -> Endpoint {
@@ -164,7 +161,6 @@ mod tests {
         let mac = |n: u8| [2, 0, 0, 0, 0, n];
         let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
         world.neighbours = HashMap::from([((3, ip(1)), mac(1)), ((3, ip(9)), mac(9)), ((5, ip(2)), mac(2)), ((2, ip(3)), mac(3))]);
-        world.ports = HashMap::from([((3, mac(1)), 4), ((3, mac(9)), 99)]);
         let resources = endpoints.into_iter().map(Resource::Endpoint).map(|r| (key(&r), r)).collect();
         Inputs { resources, world, attach: vec!["tap*".parse().unwrap()], ..Inputs::default() }
     }
@@ -172,23 +168,29 @@ mod tests {
     #[test]
     fn devices_that_match_are_endpoints_with_what_was_learned() {
         let nics = inputs(vec![]).endpoints();
-        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.ifindex(), n.segment(), n.mac[5], n.addresses.clone())).collect();
-        assert_eq!(got, [("tap1", 4, 3, 1, vec![[10, 0, 0, 1].into()]), ("tap2", 5, 0, 2, vec![[10, 0, 0, 2].into()])]);
+        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.ifindex(), n.segment, n.mac[5], n.addresses.clone())).collect();
+        assert_eq!(got, [("tap1", 4, 3, 0, vec![]), ("tap2", 5, 0, 2, vec![[10, 0, 0, 2].into()])]);
         assert_eq!((nics[0].host_mac[5], nics[1].host_mac[5]), (3, 5), "the bridge's, or the device's own");
     }
 
     #[test]
-    fn resources_name_devices_and_say_more_than_was_learned() {
-        let mut e = endpoint("vm1", "tap1");
-        e.spec.addresses = vec![[10, 0, 0, 77].into()];
-        let mut by_mac = endpoint("vm9", "tap2");
-        by_mac.spec.mac = Some("02:00:00:00:00:07".into());
-        let nics = inputs(vec![e, endpoint("vm3", "eth0"), endpoint("vm5", "gone"), by_mac]).endpoints();
-        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.device.as_str(), n.ifindex(), n.addresses.len(), n.mac[5])).collect();
+    fn resources_name_devices_and_say_what_cannot_be_learned() {
+        let (mut by_address, mut by_mac, mut other) = (endpoint("vm1", "tap1"), endpoint("vm2", "tap1"), endpoint("vm9", "tap2"));
+        by_address.spec.addresses = vec![[10, 0, 0, 9].into()];
+        by_mac.spec.mac = Some("02:00:00:00:00:01".into());
+        other.spec.mac = Some("02:00:00:00:00:07".into());
+        let nics = inputs(vec![by_address, by_mac, endpoint("vm3", "eth0"), endpoint("vm5", "gone"), other]).endpoints();
+        let last = |n: &Nic| n.addresses.first().map_or(0, |a| if let IpAddr::V4(a) = a { a.octets()[3] } else { 0 });
+        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.device.as_str(), n.ifindex(), n.mac[5], last(n))).collect();
         assert_eq!(
             got,
-            [("vm1", "tap1", 4, 1, 1), ("vm3", "eth0", 2, 1, 3), ("vm5", "gone", 0, 0, 0), ("vm9", "tap2", 5, 0, 7)],
-            "vm9's addresses are those of another MAC"
+            [
+                ("vm1", "tap1", 4, 9, 9),
+                ("vm2", "tap1", 4, 1, 1),
+                ("vm3", "eth0", 2, 3, 3),
+                ("vm5", "gone", 0, 0, 0),
+                ("vm9", "tap2", 5, 7, 0)
+            ]
         );
         assert!(nics.iter().all(|n| n.labels["app"] == "web"));
     }

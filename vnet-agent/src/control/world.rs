@@ -3,67 +3,54 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use crate::device::{Device, Snapshot};
 use crate::lb::compile::Mac;
 
-/// One network device.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Device {
-    /// Its name.
-    pub name: String,
-    /// Its index.
-    pub ifindex: u32,
-    /// Differs for every device that ever had this index.
-    pub instance: u64,
-    /// The MAC of the host's side.
-    pub mac: Mac,
-    /// Its MTU.
-    pub mtu: u32,
-    /// The bridge that it is a port of, or 0.
-    pub bridge: u32,
-    /// It is a veth whose peer is in another network namespace.
-    pub peer_elsewhere: bool,
-    /// The MAC that is behind it, if that is known for sure.
-    pub known_mac: Option<Mac>,
-}
-
-impl Device {
-    /// The same device, with what a resource says is behind it.
-    pub fn with_mac(&self, mac: Option<Mac>) -> Self {
-        Self { known_mac: mac.or(self.known_mac), ..self.clone() }
-    }
-}
-
-/// Devices and neighbours.
+/// Devices and neighbours, indexed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct World {
     /// Devices by index.
     pub devices: BTreeMap<u32, Device>,
     /// The neighbour table: MACs by device and address.
     pub neighbours: HashMap<(u32, IpAddr), Mac>,
-    /// The bridges' forwarding tables: ports by bridge and MAC.
-    pub ports: HashMap<(u32, Mac), u32>,
+}
+
+impl From<Snapshot> for World {
+    fn from(s: Snapshot) -> Self {
+        let devices = s.devices.into_iter().map(|d| (d.ifindex, d)).collect();
+        let neighbours = s.neighbors.into_iter().map(|n| ((n.ifindex, n.address), n.mac)).collect();
+        Self { devices, neighbours }
+    }
 }
 
 impl World {
-    /// The MAC and addresses of who is behind a device, as far as they were learned.
-    pub fn behind(&self, device: &Device) -> (Mac, Vec<IpAddr>) {
-        let mac = device.known_mac.or_else(|| self.learned_mac(device));
-        let Some(mac) = mac else { return Default::default() };
-        let segment = if device.bridge != 0 { device.bridge } else { device.ifindex };
-        let here = self.neighbours.iter().filter(|((on, _), m)| *on == segment && **m == mac);
-        let mut addresses: Vec<IpAddr> = here.map(|((_, ip), _)| *ip).filter(|ip| !is_link_local(ip)).collect();
-        addresses.sort_unstable();
-        (mac, addresses)
+    /// The bridge that a device is a port of.
+    pub fn bridge_of(&self, device: &Device) -> Option<&Device> {
+        self.devices.get(&device.master).filter(|d| d.is_bridge)
     }
 
-    /// The one MAC behind a device; with several (a VM that bridges itself), none is the endpoint's for sure.
-    fn learned_mac(&self, device: &Device) -> Option<Mac> {
-        let mut macs: Vec<Mac> = if device.bridge != 0 {
-            let on_port = self.ports.iter().filter(|((bridge, _), port)| *bridge == device.bridge && **port == device.ifindex);
-            on_port.map(|((_, mac), _)| *mac).collect()
-        } else {
-            self.neighbours.iter().filter(|((on, _), _)| *on == device.ifindex).map(|(_, mac)| *mac).collect()
-        };
+    /// The MAC and addresses behind a device: what a resource says, and what was learned where it says nothing.
+    ///
+    /// Behind a routed device whoever answers there is the endpoint. On a bridge the neighbour table does not say on which
+    /// port someone is: the resource must give the MAC or an address.
+    pub fn behind(&self, device: &Device, mac: Option<Mac>, addresses: &[IpAddr]) -> (Mac, Vec<IpAddr>) {
+        let bridge = self.bridge_of(device);
+        let segment = bridge.unwrap_or(device).ifindex;
+        let by_address = || addresses.iter().find_map(|a| self.neighbours.get(&(segment, *a))).copied();
+        let mac = mac.or_else(by_address).or_else(|| if bridge.is_none() { self.only_neighbour(segment) } else { None });
+        let Some(mac) = mac else { return (Mac::default(), addresses.to_vec()) };
+        if !addresses.is_empty() {
+            return (mac, addresses.to_vec());
+        }
+        let here = self.neighbours.iter().filter(|((on, _), m)| *on == segment && **m == mac);
+        let mut learned: Vec<IpAddr> = here.map(|((_, ip), _)| *ip).filter(|ip| !is_link_local(ip)).collect();
+        learned.sort_unstable();
+        (mac, learned)
+    }
+
+    /// The one MAC behind a routed device; with several, none is the endpoint's for sure.
+    fn only_neighbour(&self, ifindex: u32) -> Option<Mac> {
+        let mut macs: Vec<Mac> = self.neighbours.iter().filter(|((on, _), _)| *on == ifindex).map(|(_, mac)| *mac).collect();
         macs.sort_unstable();
         macs.dedup();
         if let [one] = macs.as_slice() { Some(*one) } else { None }
