@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 
 use super::layout::Layout;
-use super::sys::{NO_EXIST, RawMap, bytes_of, bytes_of_mut, zeroed};
+use super::sys::{RawMap, bytes_of, bytes_of_mut, zeroed};
 
 /// Elements read or written in one call.
 pub const BATCH: usize = 4096;
@@ -35,11 +35,6 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(Self { map, name: layout.name, capacity: layout.max_entries, types: PhantomData })
     }
 
-    /// How many entries it has room for.
-    pub fn capacity(&self) -> u32 {
-        self.capacity
-    }
-
     /// The map itself.
     pub fn raw(&self) -> &RawMap {
         &self.map
@@ -57,15 +52,6 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         self.map.update(one(key), one(value), 0).map_err(|e| self.write_error(e))
     }
 
-    /// Sets the value of `key` unless there is one; says if it was set.
-    pub fn put_new(&self, key: &K, value: &V) -> Result<bool> {
-        match self.map.update(one(key), one(value), NO_EXIST) {
-            Ok(()) => Ok(true),
-            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
-            Err(e) => Err(self.write_error(e)),
-        }
-    }
-
     /// Removes `key`; says if there was one.
     pub fn remove(&self, key: &K) -> Result<bool> {
         self.map.delete(one(key)).with_context(|| format!("map {}: removing an entry", self.name))
@@ -75,14 +61,6 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
     pub fn put_all(&self, keys: &[K], values: &[V]) -> Result<()> {
         for (k, v) in keys.chunks(BATCH).zip(values.chunks(BATCH)) {
             self.map.update_batch(bytes_of(k), bytes_of(v), 0).map_err(|e| self.write_error(e))?;
-        }
-        Ok(())
-    }
-
-    /// Removes many entries; those that are gone already are no fault.
-    pub fn remove_all(&self, keys: &[K]) -> Result<()> {
-        for k in keys.chunks(BATCH) {
-            self.map.delete_batch(bytes_of(k)).with_context(|| format!("map {}: removing entries", self.name))?;
         }
         Ok(())
     }

@@ -80,7 +80,7 @@ impl Sizes {
 }
 
 /// One map.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Layout {
     /// Its name, in the object and in the pin directory.
     pub name: &'static str,

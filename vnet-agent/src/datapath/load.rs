@@ -15,6 +15,10 @@ use super::attach::{Program, Programs};
 use super::layout::{Layout, Sizes};
 use super::sys::RawMap;
 
+/// Writes what the programs log to the agent's log, when asked to ([`EbpfLogger::flush`]). Its file descriptor says when there
+/// is something.
+pub type Logger = EbpfLogger<&'static dyn log::Log>;
+
 /// A map and what it looks like.
 pub struct LoadedMap {
     /// The map.
@@ -42,7 +46,7 @@ pub struct Loaded {
     /// The program that reads the kernel's ticks.
     pub clock: Program,
     /// Gives what the programs log; only if that was asked for.
-    pub logger: Option<EbpfLogger>,
+    pub logger: Option<Logger>,
 }
 
 /// Loads `object`; maps in `pins` are taken from there.
@@ -56,10 +60,13 @@ pub fn load(object: &[u8], wanted: &[Layout], pins: &BTreeMap<&'static str, Path
             loader.map_pin_path(layout.name, path.as_path());
         }
     }
+    let t = std::time::Instant::now();
     let mut ebpf = loader.load(object).context("loading the eBPF object into the kernel")?;
+    eprintln!("load {:?}", t.elapsed());
     let maps = wanted.iter().map(|l| Ok((l.name, map(&ebpf, l)?))).collect::<Result<_>>()?;
     let programs = Programs { from_endpoint: program(&mut ebpf, "vm_egress")?, to_endpoint: program(&mut ebpf, "vm_ingress")? };
     let clock = program(&mut ebpf, "clock")?;
+    eprintln!("programs {:?}", t.elapsed());
     let logger = trace.then(|| EbpfLogger::init(&mut ebpf)).transpose().context("preparing the programs' log")?;
     Ok(Loaded { maps, programs, clock, logger })
 }

@@ -11,7 +11,6 @@
 //! those that flow caches held.
 
 use std::ops::ControlFlow;
-use std::os::fd::AsFd;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};

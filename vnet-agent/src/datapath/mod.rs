@@ -24,11 +24,11 @@ mod sys;
 use std::sync::Mutex;
 
 use anyhow::Result;
-use aya_log::EbpfLogger;
 use vnet_common::flow::ABI;
 
 pub use attach::{Attached, ForeignProgram};
 pub use layout::Sizes;
+pub use load::Logger;
 pub use maps::Maps;
 pub use migrate::Moved;
 pub use open::{OpenReport, Options, Origin};
@@ -39,7 +39,7 @@ pub struct Datapath {
     maps: Maps,
     tcx: attach::Tcx,
     clock: clock::Clock,
-    logger: Mutex<Option<EbpfLogger>>,
+    logger: Mutex<Option<Logger>>,
     root: pins::Root,
 }
 
@@ -66,7 +66,7 @@ impl Datapath {
     }
 
     /// What the programs log, if [`Options::trace`] was set: to be driven by whoever takes it.
-    pub fn take_logger(&self) -> Option<EbpfLogger> {
+    pub fn take_logger(&self) -> Option<Logger> {
         self.logger.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take()
     }
 

@@ -13,7 +13,7 @@ use super::attach::{self, Tcx};
 use super::layout::{Layout, Sizes, layouts};
 use super::load::{Loaded, load};
 use super::maps::Maps;
-use super::migrate::{self, Migration, Moved};
+use super::migrate::{Migration, Moved};
 use super::pins::{self, LINKS, Root};
 use super::sys::{self, Order};
 use super::{Datapath, clock, kernel};

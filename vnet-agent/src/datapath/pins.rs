@@ -1,7 +1,7 @@
 //! The directory in which everything is pinned.
 //!
-//! `<root>/v<ABI>/` holds the maps of one layout by their names, and `links/`. It is made under the name `v<ABI>.next`
-//! and renamed when it is complete: a directory without `.next` is whole. Both can be there after an agent died in the
+//! `<root>/v<ABI>/` holds the maps of one layout by their names, and `links/`. It is made under the name `v<ABI>-next`
+//! and renamed when it is complete: a directory without `-next` is whole. Both can be there after an agent died in the
 //! middle of an upgrade; the next one goes on where it stopped.
 
 use std::fs::{self, File};
@@ -49,7 +49,7 @@ impl Root {
 
     /// The same, while it is being made.
     pub fn next(&self, abi: u32) -> PathBuf {
-        self.dir.join(format!("v{abi}.next"))
+        self.dir.join(format!("v{abi}-next"))
     }
 
     /// Looks what is there.
@@ -58,7 +58,7 @@ impl Root {
         for file in fs::read_dir(&self.dir).with_context(|| format!("reading {}", self.dir.display()))? {
             let name = file.with_context(|| format!("reading {}", self.dir.display()))?.file_name();
             let Some(name) = name.to_str().and_then(|n| n.strip_prefix('v')) else { continue };
-            match (name.parse(), name.strip_suffix(".next").map(str::parse)) {
+            match (name.parse(), name.strip_suffix("-next").map(str::parse)) {
                 (Ok(abi), _) => found.complete.push(abi),
                 (_, Some(Ok(abi))) => found.next.push(abi),
                 _ => {}

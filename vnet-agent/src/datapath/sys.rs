@@ -18,7 +18,6 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
-const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 const LINK_DETACH: u32 = 34;
@@ -29,7 +28,6 @@ pub const NO_EXIST: u64 = 1;
 pub const LINK_TYPE_TCX: u32 = 11;
 const F_BEFORE: u32 = 1 << 3;
 const F_AFTER: u32 = 1 << 4;
-const F_ID: u32 = 1 << 5;
 
 /// Where on a device a program sits: the kernel's `bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +119,8 @@ struct LinkCreateAttr {
 
 /// Attaches a program to a device. By index: its name may change at any time.
 pub fn link_create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook, order: Order) -> io::Result<OwnedFd> {
-    // BEFORE or AFTER the program with the id 0 means before or after all of them.
-    let flags = F_ID | if order == Order::First { F_BEFORE } else { F_AFTER };
+    // Before or after nothing in particular: before or after all of them.
+    let flags = if order == Order::First { F_BEFORE } else { F_AFTER };
     let mut attr = LinkCreateAttr { program: raw(program), ifindex, attach_type: hook as u32, flags, relative: 0, pad: 0, revision: 0 };
     // SAFETY: no pointers.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
@@ -342,16 +340,16 @@ impl RawMap {
         found(self.elem(MAP_DELETE_ELEM, key, None, 0))
     }
 
-    fn count(&self, keys: &[u8], values: Option<&[u8]>) -> u32 {
+    fn count(&self, keys: &[u8], values: &[u8]) -> u32 {
         let n = keys.len() / self.key_size;
-        assert!(keys.len() == n * self.key_size && values.is_none_or(|v| v.len() == n * self.value_size), "not as many keys as values");
+        assert!(keys.len() == n * self.key_size && values.len() == n * self.value_size, "not as many keys as values");
         n as u32
     }
 
     /// Copies as many elements as the buffers hold, from `cursor` (of the call before; `None` at first) on. Gives how many,
     /// and the next cursor unless that was all. `ENOSPC`: the buffers do not hold one bucket of the hash table.
     pub fn lookup_batch(&self, cursor: Option<u32>, keys: &mut [u8], values: &mut [u8]) -> io::Result<(u32, Option<u32>)> {
-        let count = self.count(keys, Some(values));
+        let count = self.count(keys, values);
         let (cursor_in, mut next) = (cursor.unwrap_or(0), 0u32);
         let next_at: *mut u32 = &mut next;
         let mut attr = BatchAttr {
@@ -374,30 +372,11 @@ impl RawMap {
 
     /// Sets many elements.
     pub fn update_batch(&self, keys: &[u8], values: &[u8], flags: u64) -> io::Result<()> {
-        let count = self.count(keys, Some(values));
+        let count = self.count(keys, values);
         let (keys, values) = (keys.as_ptr() as u64, values.as_ptr() as u64);
         let mut attr = BatchAttr { keys, values, count, map: raw(self.fd()), elem_flags: flags, ..BatchAttr::default() };
         // SAFETY: the buffers hold `count` elements and outlive the call.
         unsafe { bpf(MAP_UPDATE_BATCH, &mut attr) }.map(drop)
-    }
-
-    /// Removes many elements, of which each may be gone already.
-    pub fn delete_batch(&self, keys: &[u8]) -> io::Result<()> {
-        let mut keys = keys;
-        while !keys.is_empty() {
-            let count = self.count(keys, None);
-            let mut attr = BatchAttr { keys: keys.as_ptr() as u64, count, map: raw(self.fd()), ..BatchAttr::default() };
-            // SAFETY: the buffer holds `count` keys and outlives the call.
-            match unsafe { bpf(MAP_DELETE_BATCH, &mut attr) } {
-                Ok(_) => break,
-                // The kernel stops at the first key that is gone, having removed `count`.
-                Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {
-                    keys = keys.get((attr.count as usize + 1) * self.key_size..).unwrap_or_default();
-                }
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(())
     }
 }
 
