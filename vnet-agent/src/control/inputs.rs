@@ -160,7 +160,8 @@ mod tests {
         }
         let mac = |n: u8| [2, 0, 0, 0, 0, n];
         let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
-        world.neighbours = HashMap::from([((3, ip(1)), mac(1)), ((3, ip(9)), mac(9)), ((5, ip(2)), mac(2)), ((2, ip(3)), mac(3))]);
+        world.neighbours =
+            HashMap::from([((3, ip(1)), mac(1)), ((3, ip(9)), mac(9)), ((5, ip(2)), mac(2)), ((2, ip(3)), mac(3))]);
         let resources = endpoints.into_iter().map(Resource::Endpoint).map(|r| (key(&r), r)).collect();
         Inputs { resources, world, attach: vec!["tap*".parse().unwrap()], ..Inputs::default() }
     }

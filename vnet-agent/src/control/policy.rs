@@ -103,7 +103,8 @@ impl<R: Rows> Policy<R> {
             let old = next.resources.remove(k);
             changes.push(describe(k, old.as_ref(), None)?);
         }
-        let changed: Vec<Key> = put.iter().map(key).chain(delete).filter(|k| self.inputs.resources.get(k) != next.resources.get(k)).collect();
+        let changed: Vec<Key> =
+            put.iter().map(key).chain(delete).filter(|k| self.inputs.resources.get(k) != next.resources.get(k)).collect();
         let split = |resources: &super::inputs::Resources| {
             let there: Vec<Resource> = changed.iter().filter_map(|k| resources.get(k).cloned()).collect();
             let gone: Vec<Key> = changed.iter().filter(|k| !resources.contains_key(*k)).cloned().collect();
@@ -134,8 +135,7 @@ impl<R: Rows> Policy<R> {
         let new = MemberOverride { drained: change.drained.unwrap_or(old.drained), weight };
         let mut next = self.inputs.clone();
         next.overrides.insert(id, new.clone());
-        let change =
-            StoreChange { commit: &|s| s.set_override(lb, member, &new), undo: &|s| s.set_override(lb, member, &old) };
+        let change = StoreChange { commit: &|s| s.set_override(lb, member, &new), undo: &|s| s.set_override(lb, member, &old) };
         self.transact(next, &change, false).map(drop)
     }
 
