@@ -1,6 +1,7 @@
 //! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
 
 pub mod datapath;
+pub mod device;
 pub mod object;
 pub mod resource;
 pub mod store;

@@ -6,7 +6,9 @@ mod support;
 use std::process::Command;
 use std::time::Duration;
 
-use support::{CLIENT_ID, MEMBER, Machine, balance, become_host, connect, echo, files, forward, ip, open, options, ping, row, serve_tcp};
+use support::{
+    CLIENT_ID, MEMBER, Machine, balance, become_host, connect, echo, files, forward, ip, open, options, ping, row, serve_tcp,
+};
 use vnet_agent::datapath::{Datapath, Hook, Origin};
 use vnet_common::verdict::Reason;
 
@@ -47,7 +49,11 @@ fn helper_agent() {
 #[test]
 fn a_killed_agent_leaves_traffic_as_it_was_and_the_next_takes_over() {
     let (client, _member) = routed();
-    let mut helper = Command::new(std::env::current_exe().unwrap()).args(["--exact", "helper_agent"]).env("VNET_TEST_HELPER", "1").spawn().unwrap();
+    let mut helper = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "helper_agent"])
+        .env("VNET_TEST_HELPER", "1")
+        .spawn()
+        .unwrap();
     support::wait_for("the helper", || std::path::Path::new("/run/vnet-test/ready").exists());
     let second = Datapath::open(&options()).err().expect("two agents at once");
     assert!(format!("{second:#}").contains("another agent is running"), "{second:#}");
@@ -183,6 +189,8 @@ fn a_device_that_moves_to_another_namespace_counts_as_gone() {
     let ns = elsewhere.inside(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
     ip(&format!("link set c0 netns /proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&ns)));
     assert_eq!(d.devices().unwrap(), Vec::<u32>::new());
-    let programs = elsewhere.inside(|| aya::programs::SchedClassifier::query_tcx("c0", aya::programs::TcAttachType::Ingress).map_or(0, |(_, p)| p.len()));
+    let programs = elsewhere.inside(|| {
+        aya::programs::SchedClassifier::query_tcx("c0", aya::programs::TcAttachType::Ingress).map_or(0, |(_, p)| p.len())
+    });
     assert_eq!(programs, 0);
 }

@@ -106,7 +106,8 @@ impl Pin {
         }
         let link = sys::obj_get(&self.path).with_context(|| format!("opening the pinned link {}", self.path.display()))?;
         // Something that is no link has other information, or none; it did not come from us.
-        let info = sys::link_info(link.as_fd()).with_context(|| format!("{}: what is pinned there is no link; remove it", self.path.display()))?;
+        let info = sys::link_info(link.as_fd())
+            .with_context(|| format!("{}: what is pinned there is no link; remove it", self.path.display()))?;
         if info.kind == LINK_TYPE_TCX && info.ifindex == self.ifindex {
             return Ok(Some(link));
         }
@@ -120,7 +121,8 @@ impl Pin {
 
     fn detach(&self) -> Result<()> {
         if let Some(link) = self.live()? {
-            sys::link_detach(link.as_fd()).with_context(|| format!("taking the {} program off device {}", hook_name(self.hook), self.ifindex))?;
+            sys::link_detach(link.as_fd())
+                .with_context(|| format!("taking the {} program off device {}", hook_name(self.hook), self.ifindex))?;
             self.unpin()?;
         }
         Ok(())
@@ -217,7 +219,8 @@ impl Tcx {
 
     /// The programs before ours on a device's hook.
     fn foreign(&self, ifindex: u32, hook: Hook) -> Result<Vec<ForeignProgram>> {
-        let ids = sys::programs_of(ifindex, hook).with_context(|| format!("asking for the {} programs on device {ifindex}", hook_name(hook)))?;
+        let ids = sys::programs_of(ifindex, hook)
+            .with_context(|| format!("asking for the {} programs on device {ifindex}", hook_name(hook)))?;
         let ours = self.programs.on(hook).id;
         let Some(place) = ids.iter().position(|id| *id == ours) else {
             bail!("the {} program is not on device {ifindex} any more: somebody took it off", hook_name(hook));

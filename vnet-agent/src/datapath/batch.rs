@@ -91,7 +91,9 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
 
     fn write_error(&self, e: io::Error) -> anyhow::Error {
         let what = match e.raw_os_error() {
-            Some(libc::E2BIG | libc::ENOSPC) => format!("it is full ({} entries): start the agent with a larger one", self.capacity),
+            Some(libc::E2BIG | libc::ENOSPC) => {
+                format!("it is full ({} entries): start the agent with a larger one", self.capacity)
+            }
             Some(libc::ENOMEM) => "the kernel has no memory for it: free some".to_owned(),
             _ => "the kernel refused it".to_owned(),
         };
@@ -114,7 +116,12 @@ impl Cursor {
 }
 
 /// [`Table::scan`] for a map of any types.
-pub fn scan_raw(map: &RawMap, cursor: &mut Cursor, at_least: usize, mut f: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> io::Result<usize> {
+pub fn scan_raw(
+    map: &RawMap,
+    cursor: &mut Cursor,
+    at_least: usize,
+    mut f: impl FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+) -> io::Result<usize> {
     let (key_size, value_size) = (map.key_size(), map.value_size());
     let mut size = BATCH.min(at_least.max(1));
     let (mut keys, mut values) = (vec![0; size * key_size], vec![0; size * value_size]);

@@ -29,7 +29,8 @@ impl Clock {
         let (end, last) = clock.edge(maps)?;
         let per_second = f64::from(last.wrapping_sub(first)) / (end - start).as_secs_f64();
         let nearest = RATES.into_iter().min_by_key(|r| (per_second - f64::from(*r)).abs() as u32);
-        clock.rate = nearest.filter(|r| (per_second / f64::from(*r) - 1.0).abs() < 0.05).unwrap_or(per_second.round() as u32).max(1);
+        clock.rate =
+            nearest.filter(|r| (per_second / f64::from(*r) - 1.0).abs() < 0.05).unwrap_or(per_second.round() as u32).max(1);
         Ok(clock)
     }
 

@@ -15,7 +15,8 @@ use super::maps::Maps;
 impl Maps {
     /// Every endpoint row.
     pub fn endpoints(&self) -> Result<Vec<EndpointRow>> {
-        let mut rows: Vec<EndpointRow> = (0..ENDPOINT_ROWS).filter_map(|row| self.endpoints.load(row)).filter(|e| e.ifindex != 0).collect();
+        let mut rows: Vec<EndpointRow> =
+            (0..ENDPOINT_ROWS).filter_map(|row| self.endpoints.load(row)).filter(|e| e.ifindex != 0).collect();
         self.endpoints_more.for_each(|_, row| rows.push(row))?;
         Ok(rows)
     }

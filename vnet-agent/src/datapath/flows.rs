@@ -142,7 +142,11 @@ impl Pending {
     }
 }
 
-fn gather<A: Address + Hash>(tables: &FlowTables<A>, flows: &mut HashMap<FlowKey<A>, Traffic>, members: &mut HashMap<u32, [Traffic; 2]>) -> Result<()> {
+fn gather<A: Address + Hash>(
+    tables: &FlowTables<A>,
+    flows: &mut HashMap<FlowKey<A>, Traffic>,
+    members: &mut HashMap<u32, [Traffic; 2]>,
+) -> Result<()> {
     tables.cached(|slot| {
         flows.entry(slot.key).or_default().add(slot);
         members.entry(slot.member).or_default()[usize::from(slot.key.direction & 1)].add(slot);
@@ -224,7 +228,11 @@ pub struct Flow {
 
 fn socket<A: Address>(addr: &A, port: [u8; 2]) -> SocketAddr {
     let wide = addr.widen();
-    let ip = if A::VERSION == 4 { IpAddr::V4(Ipv4Addr::new(wide[0], wide[1], wide[2], wide[3])) } else { IpAddr::V6(Ipv6Addr::from(wide)) };
+    let ip = if A::VERSION == 4 {
+        IpAddr::V4(Ipv4Addr::new(wide[0], wide[1], wide[2], wide[3]))
+    } else {
+        IpAddr::V6(Ipv6Addr::from(wide))
+    };
     SocketAddr::new(ip, u16::from_be_bytes(port))
 }
 

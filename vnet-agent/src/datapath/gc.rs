@@ -115,7 +115,14 @@ impl Collector {
     }
 
     /// Reads a part of one table, and goes to the next at its end.
-    fn sweep<A: Address>(&mut self, maps: &Maps, table: &FlowTable<A>, half_open: bool, now: &Now, done: &mut Collected) -> Result<()> {
+    fn sweep<A: Address>(
+        &mut self,
+        maps: &Maps,
+        table: &FlowTable<A>,
+        half_open: bool,
+        now: &Now,
+        done: &mut Collected,
+    ) -> Result<()> {
         let mut idle = Vec::new();
         let read = table.entries.scan(&mut self.cursor, BUDGET - done.read, |key, entry| {
             if !half_open && key.direction == Direction::Egress as u8 {
@@ -192,7 +199,12 @@ impl Collector {
 }
 
 /// Looks closer at an entry that was idle: gives both keys of its flow if that is over.
-fn over<A: Address>(table: &FlowTable<A>, half_open: bool, now: &Now, key: &FlowKey<A>) -> Result<Option<(FlowKey<A>, FlowKey<A>)>> {
+fn over<A: Address>(
+    table: &FlowTable<A>,
+    half_open: bool,
+    now: &Now,
+    key: &FlowKey<A>,
+) -> Result<Option<(FlowKey<A>, FlowKey<A>)>> {
     let Some(entry) = table.entries.get(key)? else { return Ok(None) };
     let partner_key = key.partner(&entry.rewrite);
     // Where flows collided, the entry there may be another flow's.

@@ -19,7 +19,11 @@ const CAP_SYS_ADMIN: u32 = 21;
 
 /// Checks everything, and names all that is missing. `bpffs` is the directory (or the one above it) where maps are pinned.
 pub fn check(bpffs: &Path) -> Result<()> {
-    let missing: Vec<String> = [capabilities(), jit(), programs(), tcx(), filesystem(bpffs)].into_iter().filter_map(Result::err).map(|e| format!("{e:#}")).collect();
+    let missing: Vec<String> = [capabilities(), jit(), programs(), tcx(), filesystem(bpffs)]
+        .into_iter()
+        .filter_map(Result::err)
+        .map(|e| format!("{e:#}"))
+        .collect();
     match missing.as_slice() {
         [] => Ok(()),
         [one] => bail!("this host cannot run the datapath: {one}"),
@@ -28,11 +32,13 @@ pub fn check(bpffs: &Path) -> Result<()> {
 }
 
 fn capabilities() -> Result<()> {
-    let status = std::fs::read_to_string("/proc/self/status").context("reading this process's capabilities from /proc/self/status")?;
+    let status =
+        std::fs::read_to_string("/proc/self/status").context("reading this process's capabilities from /proc/self/status")?;
     let line = status.lines().find_map(|l| l.strip_prefix("CapEff:")).context("/proc/self/status has no line CapEff")?;
     let bits = u64::from_str_radix(line.trim(), 16).context("/proc/self/status: CapEff is no number")?;
     let has = |bit: u32| bits >> bit & 1 != 0;
-    let missing: Vec<&str> = CAPABILITIES.iter().filter(|(_, bit)| !has(*bit) && !(*bit != 12 && has(CAP_SYS_ADMIN))).map(|c| c.0).collect();
+    let missing: Vec<&str> =
+        CAPABILITIES.iter().filter(|(_, bit)| !has(*bit) && !(*bit != 12 && has(CAP_SYS_ADMIN))).map(|c| c.0).collect();
     if !missing.is_empty() {
         bail!("this process lacks {}: run it as root, or give it these capabilities", missing.join(", "));
     }
@@ -64,14 +70,17 @@ fn tcx() -> Result<()> {
     match programs_of(LOOPBACK, Hook::Ingress) {
         Ok(_) => Ok(()),
         Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => bail!("the kernel has no TCX hooks: use a kernel from 6.6 on, with CONFIG_NET_XGRESS"),
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => {
+            bail!("the kernel has no TCX hooks: use a kernel from 6.6 on, with CONFIG_NET_XGRESS")
+        }
         Err(e) => Err(e).context("asking the kernel for TCX programs on the loopback device"),
     }
 }
 
 fn filesystem(dir: &Path) -> Result<()> {
     let existing = dir.ancestors().find(|d| d.exists()).unwrap_or(Path::new("/"));
-    let kind = statfs(existing).with_context(|| format!("looking at the file system of {}", existing.display()))?.filesystem_type();
+    let kind =
+        statfs(existing).with_context(|| format!("looking at the file system of {}", existing.display()))?.filesystem_type();
     if kind != BPF_FS_MAGIC {
         bail!("{} lies on no BPF file system: mount -t bpf bpf /sys/fs/bpf, or name a directory on one", dir.display());
     }

@@ -105,12 +105,15 @@ pub fn cpus() -> Result<u32> {
 /// Every map, with the sizes that are asked for.
 pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
     let cpus = cpus()?;
-    let cache = |slots: u32| slots.checked_mul(cpus).map(|n| n.max(1)).context("the flow cache has too many slots for this many CPUs");
+    let cache =
+        |slots: u32| slots.checked_mul(cpus).map(|n| n.max(1)).context("the flow cache has too many slots for this many CPUs");
     let (cache4, cache6) = (cache(sizes.cache[0])?, cache(sizes.cache[1])?);
-    let hash = |name, k, v, n| Layout { name, kind: MapType::Hash, key_size: k, value_size: v, max_entries: n, flags: NO_PREALLOC };
+    let hash =
+        |name, k, v, n| Layout { name, kind: MapType::Hash, key_size: k, value_size: v, max_entries: n, flags: NO_PREALLOC };
     let array = |name, v, n| Layout { name, kind: MapType::Array, key_size: 4, value_size: v, max_entries: n, flags: MMAPABLE };
     let per_cpu = |name, v, n| Layout { name, kind: MapType::PerCpuArray, key_size: 4, value_size: v, max_entries: n, flags: 0 };
-    let (key4, entry4, key6, entry6) = (flow_key::<[u8; 4]>(), flow_entry::<[u8; 4]>(), flow_key::<[u8; 16]>(), flow_entry::<[u8; 16]>());
+    let (key4, entry4, key6, entry6) =
+        (flow_key::<[u8; 4]>(), flow_entry::<[u8; 4]>(), flow_key::<[u8; 16]>(), flow_entry::<[u8; 16]>());
     let ring = sizes.endpoints * HALF_OPEN_QUOTA;
     Ok(vec![
         array("CONFIG", size::<Config>(), default_size("CONFIG")),

@@ -50,23 +50,29 @@ pub struct Loaded {
 }
 
 /// Loads `object`; maps in `pins` are taken from there.
-pub fn load(object: &[u8], wanted: &[Layout], pins: &BTreeMap<&'static str, PathBuf>, sizes: &Sizes, trace: bool) -> Result<Loaded> {
+pub fn load(
+    object: &[u8],
+    wanted: &[Layout],
+    pins: &BTreeMap<&'static str, PathBuf>,
+    sizes: &Sizes,
+    trace: bool,
+) -> Result<Loaded> {
     let (on, mask, trace_on) = (u32::from(sizes.cache[0] != 0), sizes.cache[0].saturating_sub(1), u32::from(trace));
     let mut loader = EbpfLoader::new();
-    loader.override_global("CACHE_ON", &on, true).override_global("CACHE_MASK", &mask, true).override_global("TRACE", &trace_on, true);
+    loader
+        .override_global("CACHE_ON", &on, true)
+        .override_global("CACHE_MASK", &mask, true)
+        .override_global("TRACE", &trace_on, true);
     for layout in wanted {
         loader.map_max_entries(layout.name, layout.max_entries);
         if let Some(path) = pins.get(layout.name) {
             loader.map_pin_path(layout.name, path.as_path());
         }
     }
-    let t = std::time::Instant::now();
     let mut ebpf = loader.load(object).context("loading the eBPF object into the kernel")?;
-    eprintln!("load {:?}", t.elapsed());
     let maps = wanted.iter().map(|l| Ok((l.name, map(&ebpf, l)?))).collect::<Result<_>>()?;
     let programs = Programs { from_endpoint: program(&mut ebpf, "vm_egress")?, to_endpoint: program(&mut ebpf, "vm_ingress")? };
     let clock = program(&mut ebpf, "clock")?;
-    eprintln!("programs {:?}", t.elapsed());
     let logger = trace.then(|| EbpfLogger::init(&mut ebpf)).transpose().context("preparing the programs' log")?;
     Ok(Loaded { maps, programs, clock, logger })
 }
@@ -75,7 +81,9 @@ fn map(ebpf: &Ebpf, wanted: &Layout) -> Result<LoadedMap> {
     let name = wanted.name;
     let data = match ebpf.map(name) {
         Some(Map::Array(m) | Map::HashMap(m) | Map::PerCpuArray(m)) => m,
-        Some(_) => bail!("map {name} of the eBPF object is of another type than this agent expects: they were not built together"),
+        Some(_) => {
+            bail!("map {name} of the eBPF object is of another type than this agent expects: they were not built together")
+        }
         None => bail!("the eBPF object has no map {name}: it and this agent were not built together"),
     };
     let info = data.info().with_context(|| format!("map {name}: asking the kernel about it"))?;
@@ -88,7 +96,9 @@ fn map(ebpf: &Ebpf, wanted: &Layout) -> Result<LoadedMap> {
 }
 
 fn program(ebpf: &mut Ebpf, name: &str) -> Result<Program> {
-    let program = ebpf.program_mut(name).with_context(|| format!("the eBPF object has no program {name}: it and this agent were not built together"))?;
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the eBPF object has no program {name}: it and this agent were not built together"))?;
     let program: &mut SchedClassifier = program.try_into().with_context(|| format!("program {name} is of another type"))?;
     program.load().with_context(|| format!("loading program {name}: the kernel refused it"))?;
     let id = program.info().with_context(|| format!("program {name}: asking the kernel about it"))?.id();

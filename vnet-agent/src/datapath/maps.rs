@@ -289,6 +289,9 @@ fn count<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<u32> {
 fn memory(layout: &Layout, fd: &OwnedFd) -> Result<u64> {
     let path = format!("/proc/self/fdinfo/{}", fd.as_raw_fd());
     let info = std::fs::read_to_string(&path).with_context(|| format!("map {}: reading {path}", layout.name))?;
-    let line = info.lines().find_map(|l| l.strip_prefix("memlock:")).with_context(|| format!("map {}: {path} has no line memlock", layout.name))?;
+    let line = info
+        .lines()
+        .find_map(|l| l.strip_prefix("memlock:"))
+        .with_context(|| format!("map {}: {path} has no line memlock", layout.name))?;
     line.trim().parse().with_context(|| format!("map {}: {path}: memlock is no number", layout.name))
 }

@@ -102,7 +102,9 @@ impl Migration {
         if let Some((from, to, copied)) = &self.counts {
             for (row, old) in (0..).zip(copied) {
                 let now = from.load(row).unwrap_or_default();
-                for (word, delta) in [now.created.wrapping_sub(old.created), now.removed.wrapping_sub(old.removed)].into_iter().enumerate() {
+                for (word, delta) in
+                    [now.created.wrapping_sub(old.created), now.removed.wrapping_sub(old.removed)].into_iter().enumerate()
+                {
                     if let Some(w) = to.word32(row, word) {
                         w.fetch_add(delta, std::sync::atomic::Ordering::Relaxed);
                     }
@@ -124,9 +126,13 @@ impl Step {
         let from_layout = Layout::of(name, &info)?;
         let (expected, convert) = conversion(&map.layout, abi)?;
         if !from_layout.compatible(&expected) {
-            bail!("the pinned map {} ({from_layout}) is not what layout {abi} says ({expected}): this agent cannot read it", path.display());
+            bail!(
+                "the pinned map {} ({from_layout}) is not what layout {abi} says ({expected}): this agent cannot read it",
+                path.display()
+            );
         }
-        let from = RawMap::new(sys::obj_get(path).with_context(what)?, from_layout.key_size as usize, from_layout.copied_value_size()?);
+        let from =
+            RawMap::new(sys::obj_get(path).with_context(what)?, from_layout.key_size as usize, from_layout.copied_value_size()?);
         Ok(Some(Self { from, from_layout, to: map.raw()?, to_layout: map.layout, convert }))
     }
 
@@ -143,7 +149,9 @@ impl Step {
             self.refuse_beyond_end(&keys)?;
             if !keys.is_empty() {
                 n += (keys.len() / self.to.key_size()) as u64;
-                self.to.update_batch(&keys, &values, 0).with_context(|| format!("map {name}: copying into the new one ({})", self.to_layout))?;
+                self.to
+                    .update_batch(&keys, &values, 0)
+                    .with_context(|| format!("map {name}: copying into the new one ({})", self.to_layout))?;
             }
             keys.clear();
             values.clear();
@@ -201,7 +209,10 @@ impl Step {
         let rows = keys.as_chunks::<4>().0.iter().map(|k| u32::from_ne_bytes(*k));
         if let Some(row) = rows.filter(|row| *row >= self.to_layout.max_entries).max() {
             let (name, size) = (self.to_layout.name, self.to_layout.max_entries);
-            bail!("map {name}: row {row} is in use, and the new size is {size}; start the agent with a size of at least {}", row + 1);
+            bail!(
+                "map {name}: row {row} is in use, and the new size is {size}; start the agent with a size of at least {}",
+                row + 1
+            );
         }
         Ok(())
     }
@@ -212,8 +223,12 @@ impl Step {
 fn conversion(now: &Layout, abi: u32) -> Result<(Layout, Option<Convert>)> {
     match (abi, now.name) {
         (ABI, _) => Ok((*now, None)),
-        (1, "FLOWS4" | "HALF_OPEN4") => Ok((Layout { value_size: size_of::<Entry1<[u8; 4], 0>>() as u32, ..*now }, Some(entry_from_1::<[u8; 4], 0>))),
-        (1, "FLOWS6" | "HALF_OPEN6") => Ok((Layout { value_size: size_of::<Entry1<[u8; 16], 4>>() as u32, ..*now }, Some(entry_from_1::<[u8; 16], 4>))),
+        (1, "FLOWS4" | "HALF_OPEN4") => {
+            Ok((Layout { value_size: size_of::<Entry1<[u8; 4], 0>>() as u32, ..*now }, Some(entry_from_1::<[u8; 4], 0>)))
+        }
+        (1, "FLOWS6" | "HALF_OPEN6") => {
+            Ok((Layout { value_size: size_of::<Entry1<[u8; 16], 4>>() as u32, ..*now }, Some(entry_from_1::<[u8; 16], 4>)))
+        }
         (1, _) => Ok((*now, None)),
         _ => bail!("this agent (map layout {ABI}) cannot read layout {abi}: upgrade by way of a version with layout {}", ABI - 1),
     }

@@ -41,7 +41,8 @@ impl<T: aya::Pod> Mapped<T> {
     /// Maps `rows` rows from `first` on; they are then counted from 0. The kernel refuses what the map does not have.
     pub fn window(map: BorrowedFd<'_>, first: u32, rows: u32) -> io::Result<Self> {
         let () = Self::WHOLE_WORDS;
-        let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.and_then(|p| usize::try_from(p).ok()).unwrap_or(4096);
+        let page =
+            nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE)?.and_then(|p| usize::try_from(p).ok()).unwrap_or(4096);
         let start = first as usize * Self::STRIDE;
         let offset = start / page * page;
         let len = (start - offset + rows as usize * Self::STRIDE).next_multiple_of(page);

@@ -98,7 +98,11 @@ enum Plan {
 
 fn refuse_newer(root: &Root, options: &Options, notes: &mut Vec<String>) -> Result<()> {
     let survey = root.survey()?;
-    let newer = survey.complete.iter().map(|abi| (*abi, root.complete(*abi))).chain(survey.next.iter().map(|abi| (*abi, root.next(*abi))));
+    let newer = survey
+        .complete
+        .iter()
+        .map(|abi| (*abi, root.complete(*abi)))
+        .chain(survey.next.iter().map(|abi| (*abi, root.next(*abi))));
     for (abi, dir) in newer.filter(|(abi, _)| *abi > ABI) {
         if !options.discard_newer {
             bail!(
@@ -116,7 +120,11 @@ fn refuse_newer(root: &Root, options: &Options, notes: &mut Vec<String>) -> Resu
 /// What is still there of older layouts after one of them was moved serves nobody.
 fn remove_older(root: &Root, notes: &mut Vec<String>) -> Result<()> {
     let survey = root.survey()?;
-    let older = survey.complete.iter().map(|abi| (*abi, root.complete(*abi))).chain(survey.next.iter().map(|abi| (*abi, root.next(*abi))));
+    let older = survey
+        .complete
+        .iter()
+        .map(|abi| (*abi, root.complete(*abi)))
+        .chain(survey.next.iter().map(|abi| (*abi, root.next(*abi))));
     for (_, dir) in older.filter(|(abi, _)| *abi < ABI) {
         remove_all(&dir)?;
         notes.push(format!("removed {}, left by an older agent", dir.display()));
@@ -225,7 +233,13 @@ fn pin_maps(loaded: &Loaded, dir: &Path) -> Result<()> {
 }
 
 /// See [`migrate`](super::migrate) for what is moved, and in which order.
-fn migrate(root: &Root, options: &Options, mut wanted: Vec<Layout>, source: (&Path, u32), notes: &mut Vec<String>) -> Result<Opened> {
+fn migrate(
+    root: &Root,
+    options: &Options,
+    mut wanted: Vec<Layout>,
+    source: (&Path, u32),
+    notes: &mut Vec<String>,
+) -> Result<Opened> {
     let (source, abi) = source;
     let next = root.next(ABI);
     let resumed = pins::has_links(&next);

@@ -20,7 +20,11 @@ impl<T: aya::Pod> PerCpu<T> {
     pub fn new(map: RawMap, layout: &Layout) -> Result<Self> {
         const { assert!(size_of::<T>().is_multiple_of(8)) };
         let (name, cpus) = (layout.name, cpus()? as usize);
-        ensure!(map.value_size() == cpus * size_of::<T>(), "map {name}: this agent reads {} bytes a CPU; the map has {layout}", size_of::<T>());
+        ensure!(
+            map.value_size() == cpus * size_of::<T>(),
+            "map {name}: this agent reads {} bytes a CPU; the map has {layout}",
+            size_of::<T>()
+        );
         Ok(Self { map, name, cpus, row: PhantomData })
     }
 

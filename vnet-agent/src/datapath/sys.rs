@@ -121,7 +121,8 @@ struct LinkCreateAttr {
 pub fn link_create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook, order: Order) -> io::Result<OwnedFd> {
     // Before or after nothing in particular: before or after all of them.
     let flags = if order == Order::First { F_BEFORE } else { F_AFTER };
-    let mut attr = LinkCreateAttr { program: raw(program), ifindex, attach_type: hook as u32, flags, relative: 0, pad: 0, revision: 0 };
+    let mut attr =
+        LinkCreateAttr { program: raw(program), ifindex, attach_type: hook as u32, flags, relative: 0, pad: 0, revision: 0 };
     // SAFETY: no pointers.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
 }

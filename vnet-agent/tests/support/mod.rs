@@ -31,7 +31,16 @@ pub const PINS: &str = "/run/vnet-test/bpf/vnet";
 
 /// Small maps, so that a test takes little memory and time.
 pub fn sizes() -> Sizes {
-    Sizes { endpoints: 8, flows: [8192, 8192], half_open: [8192, 8192], cache: [1024, 1024], maglev: 1024, members: 256, groups: 64, ..Sizes::default() }
+    Sizes {
+        endpoints: 8,
+        flows: [8192, 8192],
+        half_open: [8192, 8192],
+        cache: [1024, 1024],
+        maglev: 1024,
+        members: 256,
+        groups: 64,
+        ..Sizes::default()
+    }
 }
 
 pub fn options() -> Options {
@@ -150,7 +159,14 @@ pub fn balance(d: &Datapath, member: Ipv4Addr) {
     maps.set_flow_quota(10_000).unwrap();
     for (group, protocol) in [(0u32, 6u8), (1, 17)] {
         let serial = 100 + group;
-        let row = MemberRow { addr: member.octets().widen(), port: PORT.to_be_bytes(), serial, group, state: state::ACTIVE, ..MemberRow::default() };
+        let row = MemberRow {
+            addr: member.octets().widen(),
+            port: PORT.to_be_bytes(),
+            serial,
+            group,
+            state: state::ACTIVE,
+            ..MemberRow::default()
+        };
         maps.put_maglev(group, &[[group; 16]]).unwrap();
         maps.put_member(group, &row).unwrap();
         maps.put_group(group, &GroupRow { table: u64::from(group) << 32 | 1, serial, flags: 0 }).unwrap();
@@ -188,7 +204,8 @@ pub fn serve_tcp(m: &Machine) {
 
 pub fn connect(m: &Machine) -> TcpStream {
     m.inside(|| {
-        let s = TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(5)).expect("connecting to the VIP");
+        let s =
+            TcpStream::connect_timeout(&SocketAddr::from((VIP, PORT)), Duration::from_secs(5)).expect("connecting to the VIP");
         s.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
         s.set_nodelay(true).unwrap();
         s
@@ -236,9 +253,17 @@ impl Load {
 
 /// Pings for a while; gives (sent, received).
 pub fn ping(m: &Machine, to: Ipv4Addr, count: u32, interval: &str) -> (u32, u32) {
-    let out = m.inside(|| Command::new("ping").args(["-q", "-n", "-c", &count.to_string(), "-i", interval, "-w", "60", &to.to_string()]).output().unwrap());
+    let out = m.inside(|| {
+        Command::new("ping")
+            .args(["-q", "-n", "-c", &count.to_string(), "-i", interval, "-w", "60", &to.to_string()])
+            .output()
+            .unwrap()
+    });
     let text = String::from_utf8_lossy(&out.stdout).into_owned();
-    let line = text.lines().find(|l| l.contains("transmitted")).unwrap_or_else(|| panic!("ping: {text} {}", String::from_utf8_lossy(&out.stderr)));
+    let line = text
+        .lines()
+        .find(|l| l.contains("transmitted"))
+        .unwrap_or_else(|| panic!("ping: {text} {}", String::from_utf8_lossy(&out.stderr)));
     let numbers: Vec<u32> = line.split([' ', ',']).filter_map(|w| w.parse().ok()).collect();
     (numbers[0], numbers[1])
 }
