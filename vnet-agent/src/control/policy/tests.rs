@@ -1,0 +1,1 @@
+//! A change takes effect as a whole, or not at all.
