@@ -35,8 +35,11 @@ fn once_it_ends_by_itself_and_all_is_as_expected() -> Result<()> {
 #[test]
 fn it_stays_until_it_is_told_to_end_and_leaves_nothing() -> Result<()> {
     let mut lab = lab(&[])?;
-    wait_for("what to try", Duration::from_secs(60), || lab.printed().contains("stays up until").then_some(()))
-        .with_context(|| lab.printed())?;
+    wait_for("what to try", Duration::from_secs(60), || {
+        let ended = lab.ended().map_or(true, |status| status.is_some());
+        (ended || lab.printed().contains("stays up until")).then_some(())
+    })?;
+    ensure!(lab.ended()?.is_none(), "{}", lab.printed());
     let directories = directories_of(lab.pid())?;
     ensure!(!directories.is_empty());
     let printed = lab.printed();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
 
 use crate::files;
@@ -33,14 +33,14 @@ pub struct Args {
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let request = ApplyRequest { files: files::read(&args.files)?, dry_run: args.dry_run };
     let response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
+    if response.changes.is_empty() {
+        bail!("there are no resources in what was given");
+    }
     for warning in &response.warnings {
         session.warn(warning);
     }
     let note = if args.dry_run { " (dry run)" } else { "" };
     session.show(&response, |response| lines(&response.changes, note, session.paint))?;
-    if response.changes.is_empty() {
-        session.note("there are no resources in what was given");
-    }
     Ok(0)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::style::Color;
 use crate::{apply, completions, delete, describe, detach, diff, get, lb, man};
@@ -12,7 +12,7 @@ use crate::{apply, completions, delete, describe, detach, diff, get, lb, man};
 /// Resources (load balancers, endpoints) are YAML: `apply` takes them, `get -o yaml` gives them back. `lb` has what is only
 /// about load balancing: members, draining, weights, flows.
 #[derive(Debug, Parser)]
-#[command(name = "vnet-ctl", version, propagate_version = true, arg_required_else_help = true, after_help = AFTER)]
+#[command(name = "vnet-ctl", version, arg_required_else_help = true, after_help = AFTER)]
 pub struct Cli {
     /// For every verb.
     #[command(flatten)]
@@ -38,9 +38,10 @@ Reading needs access to the agent's socket; changing needs root or membership of
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// The agent's socket
-    #[arg(long, global = true, env = "VNET_SOCKET", default_value = "/run/vnet/agent.sock", value_name = "PATH")]
-    pub socket: PathBuf,
+    /// The agent's socket [env: VNET_SOCKET] [default: /run/vnet/agent.sock]
+    // Not with clap's `env`: a variable that is set would count as an argument, and be shown in every usage line.
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
     /// How to print
     #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, hide_possible_values = true, value_name = "table|wide|json|yaml")]
     pub output: Format,
@@ -50,6 +51,14 @@ pub struct Global {
     /// How long to wait for an answer of the agent
     #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
+}
+
+impl Global {
+    /// The agent's socket: as the option says, or the environment, or where it usually is.
+    pub fn socket(&self) -> PathBuf {
+        let variable = || std::env::var_os("VNET_SOCKET").filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.socket.clone().or_else(variable).unwrap_or_else(|| PathBuf::from("/run/vnet/agent.sock"))
+    }
 }
 
 /// How to print.

@@ -1,9 +1,9 @@
 //! HTTP over the agent's socket.
 
 use std::fmt::Write as _;
-use std::future::Future;
-use std::io::{ErrorKind, IsTerminal, Write};
-use std::path::PathBuf;
+use std::io::ErrorKind;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow};
@@ -16,10 +16,11 @@ use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use vnet_common::api::ErrorResponse;
 
 use crate::failure::Refused;
+use crate::progress;
 
 /// The agent, by its socket.
 #[derive(Debug)]
@@ -61,7 +62,7 @@ impl Agent {
     }
 
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T> {
-        decode(&with_progress(self.exchange(method, path, body)).await?)
+        decode(&progress::during(self.exchange(method, path, body)).await?)
     }
 
     /// One request on a connection of its own: the whole of it within the time there is.
@@ -99,6 +100,7 @@ impl Agent {
         let socket = self.socket.display();
         let why = match error.kind() {
             ErrorKind::NotFound => "there is no such socket".to_owned(),
+            ErrorKind::ConnectionRefused if !is_socket(&self.socket) => "this is not a socket".to_owned(),
             ErrorKind::ConnectionRefused => "nobody listens there any more".to_owned(),
             ErrorKind::PermissionDenied => {
                 return anyhow!(
@@ -112,6 +114,10 @@ impl Agent {
              another socket: --socket PATH or VNET_SOCKET"
         )
     }
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket())
 }
 
 fn request(method: Method, path: &str, body: Option<Vec<u8>>) -> Result<Request<Full<Bytes>>> {
@@ -148,39 +154,6 @@ pub fn segment(text: &str) -> String {
     }
     // A lone dot or two would be taken for a direction.
     if encoded.bytes().all(|byte| byte == b'.') { encoded.replace('.', "%2E") } else { encoded }
-}
-
-/// Says on a terminal that something takes long, and wipes it away afterwards.
-async fn with_progress<T>(work: impl Future<Output = T>) -> T {
-    if !std::io::stderr().is_terminal() {
-        return work.await;
-    }
-    tokio::pin!(work);
-    let mut ticks = interval(Duration::from_secs(1));
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut waited = 0;
-    loop {
-        tokio::select! {
-            done = &mut work => {
-                if waited > 1 {
-                    tell("\r\x1b[K");
-                }
-                return done;
-            }
-            _ = ticks.tick() => {
-                if waited > 0 {
-                    tell(&format!("\r\x1b[Kwaiting for the agent ({waited} s)"));
-                }
-                waited += 1;
-            }
-        }
-    }
-}
-
-fn tell(text: &str) {
-    let mut err = std::io::stderr();
-    // A progress line that cannot be shown is not missed.
-    let _ = err.write_all(text.as_bytes()).and_then(|()| err.flush());
 }
 
 #[cfg(test)]

@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
 use vnet_common::api::{ApplyResponse, File};
 
 use crate::client::segment;
-use crate::failure::is_not_found;
+use crate::failure::{Misused, is_not_found};
 use crate::output::Session;
 use crate::target::{Kind, Target, TargetParser};
 use crate::{apply, files, near};
@@ -80,14 +80,16 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 fn wanted(args: &Args) -> Result<Vec<(String, String)>> {
     let Some(target) = &args.target else {
         let files = files::read(&args.files)?;
-        return Ok(files.iter().map(named).collect::<Result<Vec<_>>>()?.concat());
+        let named = files.iter().map(named).collect::<Result<Vec<_>>>()?.concat();
+        ensure!(!named.is_empty(), "there are no resources in what was given");
+        return Ok(named);
     };
     let names = target.names(&args.names);
     if names.is_empty() {
-        bail!("which {}? Give names, as in: vnet-ctl delete lb web", target.kind.plural());
+        return Err(Misused(format!("which {}? Give names, as in: vnet-ctl delete lb web", target.kind.plural())).into());
     }
     if target.kind == Kind::All {
-        bail!("deleting needs one kind, as in: vnet-ctl delete lb {}", names[0]);
+        return Err(Misused(format!("deleting needs one kind, as in: vnet-ctl delete lb {}", names[0])).into());
     }
     Ok(names.into_iter().map(|name| (target.kind.api().to_owned(), name)).collect())
 }

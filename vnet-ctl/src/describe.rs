@@ -1,11 +1,11 @@
 //! `describe`: everything about one thing.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use serde_json::Value;
 use vnet_common::api::{EndpointStatus, LbStatus};
 
 use crate::client::segment;
-use crate::failure::is_not_found;
+use crate::failure::{Misused, is_not_found};
 use crate::output::Session;
 use crate::style::{Look, Paint, of_state};
 use crate::table::Table;
@@ -34,12 +34,12 @@ pub struct Args {
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let names = args.target.names(args.name.as_slice());
     let [name] = names.as_slice() else {
-        bail!("which one? Give one name, as in: vnet-ctl describe lb web");
+        return Err(Misused("which one? Give one name, as in: vnet-ctl describe lb web".to_owned()).into());
     };
     match args.target.kind {
         Kind::LoadBalancer => load_balancer(session, name).await,
         Kind::Endpoint => endpoint(session, name).await,
-        Kind::All => bail!("'{name}' of which kind? As in: vnet-ctl describe lb {name}"),
+        Kind::All => Err(Misused(format!("'{name}' of which kind? As in: vnet-ctl describe lb {name}")).into()),
     }
 }
 
@@ -52,19 +52,19 @@ async fn load_balancer(session: &Session, name: &str) -> Result<u8> {
         Err(error) if is_not_found(&error) => None,
         Err(error) => return Err(error),
     };
-    session.show(&lb, |lb| lb_text(lb, resource.as_ref(), session.paint))?;
+    session.show(&lb, |lb| lb_text(lb, resource.as_ref(), session))?;
     Ok(0)
 }
 
-fn lb_text(lb: &LbStatus, resource: Option<&Value>, paint: Paint) -> String {
-    let mut text = Fields::new(paint);
+fn lb_text(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String {
+    let mut text = Fields::new(session.paint);
     text.add("Name", &lb.name);
     if let Some(labels) = resource.and_then(|resource| resource.pointer("/metadata/labels")) {
         text.add("Labels", &inline(labels));
     }
     text.add("VIPs", &lb.vips.join(", "));
     text.add("Protocol", &lb.protocol);
-    text.add("Ports", &human::list(&lb.ports));
+    text.add("Ports", &human::list(&lb.ports).replace(',', ", "));
     text.add("Delivery", &lb.delivery);
     let settings = [
         ("No member", "onNoMember"),
@@ -77,7 +77,7 @@ fn lb_text(lb: &LbStatus, resource: Option<&Value>, paint: Paint) -> String {
             text.add(title, &inline(value));
         }
     }
-    text.section("Members", &lb::members::table(lb, None, true).render(paint))
+    text.section("Members", &lb::members::table(lb, None, session.wide()).render(session.paint))
 }
 
 /// `interval: 2s, rise: 2` for an object, the text for a string.

@@ -2,9 +2,10 @@
 
 use std::io::{BufRead, IsTerminal, Write};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use vnet_common::api::{DetachResponse, Status};
 
+use crate::failure::Misused;
 use crate::human;
 use crate::output::Session;
 
@@ -39,7 +40,8 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 
 fn confirmed(status: &Status) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
-        bail!("detaching stops load balancing on this host: without a terminal to ask on, it needs --yes");
+        let why = "detaching stops load balancing on this host: without a terminal to ask on, it needs --yes";
+        return Err(Misused(why.to_owned()).into());
     }
     eprint!(
         "This stops load balancing on this host ({}, {}): connections through a VIP break. Go on? [y/N] ",

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
 
 use crate::output::Session;
@@ -30,6 +30,9 @@ pub struct Args {
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let request = ApplyRequest { files: files::read(&args.files)?, dry_run: true };
     let response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
+    if response.changes.is_empty() {
+        bail!("there are no resources in what was given");
+    }
     for warning in &response.warnings {
         session.warn(warning);
     }

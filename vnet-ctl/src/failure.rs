@@ -26,6 +26,18 @@ impl fmt::Display for Refused {
 
 impl std::error::Error for Refused {}
 
+/// What was asked for makes no sense: the exit code is that of a wrong command line.
+#[derive(Debug)]
+pub struct Misused(pub String);
+
+impl fmt::Display for Misused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Misused {}
+
 /// Whether the agent said that there is no such thing.
 pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
@@ -39,7 +51,7 @@ pub fn report(error: &anyhow::Error, paint: Paint, failed: u8) -> ExitCode {
     }
     // If nobody can be told, the exit code is all there is.
     let _ = std::io::stderr().write_all(text(error, paint).as_bytes());
-    ExitCode::from(failed)
+    ExitCode::from(if error.is::<Misused>() { 2 } else { failed })
 }
 
 fn text(error: &anyhow::Error, paint: Paint) -> String {

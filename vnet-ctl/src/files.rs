@@ -7,10 +7,12 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 use vnet_common::api::File;
 
+use crate::failure::Misused;
+
 /// Reads all of `paths`: files, the resource files in directories (in order of their names), and `-` for standard input.
 pub fn read(paths: &[PathBuf]) -> Result<Vec<File>> {
     if paths.iter().filter(|path| is_stdin(path)).count() > 1 {
-        bail!("-f - can be given once: standard input can be read once");
+        return Err(Misused("-f - can be given once: standard input can be read once".to_owned()).into());
     }
     let mut files = Vec::new();
     for path in paths {

@@ -6,7 +6,7 @@ use vnet_common::api::{EndpointStatus, LbStatus};
 
 use crate::cli::Format;
 use crate::client::segment;
-use crate::failure::is_not_found;
+use crate::failure::{Misused, is_not_found};
 use crate::lb;
 use crate::output::{Session, json, print, yaml};
 use crate::style::{Look, of_state};
@@ -39,7 +39,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let names = args.target.names(&args.names);
     let kind = args.target.kind;
     if kind == Kind::All && !names.is_empty() {
-        bail!("'all' lists every kind: names need one kind, as in: vnet-ctl get lb {}", names[0]);
+        return Err(Misused(format!("'all' lists every kind: names need one kind, as in: vnet-ctl get lb {}", names[0])).into());
     }
     if matches!(session.format, Format::Json | Format::Yaml) {
         return resources(session, kind, &names).await;

@@ -38,7 +38,7 @@ pub fn seconds(count: u64) -> String {
 pub fn milliseconds(count: u64) -> String {
     match count {
         0..1000 => format!("{count}ms"),
-        1000..60_000 if count % 1000 != 0 => format!("{}s", count as f64 / 1000.0),
+        1000..60_000 if !count.is_multiple_of(1000) => format!("{}s", count as f64 / 1000.0),
         _ => seconds(count / 1000),
     }
 }

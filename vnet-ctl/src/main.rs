@@ -16,6 +16,7 @@ mod lb;
 mod man;
 mod near;
 mod output;
+mod progress;
 mod status;
 mod style;
 mod table;

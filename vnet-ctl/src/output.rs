@@ -25,7 +25,7 @@ impl Session {
     /// As the options say.
     pub fn new(global: &Global) -> Self {
         Self {
-            agent: Agent::new(global.socket.clone(), std::time::Duration::from_secs(global.timeout)),
+            agent: Agent::new(global.socket(), std::time::Duration::from_secs(global.timeout)),
             format: global.output,
             paint: global.color.on_stdout(),
             errors: global.color.on_stderr(),

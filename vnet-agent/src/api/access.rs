@@ -24,28 +24,28 @@ pub(super) async fn check(ConnectInfo(peer): ConnectInfo<Peer>, request: Request
         log::debug!("{peer}: {line}: {}", answer.status());
         return answer;
     }
-    let answer = if may_write(peer.uid(), peer.gid()).await { next.run(request).await } else { refuse(&peer) };
+    let (uid, gid) = (peer.uid(), peer.gid());
+    // The user database may be on the network: asking it may take a while.
+    let refused = tokio::task::spawn_blocking(move || refusal(Uid::from_raw(uid), Gid::from_raw(gid))).await;
+    let answer = match refused {
+        Ok(None) => next.run(request).await,
+        Ok(Some(why)) => response(StatusCode::FORBIDDEN, why),
+        Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, format!("finding out what uid {uid} may do: {error}")),
+    };
     log::info!("{peer}: {line}: {}", answer.status());
     answer
 }
 
-fn refuse(peer: &Peer) -> Response {
-    let name = User::from_uid(Uid::from_raw(peer.uid())).ok().flatten().map_or_else(|| peer.uid().to_string(), |user| user.name);
-    response(
-        StatusCode::FORBIDDEN,
-        format!(
-            "user {name} may look but not change: only root and the members of group '{WRITERS}' may. \
-             Use sudo, or have an administrator run: usermod -aG {WRITERS} {name}"
-        ),
-    )
-}
-
-async fn may_write(uid: u32, gid: u32) -> bool {
-    if uid == 0 {
-        return true;
+/// Why this user may not change anything; `None` if it may.
+fn refusal(uid: Uid, gid: Gid) -> Option<String> {
+    if uid.is_root() || is_writer(uid, gid) {
+        return None;
     }
-    // The user database may be on the network.
-    tokio::task::spawn_blocking(move || is_writer(Uid::from_raw(uid), Gid::from_raw(gid))).await.unwrap_or(false)
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    Some(format!(
+        "user {name} may look but not change: only root and the members of group '{WRITERS}' may. \
+         Use sudo, or have an administrator run: usermod -aG {WRITERS} {name}"
+    ))
 }
 
 fn is_writer(uid: Uid, gid: Gid) -> bool {

@@ -26,6 +26,8 @@ pub struct Socket {
     listener: UnixListener,
     file: SocketFile,
     free: Arc<Semaphore>,
+    /// The last connection found no place: the next one like it is no news.
+    full: bool,
 }
 
 /// Who is at the other end of a connection.
@@ -71,7 +73,7 @@ impl Socket {
             }
         };
         let file = SocketFile { path: path.to_owned(), instance };
-        Ok(Self { listener, file, free: Arc::new(Semaphore::new(CONNECTIONS)) })
+        Ok(Self { listener, file, free: Arc::new(Semaphore::new(CONNECTIONS)), full: false })
     }
 
     /// Where it is.
@@ -155,9 +157,14 @@ impl Listener for Socket {
                 Err(error) => Err(error),
             };
             match accepted {
-                Ok(Some(connection)) => return connection,
+                Ok(Some(connection)) => {
+                    self.full = false;
+                    return connection;
+                }
+                Ok(None) if self.full => {}
                 Ok(None) => {
-                    log::warn!("API: a connection was closed: ordinary users have {CONNECTIONS} open, and may not have more")
+                    self.full = true;
+                    log::warn!("API: closing connections of ordinary users: they have {CONNECTIONS} open, and may not have more");
                 }
                 Err(error) => {
                     // Mostly out of descriptors: an immediate retry would spin.

@@ -28,17 +28,3 @@ pub trait Store: Send + Sync {
     /// A number for an endpoint, never given to another name, the same for ever.
     fn endpoint_id(&self, name: &str) -> Result<u32>;
 }
-impl Resource {
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Resource::LoadBalancer(_) => "LoadBalancer",
-            Resource::Endpoint(_) => "Endpoint",
-        }
-    }
-    pub fn name(&self) -> &str {
-        match self {
-            Resource::LoadBalancer(l) => &l.metadata.name,
-            Resource::Endpoint(l) => &l.metadata.name,
-        }
-    }
-}

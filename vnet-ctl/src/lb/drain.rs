@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use vnet_common::api::{LbStatus, MemberChange, MemberStatus};
 
 use super::{Which, change, one};
 use crate::human;
 use crate::output::Session;
+use crate::progress::Progress;
 
 /// Give a member no new flows; those it has live on
 ///
@@ -38,15 +39,19 @@ pub struct UndrainArgs {
 /// Runs `lb drain`.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let (mut lb, mut member) = change(session, &args.which, &drained(true)).await?;
+    let mut progress = Progress::new();
     while args.wait && member.active_flows > 0 {
+        progress.show(&format!("{} left", human::count(member.active_flows, "flow")));
         tokio::time::sleep(Duration::from_millis(500)).await;
         lb = one(session, &args.which.lb).await?;
         member = match lb.members.iter().find(|member| member.name == args.which.member) {
+            Some(member) if member.state == "active" => bail!("member {}/{} was undrained meanwhile", lb.name, member.name),
             Some(member) => member.clone(),
             // It was removed, and its flows with it.
-            None => break,
+            None => MemberStatus { active_flows: 0, ..member },
         };
     }
+    drop(progress);
     let left = human::count(member.active_flows, "flow");
     tell(session, &lb, &member, &format!("{left} left"))
 }

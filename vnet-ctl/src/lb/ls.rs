@@ -40,22 +40,22 @@ fn text(lbs: &[LbStatus], before: Before<'_, Vec<LbStatus>>, paint: Paint) -> St
     if lbs.is_empty() {
         return "there are no load balancers yet\n".to_owned();
     }
-    let mut columns = vec!["NAME", "VIPS", "PORTS", "READY", ">FLOWS", ">NEW", ">RESETS", ">TO", ">FROM"];
-    if before.is_some() {
-        columns.push(">NEW/S");
-    }
+    let mut columns = vec!["NAME", "VIPS", "PORTS", "READY", ">FLOWS", ">NEW"];
+    columns.extend(before.is_some().then_some(">NEW/S"));
+    columns.extend([">RESETS", ">TO", ">FROM"]);
     let mut table = Table::new(&columns);
     for lb in lbs {
         let sum = |number: fn(&MemberStatus) -> u64| lb.members.iter().map(number).sum::<u64>();
         let new = sum(|member| member.new_flows);
         let ports = format!("{}/{}", human::list(&lb.ports), lb.protocol);
         let mut row = vec![(&lb.name).into(), human::list(&lb.vips).into(), ports.into(), lb::ready(lb)];
-        row.extend([sum(|member| member.active_flows).into(), new.into(), sum(|member| member.resets).into()]);
-        row.extend([human::bytes(sum(|member| member.bytes[0])).into(), human::bytes(sum(|member| member.bytes[1])).into()]);
+        row.extend([sum(|member| member.active_flows).into(), new.into()]);
         if let Some((lbs, time)) = before {
             let was = lbs.iter().find(|was| was.name == lb.name);
             row.push(lb::rate(new, was.map(|was| was.members.iter().map(|member| member.new_flows).sum()), time).into());
         }
+        let [to, from] = [sum(|member| member.bytes[0]), sum(|member| member.bytes[1])].map(human::bytes);
+        row.extend([sum(|member| member.resets).into(), to.into(), from.into()]);
         table.row(row);
     }
     table.render(paint)

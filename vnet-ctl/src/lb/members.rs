@@ -12,9 +12,9 @@ use crate::{human, lb};
 
 /// List the members of a load balancer: state, flows, traffic
 ///
-/// FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; ESTABLISHED those of them that a
-/// server answered; TO and FROM are bytes. States: active, draining, down (its health check fails), unknown (not checked yet; takes
-/// flows).
+/// FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide,
+/// ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), unknown (not checked
+/// yet; takes flows).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -45,33 +45,35 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 /// The members of `lb`, with rates since `before`.
 pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     let health = lb.members.iter().any(|member| member.health.is_some());
-    let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW", ">SHARE", ">ESTABLISHED", ">RESETS"];
-    columns.extend([">TO", ">FROM"]);
+    let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW"];
     columns.extend(before.is_some().then_some(">NEW/S"));
-    columns.extend(wide.then_some([">PACKETS TO", ">PACKETS FROM", "DEVICE"]).into_iter().flatten());
+    columns.extend([">SHARE", ">RESETS", ">TO", ">FROM"]);
+    columns.extend(wide.then_some([">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE"]).into_iter().flatten());
     columns.extend(health.then_some("HEALTH"));
     let mut table = Table::new(&columns);
     let all = lb.members.iter().map(|member| member.new_flows).sum();
     for member in &lb.members {
-        let mut row = row(member, all);
+        let mut row = own(member);
         if let Some((was, time)) = before {
             let was = was.members.iter().find(|was| was.name == member.name).map(|was| was.new_flows);
             row.push(lb::rate(member.new_flows, was, time).into());
         }
+        let [to, from] = member.bytes.map(human::bytes);
+        row.extend([human::percent(member.new_flows, all).into(), member.resets.into(), to.into(), from.into()]);
         if wide {
             let device = member.device.clone().unwrap_or_default();
-            row.extend([member.packets[0].into(), member.packets[1].into(), device.into()]);
+            row.extend([member.established.into(), member.packets[0].into(), member.packets[1].into(), device.into()]);
         }
         if health {
-            row.push(Cell::new(member.health.clone().unwrap_or_default(), Look::Red));
+            row.push(member.health.as_ref().map_or_else(Cell::default, |why| Cell::new(why, Look::Red)));
         }
         table.row(row);
     }
     table
 }
 
-fn row(member: &MemberStatus, all: u64) -> Vec<Cell> {
-    let [to, from] = member.bytes.map(human::bytes);
+/// What comes before the rates.
+fn own(member: &MemberStatus) -> Vec<Cell> {
     vec![
         (&member.name).into(),
         address(member).into(),
@@ -79,11 +81,6 @@ fn row(member: &MemberStatus, all: u64) -> Vec<Cell> {
         Cell::new(&member.state, of_state(&member.state)),
         member.active_flows.into(),
         member.new_flows.into(),
-        human::percent(member.new_flows, all).into(),
-        member.established.into(),
-        member.resets.into(),
-        to.into(),
-        from.into(),
     ]
 }
 

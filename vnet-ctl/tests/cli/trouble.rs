@@ -101,3 +101,12 @@ fn ordinary_users_look_but_do_not_change() {
     let refused = run(&["lb", "ls"]);
     assert!(refused.code == 1 && refused.err.contains("you may not open this socket"), "{refused:?}");
 }
+
+#[test]
+fn files_without_resources_are_an_error() {
+    let host = Host::start();
+    for (verb, code) in [("apply", 1), ("diff", 2), ("delete", 1)] {
+        let ran = host.run_with_input(&[verb, "-f", "-"], "# nothing\n");
+        assert!(ran.code == code && ran.err.contains("there are no resources in what was given"), "{verb}: {ran:?}");
+    }
+}

@@ -67,7 +67,7 @@ fn files_that_cannot_be_read_are_named() {
     let ran = host.run(&["apply", "-f", "nowhere.yaml"]);
     assert_eq!(ran.err, "error: reading nowhere.yaml: No such file or directory (os error 2)\n");
     let ran = host.run(&["apply", "-f", "-", "-f", "-"]);
-    assert!(ran.code == 1 && ran.err.contains("standard input can be read once"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("standard input can be read once"), "{ran:?}");
     assert_eq!(host.run(&["apply"]).code, 2);
 }
 
@@ -135,7 +135,7 @@ fn describe_says_everything() {
     }
     let live: Value = serde_json::from_str(&host.run(&["describe", "ep", "tap0", "-o", "json"]).out).unwrap();
     assert_eq!(live["bytes"], serde_json::json!([2048, 10]));
-    assert_eq!(host.run(&["describe", "lb"]).code, 1);
+    assert_eq!(host.run(&["describe", "lb"]).code, 2);
 }
 
 #[test]
@@ -182,10 +182,10 @@ config      -          1      -   64.0MiB   flows
 fn members_are_listed_and_changed() {
     let host = Host::start();
     let expected = "\
-MEMBER   ADDRESS           WEIGHT   STATE    FLOWS   NEW   SHARE   ESTABLISHED   RESETS       TO     FROM   HEALTH
-a        10.0.0.11:8080         1   active       3    30     75%            27        0   4.4KiB   439KiB   -
-b        10.0.0.12:8080         1   active       1    10     25%             9        0   1.5KiB   146KiB   -
-c        [fd00::13]:8080        1   down         0     0      0%             0        0       0B       0B   connection refused
+MEMBER   ADDRESS           WEIGHT   STATE    FLOWS   NEW   SHARE   RESETS       TO     FROM   HEALTH
+a        10.0.0.11:8080         1   active       3    30     75%        0   4.4KiB   439KiB   -
+b        10.0.0.12:8080         1   active       1    10     25%        0   1.5KiB   146KiB   -
+c        [fd00::13]:8080        1   down         0     0      0%        0       0B       0B   connection refused
 ";
     assert_eq!(host.run(&["lb", "members", "web"]).out, expected);
     assert_eq!(host.run(&["lb", "drain", "web", "a"]).out, "member web/a draining (0 flows left)\n");
@@ -231,7 +231,7 @@ fn watching_goes_on_until_interrupted() {
 fn detach_asks_first() {
     let host = Host::start();
     let ran = host.run(&["detach"]);
-    assert!(ran.code == 1 && ran.out.is_empty() && ran.err.contains("--yes"), "{ran:?}");
+    assert!(ran.code == 2 && ran.out.is_empty() && ran.err.contains("--yes"), "{ran:?}");
     let ran = host.run(&["detach", "--yes"]);
     assert_eq!(ran.out, "device/tap0 detached\ndevice/tap1 detached\n2 devices, 200 flows forgotten; the agent has ended\n");
 }
