@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-
-=======
 //! Building the kernel half. The agent's build script and `cargo xtask` share this, so it depends on nothing but `std`.
 
 mod ebpf;
@@ -8,4 +5,3 @@ mod toolchain;
 
 pub use ebpf::{build_ebpf, clippy_ebpf};
 pub use toolchain::{Toolchain, find_linker, find_toolchain};
->>>>>>> lab
