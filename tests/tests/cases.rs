@@ -13,5 +13,6 @@ mod cases {
     mod world;
 
     mod answers;
+    mod budget;
     mod neighbors;
 }

@@ -89,6 +89,12 @@ impl Kernel {
         Self { ebpf, namespace, endpoints, filters, groups: 0, members: 0 }
     }
 
+    /// What the verifier looked at, by program.
+    pub fn verified_instructions(&self) -> Vec<(&str, u32)> {
+        let count = |p: &aya::programs::Program| p.info().ok()?.verified_instruction_count();
+        self.ebpf.programs().filter_map(|(name, p)| Some((name, count(p)?))).collect()
+    }
+
     fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
         self.ebpf.map_mut(name).expect(name).try_into().expect(name)
     }
