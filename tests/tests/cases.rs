@@ -10,6 +10,8 @@ mod cases {
     mod row;
     mod snapshot;
     mod sums;
+    mod tcp;
+    mod udp;
     mod world;
 
     mod answers;
