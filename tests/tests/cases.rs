@@ -16,5 +16,6 @@ mod cases {
 
     mod answers;
     mod budget;
+    mod fuzz;
     mod neighbors;
 }
