@@ -224,7 +224,6 @@ where
     }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
-    m.member_traffic(member, direction(key), 1, w.seen.bytes);
     let egress = key.direction == Direction::Egress as u8;
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
@@ -243,6 +242,7 @@ where
             m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
         }
     }
+    m.member_traffic(member, direction(&w.seen.key), 1, w.seen.bytes);
     treat(w);
     w.reason = reason;
     Found::Valid
