@@ -115,7 +115,7 @@ fn checksums_are_right_on_the_wire() -> Result<()> {
 #[test]
 fn bulk_tcp_with_offloads() -> Result<()> {
     let net = Routed::new(1)?;
-    let server = net.members[0].host.start("iperf3", &["-s", "-p", "5201"])?;
+    let server = net.members[0].host.start("iperf3", &["-s", "-p", "5201", "--forceflush"])?;
     let agent = Agent::start(&net.host, &["client0"])?;
     agent.apply(&load_balancer("bulk", "TCP", 5201, &net.members.iter().collect::<Vec<_>>(), 5201, ""))?;
     vnet_tests::wait_for("iperf3 to listen", std::time::Duration::from_secs(5), || {

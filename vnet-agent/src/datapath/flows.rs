@@ -10,6 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use vnet_common::addr::Address;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, flags, tcp};
+use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
 use super::Datapath;
@@ -332,6 +333,16 @@ impl Maps {
         Ok(n)
     }
 
+    /// Puts IPv4 entries into the main table, over those that are there.
+    pub fn import_flows4(&self, keys: &[FlowKey<[u8; 4]>], entries: &[FlowEntry<[u8; 4]>]) -> Result<()> {
+        self.flows4.main.entries.put_all(keys, entries)
+    }
+
+    /// The stamp that cached copies of a flow's entry must carry.
+    pub fn stamp<A: Address>(&self, key: &FlowKey<A>) -> Option<u32> {
+        self.stamps.load(hash::flow(key) % STAMPS).map(|s| s as u32)
+    }
+
     /// How many flows there are, half-open ones included.
     pub fn flow_total(&self) -> Result<u64> {
         Ok(self.active_flows()?.values().sum())
@@ -352,6 +363,11 @@ impl Datapath {
             total += list(table, half_open, &pending.flows6, now, limit, &wanted, &mut out)?;
         }
         Ok((out, total))
+    }
+
+    /// The low half of the kernel's ticks, as flow entries carry it.
+    pub fn now(&self) -> Result<u32> {
+        self.clock.now(self.maps())
     }
 
     /// Ticks of the kernel's clock a second.

@@ -69,13 +69,10 @@ pub fn load(
             loader.map_pin_path(layout.name, path.as_path());
         }
     }
-    let t = std::time::Instant::now();
     let mut ebpf = loader.load(object).context("loading the eBPF object into the kernel")?;
-    eprintln!("load {:?}", t.elapsed());
     let maps = wanted.iter().map(|l| Ok((l.name, map(&ebpf, l)?))).collect::<Result<_>>()?;
     let programs = Programs { from_endpoint: program(&mut ebpf, "vm_egress")?, to_endpoint: program(&mut ebpf, "vm_ingress")? };
     let clock = program(&mut ebpf, "clock")?;
-    eprintln!("programs {:?}", t.elapsed());
     let logger = trace.then(|| EbpfLogger::init(&mut ebpf)).transpose().context("preparing the programs' log")?;
     Ok(Loaded { maps, programs, clock, logger })
 }
