@@ -1,161 +1,159 @@
 //! Following devices and neighbours.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use futures_util::stream::{Stream, StreamExt, TryStreamExt};
+use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBufForce;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
-use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::packet_route::RouteNetlinkMessage;
 use rtnetlink::sys::AsyncSocket;
 use rtnetlink::{Handle, MulticastGroup, new_connection, new_multicast_connection};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::{Device, Event, Mac, Neighbor, parse};
+use super::{Device, Neighbor, Snapshot, parse};
 
-/// Room for events that come while the agent does something else: some ten thousand.
+/// Room for changes that come while the agent does something else: some thousand.
 const RECEIVE_BUFFER: usize = 8 << 20;
+/// A burst of changes of devices is over when none came for this long…
+const SETTLE: Duration = Duration::from_millis(2);
+/// …or when it lasted this long. Neighbours are always waited for: they change all the time, and nothing is urgent.
+const PACE: Duration = Duration::from_millis(50);
 
 type Messages = dyn Stream<Item = NetlinkMessage<RouteNetlinkMessage>> + Send + Unpin;
-type Key = (u32, Option<IpAddr>, Option<Mac>);
 
-/// Tells of every device and neighbour, and then of every change.
+/// Knows every device and neighbour.
 pub struct Monitor {
     messages: Box<Messages>,
     query: Handle,
     tasks: [JoinHandle<()>; 2],
     devices: BTreeMap<u32, Device>,
-    neighbors: HashMap<Key, Neighbor>,
-    events: VecDeque<Event>,
+    neighbors: HashMap<(u32, IpAddr), Neighbor>,
+    gone: Vec<u32>,
     /// Everything has to be read anew.
     stale: bool,
+    devices_changed: bool,
+    neighbors_changed: bool,
 }
 
 impl Monitor {
-    /// Starts in the network namespace of the calling thread.
-    pub async fn start() -> Result<Self> {
+    /// Starts in the network namespace of the calling thread, within a runtime.
+    pub fn start() -> Result<Self> {
         let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
         let (mut subscription, _, messages) =
             new_multicast_connection(&groups).context("subscribing to devices and neighbours by netlink")?;
-        let socket = subscription.socket_mut().socket_mut();
         // Beyond the limit for everybody (net.core.rmem_max): the agent may.
-        nix::sys::socket::setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER)
-            .context("enlarging the receive buffer of the netlink socket")?;
-        // On a socket of its own: answers cannot be lost among events.
+        let socket = subscription.socket_mut().socket_mut();
+        setsockopt(socket, RcvBufForce, &RECEIVE_BUFFER).context("enlarging the receive buffer of the netlink socket")?;
+        // On a socket of its own: answers cannot get lost among changes.
         let (connection, query, _) = new_connection().context("opening a netlink socket")?;
-        let tasks = [tokio::spawn(subscription), tokio::spawn(connection)];
-        let messages = Box::new(messages.map(|(message, _)| message));
-        let (devices, neighbors, events) = (BTreeMap::new(), HashMap::new(), VecDeque::new());
-        Ok(Self { messages, query, tasks, devices, neighbors, events, stale: true })
+        Ok(Self {
+            messages: Box::new(messages.map(|(message, _)| message)),
+            query,
+            tasks: [tokio::spawn(subscription), tokio::spawn(connection)],
+            devices: BTreeMap::new(),
+            neighbors: HashMap::new(),
+            gone: Vec::new(),
+            stale: true,
+            devices_changed: false,
+            neighbors_changed: false,
+        })
     }
 
-    /// The devices that there are, as far as [`Monitor::next`] has told.
-    pub fn devices(&self) -> impl Iterator<Item = &Device> {
-        self.devices.values()
-    }
-
-    /// The next thing to know. At first these are all devices and neighbours. Can be dropped and called again without loss.
-    pub async fn next(&mut self) -> Result<Event> {
-        loop {
-            if let Some(event) = self.events.pop_front() {
-                return Ok(event);
-            }
-            if self.stale {
-                self.read_all().await?;
-                self.stale = false;
-                continue;
-            }
+    /// What there is, after the next change (the first time: at once).
+    pub async fn next(&mut self) -> Result<Snapshot> {
+        while !self.stale && !self.devices_changed && !self.neighbors_changed {
             let Some(message) = self.messages.next().await else { bail!("the kernel closed the netlink subscription") };
-            match message.payload {
-                NetlinkPayload::InnerMessage(message) => self.take(message),
-                NetlinkPayload::Overrun(_) => {
-                    log::warn!("too many changes of devices at once: reading all of them anew");
-                    self.stale = true;
-                }
-                _ => {}
+            self.take(message.payload);
+        }
+        let end = Instant::now() + PACE;
+        while !self.stale && Instant::now() < end {
+            let quiet = if self.devices_changed { end.min(Instant::now() + SETTLE) } else { end };
+            match timeout_at(quiet, self.messages.next()).await {
+                Ok(Some(message)) => self.take(message.payload),
+                Ok(None) => bail!("the kernel closed the netlink subscription"),
+                Err(_) => break,
             }
         }
+        while self.stale {
+            self.stale = false;
+            self.read_all().await?;
+            // The overrun may have gone on meanwhile.
+            while let Ok(Some(message)) = timeout(Duration::ZERO, self.messages.next()).await {
+                self.take(message.payload);
+            }
+        }
+        (self.devices_changed, self.neighbors_changed) = (false, false);
+        Ok(Snapshot {
+            devices: self.devices.values().cloned().collect(),
+            neighbors: self.neighbors.values().cloned().collect(),
+            gone: std::mem::take(&mut self.gone),
+        })
     }
 
-    fn take(&mut self, message: RouteNetlinkMessage) {
-        match message {
-            RouteNetlinkMessage::NewLink(m) => {
+    fn take(&mut self, payload: NetlinkPayload<RouteNetlinkMessage>) {
+        match payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(m)) => {
                 if let Some(device) = parse::device(&m) {
-                    self.device(device, false);
+                    self.put_device(device);
                 }
             }
-            RouteNetlinkMessage::DelLink(m) => {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(m)) => {
                 if let Some(ifindex) = parse::link_index(&m) {
-                    self.device_gone(ifindex);
+                    self.remove_device(ifindex);
                 }
             }
-            RouteNetlinkMessage::NewNeighbour(m) => {
-                if let Some((neighbor, known)) = parse::neighbor(&m) {
-                    self.neighbor(neighbor, known);
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewNeighbour(m)) => {
+                if let Some((key, neighbor)) = parse::neighbor(&m) {
+                    self.put_neighbor(key, neighbor);
                 }
             }
-            RouteNetlinkMessage::DelNeighbour(m) => {
-                if let Some((neighbor, _)) = parse::neighbor(&m) {
-                    self.neighbor(neighbor, false);
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelNeighbour(m)) => {
+                if let Some((key, _)) = parse::neighbor(&m) {
+                    self.put_neighbor(key, None);
                 }
+            }
+            NetlinkPayload::Overrun(_) => {
+                log::warn!("too many changes of devices at once: reading all of them anew");
+                self.stale = true;
             }
             _ => {}
         }
     }
 
-    /// `again`: tell of it even if nothing changed.
-    fn device(&mut self, device: Device, again: bool) {
+    fn put_device(&mut self, device: Device) {
         let old = self.devices.insert(device.ifindex, device.clone());
-        if again || old.as_ref() != Some(&device) {
-            self.events.push_back(Event::Device(device));
-        }
+        self.devices_changed |= old != Some(device);
     }
 
-    fn device_gone(&mut self, ifindex: u32) {
+    fn remove_device(&mut self, ifindex: u32) {
         if self.devices.remove(&ifindex).is_some() {
-            self.events.push_back(Event::DeviceGone(ifindex));
+            self.gone.push(ifindex);
+            self.devices_changed = true;
         }
     }
 
-    fn neighbor(&mut self, neighbor: Neighbor, known: bool) {
-        let key = key(&neighbor);
-        if !known {
-            if let Some(old) = self.neighbors.remove(&key) {
-                self.events.push_back(Event::NeighborGone(old));
-            }
-        } else if self.neighbors.insert(key, neighbor.clone()).as_ref() != Some(&neighbor) {
-            self.events.push_back(Event::Neighbor(neighbor));
-        }
+    fn put_neighbor(&mut self, key: (u32, IpAddr), neighbor: Option<Neighbor>) {
+        let old = match neighbor.clone() {
+            Some(n) => self.neighbors.insert(key, n),
+            None => self.neighbors.remove(&key),
+        };
+        self.neighbors_changed |= old != neighbor;
     }
 
-    /// Reads everything, and tells of all devices: one that was deleted and made again meanwhile looks like the old one.
     async fn read_all(&mut self) -> Result<()> {
-        let links: Vec<_> =
-            self.query.link().get().execute().try_collect().await.context("reading the list of devices by netlink")?;
-        let devices: Vec<Device> = links.iter().filter_map(parse::device).collect();
-        let gone: Vec<u32> = self.devices.keys().copied().filter(|i| !devices.iter().any(|d| d.ifindex == *i)).collect();
-        gone.into_iter().for_each(|ifindex| self.device_gone(ifindex));
-        devices.into_iter().for_each(|device| self.device(device, true));
-
-        let mut neighbors = HashMap::new();
-        for family in [AddressFamily::Inet, AddressFamily::Inet6, AddressFamily::Bridge] {
-            let request = self.query.neighbours().get().set_address_family(family).execute();
-            let messages: Vec<_> = request.try_collect().await.context("reading the list of neighbours by netlink")?;
-            let known = messages.iter().filter_map(parse::neighbor).filter(|(_, known)| *known);
-            neighbors.extend(known.map(|(n, _)| (key(&n), n)));
-        }
-        let gone: Vec<Neighbor> =
-            self.neighbors.iter().filter(|(k, _)| !neighbors.contains_key(*k)).map(|(_, n)| n.clone()).collect();
-        gone.into_iter().for_each(|n| self.neighbor(n, false));
-        neighbors.into_values().for_each(|n| self.neighbor(n, true));
+        let links: Vec<_> = self.query.link().get().execute().try_collect().await.context("listing network devices")?;
+        let messages: Vec<_> = self.query.neighbours().get().execute().try_collect().await.context("listing neighbours")?;
+        let devices: BTreeMap<u32, Device> = links.iter().filter_map(parse::device).map(|d| (d.ifindex, d)).collect();
+        self.gone.extend(self.devices.keys().filter(|ifindex| !devices.contains_key(ifindex)));
+        self.devices = devices;
+        self.neighbors = messages.iter().filter_map(parse::neighbor).filter_map(|(key, n)| Some((key, n?))).collect();
         Ok(())
     }
-}
-
-/// What a neighbour is known by: an address has one MAC, a port of a bridge many.
-fn key(n: &Neighbor) -> Key {
-    (n.ifindex, n.address, if n.address.is_none() { Some(n.mac) } else { None })
 }
 
 impl Drop for Monitor {

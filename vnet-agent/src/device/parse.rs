@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use rtnetlink::packet_route::AddressFamily;
-use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 
-use super::{Device, Mac, Neighbor};
+use super::{Device, Neighbor};
 
 /// The index of the device that a message is about. `None`: it is about a device's part in a bridge or another family; in
 /// these a "deleted" link is one that left its bridge.
@@ -16,60 +16,44 @@ pub fn link_index(message: &LinkMessage) -> Option<u32> {
 
 /// The device that a message describes.
 pub fn device(message: &LinkMessage) -> Option<Device> {
-    let mut device = Device {
-        ifindex: link_index(message)?,
-        name: String::new(),
-        kind: String::new(),
-        mac: None,
-        mtu: 0,
-        master: None,
-        up: message.header.flags.contains(LinkFlags::Up | LinkFlags::Running),
-        peer_elsewhere: false,
-    };
-    let mut other_namespace = false;
+    let ifindex = link_index(message)?;
+    let mut device =
+        Device { name: String::new(), ifindex, mac: [0; 6], mtu: 0, master: 0, is_bridge: false, peer_elsewhere: false };
+    let (mut is_veth, mut other_namespace) = (false, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name.clone_from(name),
-            LinkAttribute::Address(bytes) => device.mac = Mac::try_from(bytes.as_slice()).ok(),
+            LinkAttribute::Address(mac) => device.mac = mac.as_slice().try_into().unwrap_or_default(),
             LinkAttribute::Mtu(mtu) => device.mtu = *mtu,
-            LinkAttribute::Controller(index) => device.master = Some(*index).filter(|i| *i != 0),
+            LinkAttribute::Controller(master) => device.master = *master,
             LinkAttribute::LinkNetNsId(_) => other_namespace = true,
-            LinkAttribute::LinkInfo(infos) => device.kind = kind(infos),
+            LinkAttribute::LinkInfo(infos) => {
+                device.is_bridge = infos.contains(&LinkInfo::Kind(InfoKind::Bridge));
+                is_veth = infos.contains(&LinkInfo::Kind(InfoKind::Veth));
+            }
             _ => {}
         }
     }
-    device.peer_elsewhere = other_namespace && device.kind == "veth";
-    Some(device)
+    device.peer_elsewhere = is_veth && other_namespace;
+    (!device.name.is_empty()).then_some(device)
 }
 
-fn kind(infos: &[LinkInfo]) -> String {
-    let found = infos.iter().find_map(|i| if let LinkInfo::Kind(kind) = i { Some(kind) } else { None });
-    found.map(InfoKind::to_string).unwrap_or_default()
-}
-
-/// The neighbour that a message is about, and whether it is there.
-pub fn neighbor(message: &NeighbourMessage) -> Option<(Neighbor, bool)> {
-    let (mut address, mut mac) = (None, None);
+/// The address that a message is about, and the neighbour that has it, if one is known.
+pub fn neighbor(message: &NeighbourMessage) -> Option<((u32, IpAddr), Option<Neighbor>)> {
+    let (mut address, mut mac): (_, Option<[u8; 6]>) = (None, None);
     for attribute in &message.attributes {
         match attribute {
             NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => address = Some(IpAddr::V4(*a)),
             NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => address = Some(IpAddr::V6(*a)),
-            NeighbourAttribute::LinkLayerAddress(bytes) => mac = Mac::try_from(bytes.as_slice()).ok(),
+            NeighbourAttribute::LinkLayerAddress(bytes) => mac = bytes.as_slice().try_into().ok(),
             _ => {}
         }
     }
-    let bridge = message.header.family == AddressFamily::Bridge;
-    let known = match message.header.state {
-        // Not resolved (yet, or any more).
-        NeighbourState::Incomplete | NeighbourState::Failed | NeighbourState::None => false,
-        // Of a bridge: its ports' own addresses, and static ones of others. Else: addresses that are computed (multicast).
-        NeighbourState::Permanent => !bridge,
-        NeighbourState::Noarp => bridge,
-        _ => true,
-    };
-    let known = known && mac.is_some();
-    if bridge == address.is_some() || (bridge && mac.is_none()) {
-        return None;
-    }
-    Some((Neighbor { ifindex: message.header.ifindex, address, mac: mac.unwrap_or_default() }, known))
+    // What a bridge learned of its ports has no address, or that of a tunnel.
+    let address = address.filter(|_| message.header.family != AddressFamily::Bridge)?;
+    // Not resolved (yet, or any more), or computed from the address.
+    let unusable = [NeighbourState::None, NeighbourState::Incomplete, NeighbourState::Failed, NeighbourState::Noarp];
+    let mac = mac.filter(|mac| !unusable.contains(&message.header.state) && *mac != [0; 6] && mac[0] & 1 == 0);
+    let ifindex = message.header.ifindex;
+    Some(((ifindex, address), mac.map(|mac| Neighbor { ifindex, address, mac })))
 }
