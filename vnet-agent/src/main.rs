@@ -112,7 +112,7 @@ fn say(report: &OpenReport) {
 
 /// What the programs log at trace level goes into the agent's log.
 async fn write_traces(logger: Logger) {
-    let mut logger = match AsyncFd::with_interest(logger, Interest::READABLE) {
+    let mut logger = match AsyncFd::register_with_interest(logger, Interest::READABLE) {
         Ok(logger) => logger,
         Err(e) => return log::warn!("the programs' log cannot be read: {e}"),
     };

@@ -50,7 +50,11 @@ pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &End
         w.reason = Reason::BadRow;
         return Todo::Drop;
     };
-    if redirect && let Some(to) = m.endpoint(member.ifindex) {
+    // A member that left this host has no device: 0 would find an empty row.
+    if redirect
+        && member.ifindex != 0
+        && let Some(to) = m.endpoint(member.ifindex)
+    {
         match passage(ep, w, to, bytes, segment) {
             Passage::Fits => return Todo::Hand,
             Passage::TooBig => return Todo::TooBig,

@@ -21,7 +21,7 @@ fn long_download(net: &Routed) -> Result<Process> {
             "-s",
             "-S",
             "--limit-rate",
-            "200k",
+            "8M",
             "-m",
             "20",
             "-o",
@@ -33,7 +33,8 @@ fn long_download(net: &Routed) -> Result<Process> {
     )
 }
 
-const BIG: usize = 1_000_000;
+/// More than all the buffers on the way take.
+const BIG: usize = 30_000_000;
 
 fn put_big_file(members: &mut [Machine], dirs: &[std::path::PathBuf]) -> Result<()> {
     ensure!(members.len() == dirs.len());

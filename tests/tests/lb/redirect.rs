@@ -25,8 +25,8 @@ fn both_directions_pass_by_the_hosts_stack() -> Result<()> {
     // What would go through the stack in either direction is dropped and counted.
     net.host.output(
         "nft",
-        &["add table inet fw; add chain inet fw fwd { type filter hook forward priority 0; }; \
-        add rule inet fw fwd tcp dport 8080 counter drop; add rule inet fw fwd tcp sport 8080 counter drop"],
+        &["add table inet fw; add chain inet fw pass { type filter hook forward priority 0; }; \
+        add rule inet fw pass tcp dport 8080 counter drop; add rule inet fw pass tcp sport 8080 counter drop"],
     )?;
     for vip in [VIP, VIP6] {
         let answers = ask(&net.client.host, vip, 40)?;

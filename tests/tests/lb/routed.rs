@@ -115,7 +115,7 @@ fn checksums_are_right_on_the_wire() -> Result<()> {
 #[test]
 fn bulk_tcp_with_offloads() -> Result<()> {
     let net = Routed::new(1)?;
-    let server = net.members[0].host.start("iperf3", &["-s", "-p", "5201"])?;
+    let server = net.members[0].host.start("iperf3", &["-s", "-p", "5201", "--forceflush"])?;
     let agent = Agent::start(&net.host, &["client0"])?;
     agent.apply(&load_balancer("bulk", "TCP", 5201, &net.members.iter().collect::<Vec<_>>(), 5201, ""))?;
     vnet_tests::wait_for("iperf3 to listen", std::time::Duration::from_secs(5), || {
@@ -141,9 +141,9 @@ fn the_hosts_firewall_sees_whole_connections() -> Result<()> {
     }
     net.host.output(
         "nft",
-        &["add table inet fw; add chain inet fw fwd { type filter hook forward priority 0; policy drop; }; \
-        add rule inet fw fwd ct state invalid drop; add rule inet fw fwd ct state established,related accept; \
-        add rule inet fw fwd tcp dport 8080 accept; add rule inet fw fwd meta l4proto ipv6-icmp accept"],
+        &["add table inet fw; add chain inet fw pass { type filter hook forward priority 0; policy drop; }; \
+        add rule inet fw pass ct state invalid drop; add rule inet fw pass ct state established,related accept; \
+        add rule inet fw pass tcp dport 8080 accept; add rule inet fw pass meta l4proto ipv6-icmp accept"],
     )?;
     let agent = Agent::start(&net.host, &["client0"])?;
     agent.apply(&web(&net.members.iter().collect::<Vec<_>>(), 8080, ""))?;

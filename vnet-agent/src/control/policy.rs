@@ -112,8 +112,23 @@ impl<R: Rows> Policy<R> {
         };
         let (new, old) = (split(&next.resources), split(&self.inputs.resources));
         let change = StoreChange { commit: &|s| s.change(&new.0, &new.1), undo: &|s| s.change(&old.0, &old.1) };
-        let warnings = self.transact(next, &change, dry_run)?;
+        let mut warnings = self.transact(next, &change, dry_run)?;
+        if !dry_run && let Err(e) = self.drop_overrides() {
+            warnings.push(format!("{e:#}"));
+        }
         Ok(ApplyResponse { changes, warnings })
+    }
+
+    /// What operators changed about a load balancer goes with it: one of the same name later is another.
+    fn drop_overrides(&mut self) -> Result<()> {
+        let Inputs { overrides, resources, .. } = &mut self.inputs;
+        let gone = |lb: &str| !resources.contains_key(&("LoadBalancer".to_owned(), lb.to_owned()));
+        for (lb, member) in overrides.keys().filter(|(lb, _)| gone(lb)) {
+            let dropped = self.store.set_override(lb, member, &MemberOverride::default());
+            dropped.with_context(|| format!("forgetting that member {member} of {lb} was changed"))?;
+        }
+        overrides.retain(|(lb, _), _| !gone(lb));
+        Ok(())
     }
 
     /// Drains a member, or gives it another weight.
