@@ -14,7 +14,8 @@ use super::sys::{Hook, programs_of};
 /// The loopback device has this index in every network namespace.
 const LOOPBACK: u32 = 1;
 /// A capability, by its bit in `/proc/self/status`.
-const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAP_NET_ADMIN: u32 = 12;
+const CAPABILITIES: [(&str, u32); 3] = [("CAP_NET_ADMIN", CAP_NET_ADMIN), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
 const CAP_SYS_ADMIN: u32 = 21;
 
 /// Checks everything, and names all that is missing. `bpffs` is the directory (or the one above it) where maps are pinned.
