@@ -20,6 +20,23 @@ fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
     p.write(0, [m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]])
 }
 
+/// May the packet be refused aloud? Not if it came to all on the link, or from no single host (RFC 1122 §3.2.2, RFC 4443 §2.4).
+#[inline(always)]
+fn may_be_refused<P: Packet, A: Address>(p: &P, h: &Headers<A>) -> bool {
+    let first = h.src.widen()[0];
+    let one_host = if A::VERSION == 4 { first != 0 && first < 224 } else { first != 0xff && !h.src.is(&A::default()) };
+    one_host && h.is_plain() && p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0)
+}
+
+/// Where the IP packet ends in the frame: a short frame is padded behind it.
+#[inline(always)]
+fn ip_end<P: Packet, A: Address>(p: &P) -> Option<u32> {
+    let (at, before) = if A::VERSION == 4 { (ETH + 2, ETH as u32) } else { (ETH + 4, ETH as u32 + 40) };
+    let len = u32::from(u16::from_be_bytes(p.read(at)?));
+    // A length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
+    Some(if len == 0 { p.size() } else { len + before })
+}
+
 /// Writes an IP header of 20 or 40 bytes from `src` to `dst`.
 #[inline(always)]
 fn ip_header<P: Packet, A: Address>(p: &mut P, src: &A, dst: &A, protocol: u8, payload: u16, ttl: u8) -> Option<()> {
@@ -64,11 +81,11 @@ fn probe<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<(Field, [u8
 /// `None` also for a reset, which is never answered.
 #[inline(always)]
 pub fn reset<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
-    if !h.is_plain() || h.tcp & tcp::RST != 0 {
+    if !may_be_refused(p, h) || h.tcp & tcp::RST != 0 {
         return None;
     }
     let t: [u8; 14] = p.read(h.l4)?;
-    let payload = p.len().checked_sub(h.l4 as u32 + (u32::from(t[12] >> 4) << 2))?;
+    let payload = ip_end::<P, A>(p)?.checked_sub(h.l4 as u32 + (u32::from(t[12] >> 4) << 2))?;
     let (kind, _) = probe(p, h)?;
     p.set_len(h.l4 as u32 + 20)?;
     turn_round(p)?;
@@ -108,7 +125,7 @@ pub enum Error {
 /// It quotes the IP header and 8 bytes, of TCP 20.
 #[inline(always)]
 pub fn icmp_error<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, error: Error) -> Option<()> {
-    if !h.is_plain() {
+    if !may_be_refused(p, h) {
         return None;
     }
     let has_checksum = h.is_tcp() || h.is_udp();

@@ -50,10 +50,10 @@ pub const fn diff16(old: [u8; 2], new: [u8; 2]) -> u32 {
     (!u16::from_ne_bytes(old)) as u32 + u16::from_ne_bytes(new) as u32
 }
 
-/// A complete checksum field after `diff`.
+/// A complete checksum field after `diff`. As the kernel does it, to the bit: a sum of nil has two forms.
 #[inline(always)]
 pub const fn updated(field: [u8; 2], diff: u32) -> [u8; 2] {
-    let s = add(diff, !u16::from_ne_bytes(field) as u32);
+    let s = add(diff, !(u16::from_ne_bytes(field) as u32));
     (!fold(s)).to_ne_bytes()
 }
 
@@ -89,8 +89,8 @@ const fn udp_nonzero(field: [u8; 2], udp: bool) -> [u8; 2] {
 #[inline(always)]
 pub fn replace<P: Packet>(p: &mut P, offset: usize, udp: bool, ipv6: bool, pseudo: u32, ports: u32) -> Option<Field> {
     let old: [u8; 2] = p.read(offset)?;
-    if udp && old == [0, 0] && !ipv6 {
-        return Some(Field::Complete); // RFC 768: the sender computed none
+    if udp && old == [0, 0] {
+        return Some(Field::Complete); // RFC 768, RFC 6935: the sender computed none
     }
     let kind = replace_pseudo(p, offset, old, udp, ipv6, pseudo)?;
     if ports == 0 {

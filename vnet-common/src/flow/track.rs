@@ -98,7 +98,7 @@ pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32
 
 #[inline(always)]
 fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &mut Treatment<A>) -> Cached {
-    if s.generation != seen.generation || s.stamp != stamp || s.key != seen.key {
+    if s.generation != seen.generation || s.stamp != stamp || !s.key.is(&seen.key) {
         return Cached::Miss;
     }
     *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
@@ -185,24 +185,26 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u
     let Work { seen, entry, spare, .. } = w;
     // Whether the packet was counted in the slot, and what the slot owes to the entry of `spare`.
     let (mut counted, mut owed) = (false, (0, 0, 0));
+    let mut last_seen = seen.now;
     m.cached(hash, |s| {
-        let same = s.key == seen.key;
-        if s.key.endpoint != 0 && !same && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
+        let same = s.key.is(&seen.key);
+        if !same && s.key.endpoint != 0 && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
             return;
         }
+        // Also where the flow stays: one whose copy is time and again made invalid would never be written back.
+        (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
         if !same {
-            (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
-            (s.key, s.packets, s.bytes) = (seen.key, 0, 0);
+            last_seen = seen.now.wrapping_sub(IDLE_JIFFIES);
+            s.key = seen.key;
         }
         s.rewrite = entry.rewrite;
         (s.generation, s.stamp, s.member, s.flags) = (entry.generation, stamp, entry.member, entry.flags);
-        (s.packets, s.bytes) = (s.packets.wrapping_add(1), s.bytes.wrapping_add(seen.bytes));
-        s.flushed = seen.now;
+        (s.packets, s.bytes, s.flushed) = (1, seen.bytes, seen.now);
         counted = true;
     });
     let (member, packets, bytes) = owed;
     if packets != 0 {
-        m.add(Table::Main, spare, packets, bytes, seen.now.wrapping_sub(IDLE_JIFFIES));
+        m.add(Table::Main, spare, packets, bytes, last_seen);
         m.member_traffic(member, direction(spare), packets, bytes);
     }
     if !counted {
@@ -222,7 +224,6 @@ where
     }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
-    m.member_traffic(member, direction(key), 1, w.seen.bytes);
     let egress = key.direction == Direction::Egress as u8;
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
@@ -241,6 +242,7 @@ where
             m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
         }
     }
+    m.member_traffic(member, direction(&w.seen.key), 1, w.seen.bytes);
     treat(w);
     w.reason = reason;
     Found::Valid

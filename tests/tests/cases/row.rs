@@ -1,0 +1,304 @@
+//! One packet case: a world, packets with what must become of them, and what must have been counted.
+
+use std::collections::BTreeMap;
+
+use vnet_common::endpoint::EndpointCounters;
+use vnet_common::host::{Frame, scratch};
+use vnet_common::lb::{MemberCounters, MemberEvent};
+use vnet_common::pipeline;
+use vnet_common::verdict::{Direction, Reason, Verdict};
+
+use super::kernel::{self, Kernel};
+use super::packet::Packet;
+use super::snapshot::Snapshot;
+use super::sums;
+use super::world::World;
+
+const NEXT: i32 = -1;
+const SHOT: i32 = 2;
+const REDIRECT: i32 = 7;
+
+type Check = Box<dyn Fn(&[u8]) -> Result<(), String>>;
+
+/// A packet, and what must become of it.
+struct Sent {
+    direction: Direction,
+    ifindex: u32,
+    frame: Frame,
+    vlan: bool,
+    verdict: Verdict,
+    /// The frame afterwards; `None`: of no interest, since it is dropped.
+    out: Option<Vec<u8>>,
+    /// Where the device sums up a partial checksum, and the field: in the output.
+    completed_at: Option<(usize, usize)>,
+    check: Option<Check>,
+}
+
+enum Step {
+    Send(Box<Sent>),
+    Change(Box<dyn Fn(&mut World)>),
+}
+
+/// One row of a table of cases.
+pub struct Row {
+    name: String,
+    world: World,
+    steps: Vec<Step>,
+    host_only: bool,
+    expected: Snapshot,
+    /// Entries in the main and in the half-open tables at the end.
+    holds: (usize, usize),
+}
+
+/// Starts a row.
+pub fn row(name: impl Into<String>, world: World) -> Row {
+    Row { name: name.into(), world, steps: Vec::new(), host_only: false, expected: Snapshot::default(), holds: (0, 0) }
+}
+
+impl Row {
+    /// What cannot be set up in the kernel by a test run.
+    pub fn host_only(mut self) -> Self {
+        self.host_only = true;
+        self
+    }
+    /// A packet from the endpoint behind `ifindex`.
+    pub fn egress(self, ifindex: u32, frame: impl Into<Frame>) -> Self {
+        self.send(Direction::Egress, ifindex, frame.into())
+    }
+    /// A packet to the endpoint behind `ifindex`.
+    pub fn ingress(self, ifindex: u32, frame: impl Into<Frame>) -> Self {
+        self.send(Direction::Ingress, ifindex, frame.into())
+    }
+    fn send(mut self, direction: Direction, ifindex: u32, frame: Frame) -> Self {
+        let verdict = Verdict::Next(Reason::NotOurs);
+        let sent = Sent { direction, ifindex, frame, vlan: false, verdict, out: None, completed_at: None, check: None };
+        self.steps.push(Step::Send(Box::new(sent)));
+        self
+    }
+    /// A change that the agent makes.
+    pub fn change(mut self, f: impl Fn(&mut World) + 'static) -> Self {
+        self.steps.push(Step::Change(Box::new(f)));
+        self
+    }
+
+    fn last(&mut self) -> &mut Sent {
+        match self.steps.last_mut() {
+            Some(Step::Send(sent)) => sent,
+            _ => panic!("{}: no packet was sent yet", self.name),
+        }
+    }
+    /// The last packet will be cut into segments of so many bytes.
+    pub fn segment(mut self, bytes: u32) -> Self {
+        self.last().frame.segment = bytes;
+        self
+    }
+    /// The last packet has a VLAN tag beside it.
+    pub fn vlan(mut self) -> Self {
+        self.last().vlan = true;
+        self.host_only()
+    }
+    /// The output's partial checksum is completed from `start` on, in the field at `start + field`.
+    pub fn completed(mut self, start: usize, field: usize) -> Self {
+        self.last().completed_at = Some((start, field));
+        self.host_only()
+    }
+
+    fn outcome(mut self, verdict: Verdict, out: Option<Vec<u8>>) -> Self {
+        let (slots, sent) = (self.slots(), self.last());
+        (sent.verdict, sent.out) = (verdict, out);
+        let (direction, bytes, ifindex) = (sent.direction, sent.frame.bytes.len() as u32, sent.ifindex);
+        if verdict.reason() != Reason::NoEndpoint {
+            self.count(slots[&ifindex], direction, verdict.reason(), bytes);
+        }
+        self
+    }
+    fn slots(&self) -> BTreeMap<u32, u32> {
+        self.world.maps.endpoints.values().map(|e| (e.ifindex, e.slot)).collect()
+    }
+    fn count(&mut self, slot: u32, direction: Direction, reason: Reason, bytes: u32) {
+        let c: &mut EndpointCounters = self.expected.endpoints.entry(slot).or_default();
+        c.bytes[direction as usize] += u64::from(bytes);
+        c.packets[direction as usize][reason as usize] += 1;
+    }
+
+    /// The last packet goes on as it is.
+    pub fn passes(mut self, reason: Reason) -> Self {
+        let bytes = self.last().frame.bytes.clone();
+        self.outcome(Verdict::Next(reason), Some(bytes))
+    }
+    /// The last packet goes on, changed.
+    pub fn becomes(self, reason: Reason, out: &Packet) -> Self {
+        let bytes = out.bytes();
+        self.outcome(Verdict::Next(reason), Some(bytes))
+    }
+    /// The last packet goes on, changed to something that `check` accepts.
+    pub fn becomes_some(mut self, reason: Reason, check: impl Fn(&[u8]) -> Result<(), String> + 'static) -> Self {
+        self.last().check = Some(Box::new(check));
+        self.outcome(Verdict::Next(reason), None)
+    }
+    /// The last packet is dropped.
+    pub fn dropped(self, reason: Reason) -> Self {
+        self.outcome(Verdict::Drop(reason), None)
+    }
+    /// The last packet is answered.
+    pub fn answered(self, reason: Reason, out: &Packet) -> Self {
+        self.answered_bytes(reason, out.bytes())
+    }
+    /// The last packet is answered with this frame.
+    pub fn answered_bytes(self, reason: Reason, out: Vec<u8>) -> Self {
+        self.outcome(Verdict::Reply(reason), Some(out))
+    }
+    /// The last packet is handed to the device `ifindex`.
+    pub fn handed(self, ifindex: u32, peer: bool, reason: Reason, out: &Packet) -> Self {
+        let bytes = out.bytes();
+        self.outcome(Verdict::Redirect { ifindex, peer, reason }, Some(bytes))
+    }
+
+    /// The last packet is counted for a member.
+    pub fn by(mut self, member: u32) -> Self {
+        let sent = self.last();
+        let (d, bytes) = (sent.direction as usize, sent.frame.bytes.len() as u64);
+        self.traffic(member, d, bytes)
+    }
+    /// The last packet is counted for a member as one that goes in `direction`.
+    pub fn by_as(mut self, member: u32, direction: Direction) -> Self {
+        let bytes = self.last().frame.bytes.len() as u64;
+        self.traffic(member, direction as usize, bytes)
+    }
+    fn traffic(mut self, member: u32, d: usize, bytes: u64) -> Self {
+        let c = self.expected.members.entry(member).or_default();
+        c.packets[d] += 1;
+        c.bytes[d] += bytes;
+        self
+    }
+    /// An event of a member is counted.
+    pub fn event(mut self, member: u32, event: MemberEvent) -> Self {
+        let c: &mut MemberCounters = self.expected.members.entry(member).or_default();
+        match event {
+            MemberEvent::NewFlow => c.new_flows += 1,
+            MemberEvent::Established => c.established += 1,
+            MemberEvent::Reset => c.resets += 1,
+        }
+        self
+    }
+    /// The last packet is also counted at the endpoint behind `ifindex`.
+    pub fn also(mut self, ifindex: u32, direction: Direction, reason: Reason) -> Self {
+        let (slot, bytes) = (self.slots()[&ifindex], self.last().frame.bytes.len() as u32);
+        self.count(slot, direction, reason, bytes);
+        self
+    }
+    /// At the end the endpoint in `slot` has `flows` of its quota.
+    pub fn quota(mut self, slot: u32, flows: u32) -> Self {
+        self.expected.add_quota(slot, flows);
+        self
+    }
+    /// At the end there are so many flows in the main and in the half-open tables; each has two entries.
+    pub fn holds(mut self, main: usize, half_open: usize) -> Self {
+        self.holds = (main, half_open);
+        self
+    }
+}
+
+/// Runs rows, all of them, and fails with everything that was not as it says.
+pub fn run(rows: impl IntoIterator<Item = Row>) {
+    let mut kernel = kernel::lock();
+    let failures: Vec<String> = rows.into_iter().flat_map(|row| run_row(row, &mut kernel)).collect();
+    assert!(failures.is_empty(), "{} differences:\n{}", failures.len(), failures.join("\n"));
+}
+
+fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
+    let Row { name, mut world, steps, host_only, expected, holds } = row;
+    let mut out = Vec::new();
+    if !host_only {
+        kernel.configure(&world.maps);
+        kernel.reset();
+    }
+    for (i, step) in steps.into_iter().enumerate() {
+        match step {
+            Step::Change(f) => {
+                f(&mut world);
+                if !host_only {
+                    kernel.configure(&world.maps);
+                }
+            }
+            Step::Send(sent) => {
+                let k = if host_only { None } else { Some(&mut *kernel) };
+                out.extend(run_packet(&world, k, &sent).into_iter().map(|e| format!("{name}, step {}: {e}", i + 1)));
+            }
+        }
+    }
+    let host = Snapshot::of(&world.maps);
+    let mut differences = Snapshot { main: host.main.clone(), half_open: host.half_open.clone(), ..expected }
+        .differences("expected", &host, "host");
+    let entries = (host.main.len(), host.half_open.len());
+    if entries != (2 * holds.0, 2 * holds.1) {
+        differences.push(format!("flows: expected {holds:?}, host {entries:?} entries"));
+    }
+    if !host_only {
+        differences.extend(host.differences("host", &kernel.snapshot(), "kernel"));
+    }
+    out.extend(differences.into_iter().map(|d| format!("{name}, at the end: {d}")));
+    out
+}
+
+/// Runs the pipeline on the host.
+pub fn on_host(world: &World, direction: Direction, ifindex: u32, frame: &mut Frame, vlan: bool) -> Verdict {
+    let mut s = scratch();
+    match direction {
+        Direction::Egress => pipeline::egress(frame, &world.maps, &mut s, ifindex, vlan),
+        Direction::Ingress => pipeline::ingress(frame, &world.maps, &mut s, ifindex, vlan),
+    }
+}
+
+/// The TC action that a verdict becomes.
+pub fn action(v: Verdict) -> i32 {
+    match v {
+        Verdict::Next(_) => NEXT,
+        Verdict::Drop(_) => SHOT,
+        Verdict::Reply(_) | Verdict::Redirect { .. } => REDIRECT,
+    }
+}
+
+fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<String> {
+    let mut out = Vec::new();
+    let mut frame = sent.frame.clone();
+    let verdict = on_host(world, sent.direction, sent.ifindex, &mut frame, sent.vlan);
+    if verdict != sent.verdict {
+        out.push(format!("expected {:?}, host {verdict:?}", sent.verdict));
+    }
+    let dropped = matches!(verdict, Verdict::Drop(_));
+    let mut wire = frame.bytes.clone();
+    if let Some((start, field)) = sent.completed_at {
+        sums::complete(&mut wire, start, start + field, field == 6);
+    }
+    if let Some(expected) = &sent.out
+        && *expected != wire
+    {
+        out.push(format!("bytes\n    expected {}\n    host     {}", hex(expected), hex(&wire)));
+    }
+    if let Some(Err(e)) = sent.check.as_ref().map(|check| check(&wire)) {
+        out.push(e);
+    }
+    let sound = sums::verify(&sent.frame.bytes).is_ok() || sent.completed_at.is_some();
+    if sound
+        && !dropped
+        && let Err(e) = sums::verify(&wire)
+    {
+        out.push(format!("host: {e}"));
+    }
+    if let Some(kernel) = kernel.filter(|_| kernel::takes(&sent.frame.bytes)) {
+        let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
+        if ran.action != action(verdict) {
+            out.push(format!("host {verdict:?}, kernel action {}", ran.action));
+        }
+        if ran.bytes != frame.bytes {
+            out.push(format!("bytes\n    host   {}\n    kernel {}", hex(&frame.bytes), hex(&ran.bytes)));
+        }
+    }
+    out
+}
+
+/// Bytes, as a person reads them.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.chunks(2).map(|b| b.iter().map(|b| format!("{b:02x}")).collect::<String>()).collect::<Vec<_>>().join(" ")
+}

@@ -1,0 +1,136 @@
+//! Every counter and every flow, in a form that host and kernel share.
+
+use std::collections::BTreeMap;
+
+use vnet_common::addr::Address;
+use vnet_common::endpoint::EndpointCounters;
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Table};
+use vnet_common::host::{Flows, Maps};
+use vnet_common::lb::MemberCounters;
+
+/// Counters, with what flow caches still hold added, and flow entries, without their times.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Snapshot {
+    /// By slot; rows without a packet are left out.
+    pub endpoints: BTreeMap<u32, EndpointCounters>,
+    /// By row; likewise.
+    pub members: BTreeMap<u32, MemberCounters>,
+    /// Flows that endpoints have of their quota; likewise.
+    pub quota: BTreeMap<u32, u32>,
+    /// Entries in the main tables of both families.
+    pub main: Vec<String>,
+    /// Entries in the half-open ones.
+    pub half_open: Vec<String>,
+}
+
+impl Snapshot {
+    /// Of the host.
+    pub fn of(maps: &Maps) -> Self {
+        let mut s = Self::default();
+        maps.counters.borrow().iter().for_each(|(slot, c)| s.add_endpoint(*slot, *c));
+        maps.member_counters.borrow().iter().for_each(|(row, c)| s.add_member(*row, *c));
+        maps.flow_counts.borrow().iter().for_each(|(slot, n)| s.add_quota(*slot, *n));
+        s.add_host_flows(&maps.flows4);
+        s.add_host_flows(&maps.flows6);
+        s.sorted()
+    }
+
+    fn add_host_flows<A: Address>(&mut self, flows: &Flows<A>) {
+        let cache: Vec<_> = flows.cache.borrow().values().copied().collect();
+        let entries =
+            |t: &std::cell::RefCell<std::collections::HashMap<_, _>>| t.borrow().iter().map(|(k, e)| (*k, *e)).collect();
+        self.add_flows(&cache, entries(&flows.main), entries(&flows.half_open));
+    }
+
+    /// Adds the counters of an endpoint.
+    pub fn add_endpoint(&mut self, slot: u32, c: EndpointCounters) {
+        if c != EndpointCounters::default() {
+            self.endpoints.insert(slot, c);
+        }
+    }
+    /// Adds the counters of a member.
+    pub fn add_member(&mut self, row: u32, c: MemberCounters) {
+        if c != MemberCounters::default() {
+            self.members.insert(row, c);
+        }
+    }
+    /// Adds what an endpoint has of its quota.
+    pub fn add_quota(&mut self, slot: u32, n: u32) {
+        if n != 0 {
+            self.quota.insert(slot, n);
+        }
+    }
+
+    /// Adds the flows of one family, after its members' counters.
+    pub fn add_flows<A: Address>(
+        &mut self,
+        cache: &[CacheSlot<A>],
+        main: Vec<(FlowKey<A>, FlowEntry<A>)>,
+        half_open: Vec<(FlowKey<A>, FlowEntry<A>)>,
+    ) {
+        let held: Vec<_> = cache.iter().filter(|s| s.key.endpoint != 0 && s.packets != 0).collect();
+        for s in &held {
+            let c = self.members.entry(s.member).or_default();
+            c.packets[usize::from(s.key.direction)] += u64::from(s.packets);
+            c.bytes[usize::from(s.key.direction)] += u64::from(s.bytes);
+        }
+        for (key, mut e) in main {
+            for s in held.iter().filter(|s| s.key == key) {
+                e.packets += u64::from(s.packets);
+                e.bytes += u64::from(s.bytes);
+            }
+            self.main.push(line(Table::Main, &key, e));
+        }
+        self.half_open.extend(half_open.into_iter().map(|(key, e)| line(Table::HalfOpen, &key, e)));
+    }
+
+    /// In the order in which snapshots are compared.
+    pub fn sorted(mut self) -> Self {
+        self.main.sort();
+        self.half_open.sort();
+        self
+    }
+
+    /// What differs from `other`, in words; empty if nothing does.
+    pub fn differences(&self, mine: &str, other: &Self, others: &str) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut compare = |what: &str, a: String, b: String| {
+            if a != b {
+                out.push(format!("{what}:\n    {mine}: {a}\n    {others}: {b}"));
+            }
+        };
+        compare("endpoint counters", endpoints(&self.endpoints), endpoints(&other.endpoints));
+        compare("member counters", format!("{:?}", self.members), format!("{:?}", other.members));
+        compare("quota", format!("{:?}", self.quota), format!("{:?}", other.quota));
+        compare("main table", lines(&self.main), lines(&other.main));
+        compare("half-open table", lines(&self.half_open), lines(&other.half_open));
+        out
+    }
+}
+
+fn lines(entries: &[String]) -> String {
+    entries.iter().map(|e| format!("\n      {e}")).collect()
+}
+
+fn line<A: Address>(table: Table, key: &FlowKey<A>, e: FlowEntry<A>) -> String {
+    format!("{table:?} {key:?} {:?}", FlowEntry { last_seen: 0, created: 0, ..e })
+}
+
+/// Endpoint counters, only those that count something.
+pub fn endpoints(rows: &BTreeMap<u32, EndpointCounters>) -> String {
+    use vnet_common::verdict::Reason;
+    let mut out = String::new();
+    for (slot, c) in rows {
+        for (d, name) in [(0, "egress"), (1, "ingress")] {
+            let counts: Vec<_> = Reason::ALL
+                .iter()
+                .filter(|r| c.packets[d][**r as usize] != 0)
+                .map(|r| format!("{} {}", r.name(), c.packets[d][*r as usize]))
+                .collect();
+            if c.bytes[d] != 0 || !counts.is_empty() {
+                out += &format!("[{slot} {name}: {} B, {}] ", c.bytes[d], counts.join(", "));
+            }
+        }
+    }
+    out
+}
