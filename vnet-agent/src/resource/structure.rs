@@ -48,36 +48,33 @@ impl<'a> Walk<'a> {
         }
     }
 
+    /// The schema of the document's kind; of the kind that was probably meant, if there is none of that name.
     fn kind(&mut self, root: &mut Node) -> Option<&'a Json> {
-        if !matches!(root.value, Value::Map(_)) {
-            self.fault(root.place(), "a resource starts with `apiVersion: …` and `kind: …` at the left margin");
+        let place = root.place();
+        let Value::Map(fields) = &mut root.value else {
+            self.fault(place, "a resource starts with `apiVersion: …` and `kind: …` at the left margin");
             return None;
-        }
-        let schemas = self.schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
-        let kind_of = |schema: &'a Json| schema.pointer("/properties/kind/const").and_then(Json::as_str);
-        let kinds: Vec<&str> = schemas.iter().filter_map(kind_of).collect();
-        let (place, message, meant) = match root.field("kind") {
-            None => (root.place(), format!("the field `kind` is missing: it is {}", either(&kinds)), None),
-            Some(node) => match &node.value {
-                Value::Scalar(_, kind) => match schemas.iter().find(|schema| kind_of(schema) == Some(kind)) {
-                    Some(schema) => return Some(schema),
-                    None => {
-                        let meant = similar(kind, &kinds);
-                        let hint = meant.map_or(format!("it is {}", either(&kinds)), |meant| format!("did you mean `{meant}`?"));
-                        (node.place(), format!("there is no kind {}: {hint}", quote(kind)), meant)
-                    }
-                },
-                _ => (node.place(), format!("`kind` must be {}", either(&kinds)), None),
-            },
         };
-        self.fault(place, message);
-        // What was probably meant says what else is wrong.
-        let meant = schemas.iter().find(|schema| meant.is_some() && kind_of(schema) == meant)?;
-        if let Value::Map(fields) = &mut root.value {
-            let kind = fields.iter_mut().find(|(name, _)| name == "kind");
-            kind?.1.value = Value::Scalar(Scalar::Text, kind_of(meant)?.to_owned());
+        let schemas = self.schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+        let named = |name: &str| schemas.iter().find(|schema| kind_of(schema) == Some(name));
+        let kinds: Vec<&str> = schemas.iter().filter_map(kind_of).collect();
+        let Some((_, node)) = fields.iter_mut().find(|(name, _)| name == "kind") else {
+            self.fault(place, format!("the field `kind` is missing: it is {}", either(&kinds)));
+            return None;
+        };
+        let place = node.place();
+        let Value::Scalar(_, kind) = &mut node.value else {
+            self.fault(place, format!("`kind` must be {}", either(&kinds)));
+            return None;
+        };
+        if let Some(schema) = named(kind) {
+            return Some(schema);
         }
-        Some(meant)
+        let meant = similar(kind, &kinds);
+        let hint = meant.map_or(format!("it is {}", either(&kinds)), |meant| format!("did you mean `{meant}`?"));
+        self.fault(place, format!("there is no kind {}: {hint}", quote(kind)));
+        meant?.clone_into(kind);
+        named(kind)
     }
 
     /// True if the value can be used. `what` starts the sentences about it.
@@ -125,7 +122,7 @@ impl<'a> Walk<'a> {
             if !fields.iter().any(|(field, _)| field == name) {
                 let filler = properties.and_then(|properties| filler(self.resolve(properties.get(name)?)));
                 usable &= filler.is_some();
-                self.filled = true;
+                self.filled |= filler.is_some();
                 fields.extend(filler.map(|value| (name.to_owned(), Node { span: place, key: None, value })));
             }
         }
@@ -246,6 +243,10 @@ impl<'a> Walk<'a> {
         self.whole = false;
         false
     }
+}
+
+fn kind_of(schema: &Json) -> Option<&str> {
+    schema.pointer("/properties/kind/const").and_then(Json::as_str)
 }
 
 fn unknown(name: &str, properties: Option<&Map<String, Json>>, what: &str) -> String {

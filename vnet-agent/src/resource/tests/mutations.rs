@@ -107,5 +107,5 @@ fn damaged_files() {
         }
         assert!(start.elapsed() < Duration::from_secs(5), "{text}");
     }
-    assert!(counts.iter().all(|count| *count > 200), "{counts:?}");
+    assert!(counts.iter().all(|count| *count > 50), "{counts:?}");
 }

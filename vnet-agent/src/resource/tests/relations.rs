@@ -60,3 +60,22 @@ fn endpoints_share_nothing() {
     ];
     assert_faults(&check(&good(&other), &in_force(ENDPOINT)), &expected);
 }
+
+#[test]
+fn what_is_faulty_elsewhere_still_overlaps() {
+    let other = BALANCER.replace("name: web", "name: api").replace("    - address: 10.0.1.12", "    - weight: 1");
+    let expected = [(33, 10, "VIP 10.96.0.10 TCP port 80, 81"), (42, 7, "an entry of `members` lacks the field `address`")];
+    assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &expected);
+}
+
+/// What stands for a value that is not there is not held against anyone.
+#[test]
+fn what_nobody_wrote_is_no_fault() {
+    let other = BALANCER.replace("name: web", "name: api").replace("TCP", "SCTP");
+    assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &[(34, 13, "`protocol` must be `TCP` or `UDP`, but is `SCTP`")]);
+    let nameless = BALANCER.replace("name: web", "{}").replace("  labels: { tier: front }\n", "").replace("TCP", "UDP");
+    let expected = [(3, 1, "`metadata` lacks the field `name`"), (28, 1, "`metadata` lacks the field `name`")];
+    assert_faults(&bad(&format!("{nameless}---\n{nameless}")), &expected);
+    let expected = [(7, 10, "an entry of `vips` must be an IP address")];
+    assert_faults(&bad(&BALANCER.replace("10.96.0.10", "10.96")), &expected);
+}
