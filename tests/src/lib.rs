@@ -1,1 +1,40 @@
+//! What end-to-end tests, the benchmark and the lab are made of: hosts that are network namespaces, cables between
+//! them, programs in them, and the real agent.
+//!
+//! ```no_run
+//! use vnet_tests::{Agent, Host, connect};
+//!
+//! # fn main() -> anyhow::Result<()> {
+//! let host = Host::new("host")?;
+//! let client = Host::new("client")?;
+//! connect((&host, "client0", &["10.0.0.1/24", "fd00::1/64"]), (&client, "eth0", &["10.0.0.10/24", "fd00::10/64"]))?;
+//! client.ip("route add default via 10.0.0.1")?;
+//! host.forward()?;
+//! let agent = Agent::start(&host, &["client*"])?;
+//! println!("{}", agent.ctl(&["status"])?);
+//! println!("{}", client.output("ping", &["-c", "1", "10.0.0.1"])?);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Nothing outlives the process that made it, not even when that is killed: namespaces are held by descriptors, never by
+//! names; programs get SIGKILL from the kernel when it dies; maps are pinned in a bpffs that only the host's mount
+//! namespace has. What it cannot remove then, its temporary directories, the next one removes.
 
+mod agent;
+mod cable;
+mod host;
+mod machine;
+mod process;
+mod routed;
+mod tempdir;
+mod wait;
+
+pub use agent::{Agent, bin_dir};
+pub use cable::connect;
+pub use host::Host;
+pub use machine::Machine;
+pub use process::Process;
+pub use routed::Routed;
+pub use tempdir::TempDir;
+pub use wait::{skip, wait_for};

@@ -1,5 +1,10 @@
 //! The vnet agent: compiles resources into map rows and keeps the datapath of this host.
 
+pub mod api;
+pub mod control;
+pub mod datapath;
+pub mod device;
+pub mod lb;
 pub mod object;
 pub mod resource;
 pub mod store;

@@ -9,6 +9,8 @@ pub mod addr;
 pub mod answer;
 #[cfg(feature = "api")]
 pub mod api;
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod checksum;
 pub mod deliver;
 pub mod endpoint;

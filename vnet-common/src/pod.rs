@@ -21,6 +21,8 @@ pod!(
     crate::lb::MemberCounters,
     crate::map::Config,
 );
+#[cfg(feature = "bench")]
+pod!(crate::bench::Plan);
 // SAFETY: as above; the sizes for both families are asserted beside the type.
 unsafe impl<A: Address> aya::Pod for crate::flow::FlowKey<A> {}
 // SAFETY: as above.

@@ -22,10 +22,13 @@ const NO_PREALLOC: u32 = 1;
 /// Page-aligned values: a 64-byte row is one cache line, and the agent can map the table.
 const MMAPABLE: u32 = 1 << 10;
 
-/// Slots of a CPU's flow cache, less one: a power of two. Set by the agent at load time.
+/// Slots of a CPU's IPv4 flow cache, less one: a power of two. Set by the agent at load time.
 #[unsafe(no_mangle)]
 static CACHE_MASK: u32 = 0;
-/// Is there a flow cache? Set by the agent at load time.
+/// The same for IPv6.
+#[unsafe(no_mangle)]
+static CACHE_MASK6: u32 = 0;
+/// Are there flow caches? Set by the agent at load time.
 #[unsafe(no_mangle)]
 static CACHE_ON: u32 = 0;
 
@@ -174,6 +177,7 @@ trait Family: Address {
     fn main() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
     fn half_open() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>>;
     fn cache() -> &'static Array<CacheSlot<Self>>;
+    fn cache_mask() -> u32;
     fn ring() -> &'static Array<FlowKey<Self>>;
 
     #[inline(always)]
@@ -186,7 +190,7 @@ trait Family: Address {
 }
 
 macro_rules! family {
-    ($addr:ty, $main:ident, $half_open:ident, $cache:ident, $ring:ident) => {
+    ($addr:ty, $main:ident, $half_open:ident, $cache:ident, $cache_mask:ident, $ring:ident) => {
         impl Family for $addr {
             #[inline(always)]
             fn main() -> &'static HashMap<FlowKey<Self>, FlowEntry<Self>> {
@@ -201,14 +205,18 @@ macro_rules! family {
                 &$cache
             }
             #[inline(always)]
+            fn cache_mask() -> u32 {
+                global(&$cache_mask)
+            }
+            #[inline(always)]
             fn ring() -> &'static Array<FlowKey<Self>> {
                 &$ring
             }
         }
     };
 }
-family!([u8; 4], FLOWS4, HALF_OPEN4, CACHE4, RING4);
-family!([u8; 16], FLOWS6, HALF_OPEN6, CACHE6, RING6);
+family!([u8; 4], FLOWS4, HALF_OPEN4, CACHE4, CACHE_MASK, RING4);
+family!([u8; 16], FLOWS6, HALF_OPEN6, CACHE6, CACHE_MASK6, RING6);
 
 impl<A: Family> FlowMaps<A> for Kernel {
     #[inline(always)]
@@ -216,7 +224,7 @@ impl<A: Family> FlowMaps<A> for Kernel {
         if global(&CACHE_ON) == 0 {
             return None;
         }
-        let mask = global(&CACHE_MASK);
+        let mask = A::cache_mask();
         // SAFETY: no arguments, no effects.
         let cpu = unsafe { bpf_get_smp_processor_id() };
         with(A::cache().get_ptr_mut(cpu * (mask + 1) + (hash & mask)), f)

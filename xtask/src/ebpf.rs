@@ -13,7 +13,7 @@ use std::process::Command;
 pub fn build_ebpf(root: &Path, target_dir: &Path, features: &[&str]) -> Result<PathBuf, String> {
     let toolchain = find_toolchain()?;
     let mut cargo = toolchain.cargo();
-    cargo.args(["build", "--quiet"]);
+    cargo.arg("build");
     add_arguments(&mut cargo, root, target_dir, features)?;
     let out = cargo.output().map_err(|error| format!("running {cargo:?}: {error}"))?;
     if !out.status.success() {
@@ -41,7 +41,7 @@ pub fn clippy_ebpf(root: &Path, target_dir: &Path, features: &[&str]) -> Result<
 fn add_arguments(cargo: &mut Command, root: &Path, target_dir: &Path, features: &[&str]) -> Result<(), String> {
     cargo
         .current_dir(root)
-        .args(["--locked", "--release", "--package", "vnet-ebpf", "--bins", "-Zbuild-std=core"])
+        .args(["--quiet", "--locked", "--release", "--package", "vnet-ebpf", "--bins", "-Zbuild-std=core"])
         .args(["--target", &triple(), "--features", &features.join(",")])
         .arg("--target-dir")
         .arg(target_dir)

@@ -1,5 +1,7 @@
 //! Where desired state lives.
 
+pub mod redb;
+
 use anyhow::Result;
 
 use crate::resource::Resource;

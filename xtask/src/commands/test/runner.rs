@@ -125,6 +125,8 @@ fn run_one(test: &Test, limit: Duration) -> io::Result<Outcome> {
     let mut child = Command::new(&test.binary)
         .args(["--exact", &test.name, "--nocapture", "--include-ignored", "--test-threads=1"])
         .current_dir(&test.dir)
+        // Of errors that a test returns; a backtrace of a panic says more.
+        .env("RUST_LIB_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(output.try_clone()?)
         .stderr(output.try_clone()?)

@@ -1,0 +1,169 @@
+//! The real agent and the real CLI.
+
+use crate::{Host, Process, TempDir, wait_for};
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+use std::ffi::OsString;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The agent of a host. Killed with this value; what it pinned stays as long as the host.
+#[derive(Debug)]
+pub struct Agent<'host> {
+    host: &'host Host,
+    process: Option<Process>,
+    program: PathBuf,
+    attach: Vec<String>,
+    dir: TempDir,
+}
+
+impl<'host> Agent<'host> {
+    /// Starts the agent in `host`, attached to the devices whose names match, and waits until it serves.
+    ///
+    /// # Errors
+    /// It ends, or does not serve within 20 s; the message has what it logged.
+    pub fn start(host: &'host Host, attach: &[&str]) -> Result<Self> {
+        Self::start_program(host, &bin_dir()?.join("vnet-agent"), attach)
+    }
+
+    /// The same with another build of the agent.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn start_program(host: &'host Host, program: &Path, attach: &[&str]) -> Result<Self> {
+        let attach = attach.iter().map(|&glob| glob.to_owned()).collect();
+        let mut agent = Self { host, process: None, program: program.to_owned(), attach, dir: TempDir::new()? };
+        agent.begin()?;
+        Ok(agent)
+    }
+
+    /// Starts it again, after [`Agent::kill`] or [`Agent::stop`], with the state it left.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn begin(&mut self) -> Result<()> {
+        let mut command = self.host.command(&self.program)?;
+        command.arg("--state-dir").arg(self.state_dir()).arg("--run-dir").arg(self.dir.path());
+        command.args(["--bpffs", "/sys/fs/bpf"]);
+        command.args(self.attach.iter().flat_map(|glob| ["--attach", glob]));
+        // A socket that a killed agent left would answer nobody, yet be there.
+        let socket = self.socket();
+        let mut process = Process::start(command)?;
+        let served = wait_for("the agent to serve", Duration::from_secs(20), || match process.ended() {
+            Ok(None) => UnixStream::connect(&socket).is_ok().then_some(Ok(())),
+            Ok(Some(status)) => Some(Err(anyhow::anyhow!("the agent has ended ({status})"))),
+            Err(error) => Some(Err(error)),
+        });
+        served.and_then(|result| result).with_context(|| process.printed())?;
+        self.process = Some(process);
+        Ok(())
+    }
+
+    /// Starts it again as another build: an upgrade, or the way back.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn begin_program(&mut self, program: &Path) -> Result<()> {
+        self.program = program.to_owned();
+        self.begin()
+    }
+
+    /// The running agent.
+    ///
+    /// # Errors
+    /// It was stopped.
+    pub fn process(&mut self) -> Result<&mut Process> {
+        self.process.as_mut().context("the agent was stopped")
+    }
+
+    /// Its process's number.
+    ///
+    /// # Errors
+    /// It was stopped.
+    pub fn pid(&self) -> Result<u32> {
+        self.process.as_ref().map(Process::pid).context("the agent was stopped")
+    }
+
+    /// Kills it, as a crash would.
+    ///
+    /// # Errors
+    /// It had ended.
+    pub fn kill(&mut self) -> Result<()> {
+        self.process()?.stop(Signal::SIGKILL)?;
+        self.process = None;
+        Ok(())
+    }
+
+    /// Ends it as systemd would.
+    ///
+    /// # Errors
+    /// It had ended, does not end, or ends with a failure.
+    pub fn stop(&mut self) -> Result<()> {
+        let status = self.process()?.stop(Signal::SIGTERM)?;
+        let printed = self.logged();
+        self.process = None;
+        if status.success() { Ok(()) } else { bail!("the agent ended with {status}:\n{printed}") }
+    }
+
+    /// What it has logged.
+    #[must_use]
+    pub fn logged(&self) -> String {
+        self.process.as_ref().map(Process::printed).unwrap_or_default()
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.dir.path().join("agent.sock")
+    }
+
+    /// Its state directory.
+    #[must_use]
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.path().join("state")
+    }
+
+    /// Its temporary directory, for files to apply.
+    #[must_use]
+    pub fn dir(&self) -> &TempDir {
+        &self.dir
+    }
+
+    /// Runs `vnet-ctl` in the host and gives its standard output.
+    ///
+    /// # Errors
+    /// It fails; the message has what it printed and what the agent logged.
+    pub fn ctl(&self, args: &[&str]) -> Result<String> {
+        let mut all = vec![OsString::from("--socket"), self.socket().into_os_string()];
+        all.extend(args.iter().map(Into::into));
+        self.host
+            .output(bin_dir()?.join("vnet-ctl"), &all)
+            .with_context(|| format!("vnet-ctl {}; the agent's log:\n{}", args.join(" "), self.logged()))
+    }
+
+    /// Applies YAML with `vnet-ctl apply`.
+    ///
+    /// # Errors
+    /// It is refused; the message says why.
+    pub fn apply(&self, yaml: &str) -> Result<String> {
+        let file = self.dir.write("apply.yaml", yaml)?;
+        self.ctl(&["apply", "-f", file.to_str().context("a temporary directory of plain letters")?])
+    }
+}
+
+/// Where the agent and the CLI are: `VNET_BIN_DIR`, else where cargo built this program.
+///
+/// # Errors
+/// This program is in no directory of cargo's, or they were not built.
+pub fn bin_dir() -> Result<PathBuf> {
+    if let Some(dir) = std::env::var_os("VNET_BIN_DIR") {
+        return Ok(dir.into());
+    }
+    let own = std::env::current_exe().context("finding the path of this program")?;
+    // Tests are in target/debug/deps, programs in target/debug.
+    let built = own.ancestors().skip(1).take(2).find(|dir| dir.join("vnet-agent").is_file());
+    built.map(Path::to_owned).with_context(|| {
+        format!("no vnet-agent beside {}: run cargo build -p vnet-agent -p vnet-ctl, or set VNET_BIN_DIR", own.display())
+    })
+}

@@ -1,0 +1,260 @@
+//! The datapath in the kernel with one endpoint, one group and a plan of packets; run by `BPF_PROG_TEST_RUN`.
+
+use super::frames::{self, ENDPOINT, Family, MEMBER_PORT, MEMBERS, Peer, Protocol, SLOT, Traffic};
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
+use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::util::nr_cpus;
+use aya::{Ebpf, EbpfLoader};
+use vnet_common::addr::Address as _;
+use vnet_common::bench::{AT_RANDOM, IN_ORDER, Plan};
+use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
+use vnet_common::flow::FlowKey;
+use vnet_common::hash;
+use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
+use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
+use vnet_common::verdict::{Direction, Reason};
+
+/// Slots of a CPU's flow cache, as the agent has them: IPv4, IPv6.
+const CACHE: [u32; 2] = [1 << 17, 1 << 15];
+/// Slots of the group's pick table.
+const PICKS: u32 = 1024;
+/// `lo`: what a test run's packet seems to have come from.
+const DEVICE: u32 = 1;
+const GROUP: u32 = 1;
+const SERIAL: u32 = 1;
+
+/// The programs of `BENCH_PROGRAMS`, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    Null,
+    Egress,
+    Ingress,
+}
+const TARGETS: [&str; 3] = ["bench_null", "vm_egress", "vm_ingress"];
+
+impl From<Direction> for Target {
+    fn from(direction: Direction) -> Self {
+        match direction {
+            Direction::Egress => Self::Egress,
+            Direction::Ingress => Self::Ingress,
+        }
+    }
+}
+
+/// A loaded datapath.
+pub struct Kernel {
+    ebpf: Ebpf,
+    // The kernel empties a program array that nobody holds.
+    _programs: ProgramArray<MapData>,
+}
+
+impl Kernel {
+    /// Loads the object, with room for so many entries in the main tables instead of the default; sets up the endpoint, the
+    /// group and its members.
+    pub fn load(object: &[u8], entries: Option<u32>) -> Result<Self> {
+        let cpus = u32::try_from(nr_cpus().map_err(|(file, e)| anyhow!("reading {file}: {e}"))?)?;
+        let (on, masks) = (1u32, CACHE.map(|slots| slots - 1));
+        let mut loader = EbpfLoader::new();
+        loader.override_global("CACHE_ON", &on, true).override_global("CACHE_MASK", &masks[0], true);
+        loader.override_global("CACHE_MASK6", &masks[1], true);
+        for &(name, _, size) in MAPS {
+            loader.map_max_entries(name, size);
+        }
+        loader.map_max_entries("CACHE4", CACHE[0] * cpus).map_max_entries("CACHE6", CACHE[1] * cpus);
+        if let Some(entries) = entries {
+            loader.map_max_entries("FLOWS4", entries).map_max_entries("FLOWS6", entries);
+        }
+        let mut ebpf = loader.load(object).context("loading the eBPF object (was it built with feature bench?)")?;
+        for name in TARGETS.iter().chain(&["bench4", "bench6", "bench_forget4", "bench_forget6", "bench_uncache"]) {
+            let program: &mut SchedClassifier =
+                ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
+            program.load().with_context(|| format!("loading program {name}"))?;
+        }
+        let mut programs = ProgramArray::try_from(ebpf.take_map("BENCH_PROGRAMS").context("no map BENCH_PROGRAMS")?)?;
+        for (index, name) in TARGETS.iter().enumerate() {
+            let program: &SchedClassifier = ebpf.program(name).context("a program is gone")?.try_into()?;
+            programs.set(index as u32, program.fd()?, 0)?;
+        }
+        let mut kernel = Self { ebpf, _programs: programs };
+        kernel.set_up()?;
+        Ok(kernel)
+    }
+
+    fn set_up(&mut self) -> Result<()> {
+        self.put("CONFIG", 0, Config { generation: 1, flow_quota: u32::MAX >> 1 })?;
+        let row = EndpointRow { ifindex: DEVICE, id: ENDPOINT, slot: SLOT, mtu: 1500, ..EndpointRow::default() };
+        self.put("ENDPOINTS", DEVICE, row)?;
+        for family in [Family::V4, Family::V6] {
+            self.set_up_group(family)?;
+        }
+        self.check_strangers()
+    }
+
+    /// A group of each family, for UDP and TCP.
+    fn set_up_group(&mut self, family: Family) -> Result<()> {
+        let number = if family == Family::V4 { 0 } else { 1 };
+        let (group, first_member, first_block) =
+            (GROUP + number, 16 + number * MEMBERS, 1 + number * PICKS / MAGLEV_BLOCK as u32);
+        let table = u64::from(first_block) << 32 | u64::from(PICKS);
+        self.put("GROUPS", group, GroupRow { table, serial: SERIAL, flags: 0 })?;
+        for n in 0..MEMBERS {
+            let (addr, port) = (frames::member(family, n), MEMBER_PORT.to_be_bytes());
+            let row = MemberRow { addr, port, serial: SERIAL, group, state: state::ACTIVE, ..MemberRow::default() };
+            self.put("MEMBERS", first_member + n, row)?;
+            self.set_filter(Filter::Member, filter_of(family, addr))?;
+        }
+        for block in 0..PICKS / MAGLEV_BLOCK as u32 {
+            let picks: [u32; MAGLEV_BLOCK] =
+                std::array::from_fn(|i| first_member + (block * MAGLEV_BLOCK as u32 + i as u32) % MEMBERS);
+            self.put("MAGLEV", first_block + block, picks)?;
+        }
+        for protocol in [Protocol::Udp, Protocol::Ack] {
+            let traffic = Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Vip, flows: 1 << 19 };
+            let key = traffic.vip_key();
+            self.set_filter(Filter::Vip, filter_of(family, key.addr))?;
+            let mut vips: HashMap<_, VipKey, VipRow> = HashMap::try_from(self.map("VIPS")?)?;
+            vips.insert(key, VipRow { group, serial: SERIAL }, 0)?;
+            self.note_members(traffic)?;
+        }
+        Ok(())
+    }
+
+    /// Works out which member each flow will get, for its replies.
+    fn note_members(&mut self, t: Traffic) -> Result<()> {
+        let plan = t.plan()?;
+        let mut members: Array<_, [u8; 4]> = Array::try_from(self.map("BENCH_MEMBERS")?)?;
+        for flow in 0..t.flows {
+            let (addr, port) = plan.client(flow);
+            let hash = match t.family {
+                Family::V4 => hash::pick(&FlowKey { src: addr, sport: port, ..plan.key4 }, 0),
+                Family::V6 => {
+                    let mut src = plan.key6.src;
+                    src[12..].copy_from_slice(&addr);
+                    hash::pick(&FlowKey { src, sport: port, ..plan.key6 }, 0)
+                }
+            };
+            let slot = (u64::from(hash) * u64::from(PICKS)) >> 32;
+            let m = frames::member(t.family, slot as u32 % MEMBERS);
+            let tail = if t.family == Family::V4 { [m[0], m[1], m[2], m[3]] } else { [m[12], m[13], m[14], m[15]] };
+            members.set(plan.members + flow, tail, 0)?;
+        }
+        Ok(())
+    }
+
+    /// An address that shares its filter bit with a VIP or a member is looked up like one: a rare case, and not the one measured.
+    fn check_strangers(&mut self) -> Result<()> {
+        for (family, addr) in [(Family::V4, frames::peer4(Peer::Stranger).widen()), (Family::V6, frames::peer6(Peer::Stranger))] {
+            let (word, bit) = Filter::Vip.place(filter_of(family, addr));
+            let words: Array<_, u64> = Array::try_from(self.map("FILTERS")?)?;
+            ensure!(words.get(&word, 0)? >> bit & 1 == 0, "the stranger's address has the filter bit of a VIP: choose another");
+        }
+        Ok(())
+    }
+
+    fn set_filter(&mut self, kind: Filter, hash: u32) -> Result<()> {
+        let (word, bit) = kind.place(hash);
+        let mut words: Array<_, u64> = Array::try_from(self.map("FILTERS")?)?;
+        let old = words.get(&word, 0)?;
+        Ok(words.set(word, old | 1 << bit, 0)?)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+        self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
+    }
+
+    fn put<V: aya::Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
+        let mut array: Array<_, V> = Array::try_from(self.map(name)?)?;
+        array.set(index, value, 0).with_context(|| format!("writing row {index} of {name}"))
+    }
+
+    /// Runs a program; gives ns per repeat.
+    fn test_run(&mut self, name: &str, frame: &[u8], repeat: u32) -> Result<f64> {
+        let program: &SchedClassifier = self.ebpf.program(name).with_context(|| format!("no program {name}"))?.try_into()?;
+        let result = program.test_run(TestRunOptions { data_in: Some(frame), repeat, ..TestRunOptions::new() });
+        Ok(result.with_context(|| format!("test run of {name}"))?.duration.as_nanos() as f64)
+    }
+
+    /// The cost of a program that does nothing, without the harness's own.
+    pub fn bare_null(&mut self, repeat: u32) -> Result<f64> {
+        self.test_run("bench_null", &[0; 100], repeat)
+    }
+
+    /// Sends packets of random flows to a program; gives ns per packet. Each flow comes once before any comes again.
+    pub fn send(&mut self, t: Traffic, target: Target, repeat: u32) -> Result<f64> {
+        let plan = Plan { program: target as u32, multiplier: AT_RANDOM.0, increment: AT_RANDOM.1, ..t.plan()? };
+        self.run_plan(t, plan, repeat)
+    }
+
+    /// Sends one packet of each of `count` flows from number `first` on.
+    fn send_in_order(&mut self, t: Traffic, first: u32, count: u32) -> Result<f64> {
+        let target = Target::from(t.direction) as u32;
+        let plan = in_order(Plan { program: target, state: first.wrapping_sub(1), ..t.plan()? });
+        self.run_plan(t, plan, count)
+    }
+
+    fn run_plan(&mut self, t: Traffic, plan: Plan, repeat: u32) -> Result<f64> {
+        self.put("BENCH_PLAN", 0, plan)?;
+        self.test_run(if t.family == Family::V4 { "bench4" } else { "bench6" }, &t.frame()?, repeat)
+    }
+
+    /// Makes all the flows of `t`, as their first packets do.
+    pub fn establish(&mut self, t: Traffic) -> Result<()> {
+        let request = Traffic { direction: Direction::Egress, peer: Peer::Vip, ..t };
+        if t.protocol == Protocol::Udp {
+            self.send_in_order(request, 0, t.flows)?;
+            return Ok(());
+        }
+        // No more at a time than may be half-open.
+        let batch = t.flows.min(HALF_OPEN_QUOTA);
+        for first in (0..t.flows).step_by(batch as usize) {
+            let syn = Traffic { protocol: Protocol::Syn, ..request };
+            self.send_in_order(syn, first, batch)?;
+            self.send_in_order(Traffic { direction: Direction::Ingress, peer: Peer::Member, ..syn }, first, batch)?;
+            self.send_in_order(request, first, batch)?;
+        }
+        Ok(())
+    }
+
+    /// Removes all the flows of `t` from the tables.
+    pub fn forget(&mut self, t: Traffic) -> Result<()> {
+        self.put("BENCH_PLAN", 0, in_order(t.plan()?))?;
+        self.test_run(if t.family == Family::V4 { "bench_forget4" } else { "bench_forget6" }, &[0; 100], t.flows)?;
+        self.put("FLOW_COUNTS", SLOT, FlowCount::default())?;
+        if t.protocol == Protocol::Udp {
+            return Ok(());
+        }
+        for place in SLOT * HALF_OPEN_QUOTA..(SLOT + 1) * HALF_OPEN_QUOTA {
+            match t.family {
+                Family::V4 => self.put("RING4", place, FlowKey::<[u8; 4]>::default())?,
+                Family::V6 => self.put("RING6", place, FlowKey::<[u8; 16]>::default())?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Empties this CPU's flow caches.
+    pub fn empty_caches(&mut self, t: Traffic) -> Result<()> {
+        let slots = CACHE[0].max(CACHE[1]);
+        self.put("BENCH_PLAN", 0, in_order(Plan { mask: slots - 1, ..t.plan()? }))?;
+        self.test_run("bench_uncache", &[0; 100], slots).map(drop)
+    }
+
+    /// How many packets the endpoint had with this outcome.
+    pub fn count(&mut self, direction: Direction, reason: Reason) -> Result<u64> {
+        let counters: PerCpuArray<_, EndpointCounters> = PerCpuArray::try_from(self.map("ENDPOINT_COUNTERS")?)?;
+        let per_cpu = counters.get(&SLOT, 0)?;
+        Ok(per_cpu.iter().map(|c| c.packets[direction as usize][reason as usize]).sum())
+    }
+}
+
+fn in_order(plan: Plan) -> Plan {
+    Plan { shift: 31, multiplier: IN_ORDER.0, increment: IN_ORDER.1, ..plan }
+}
+
+fn filter_of(family: Family, addr: [u8; 16]) -> u32 {
+    match family {
+        Family::V4 => hash::filter(0, &[addr[0], addr[1], addr[2], addr[3]]),
+        Family::V6 => hash::filter(0, &addr),
+    }
+}

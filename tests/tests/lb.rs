@@ -1,0 +1,18 @@
+//! The load balancer, end to end: the real agent, the real CLI, clients and servers that nobody here wrote.
+
+#[path = "lb/bridge.rs"]
+mod bridge;
+#[path = "lb/health.rs"]
+mod health;
+#[path = "lb/members.rs"]
+mod members;
+#[path = "lb/redirect.rs"]
+mod redirect;
+#[path = "lb/routed.rs"]
+mod routed;
+#[path = "lb/scale.rs"]
+mod scale;
+#[path = "lb/support.rs"]
+mod support;
+#[path = "lb/survival.rs"]
+mod survival;

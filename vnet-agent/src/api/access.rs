@@ -1,0 +1,59 @@
+//! Who may do what: whoever can open the socket may read; root and the members of group `vnet` may also change.
+//!
+//! The answer comes from the system's user database at each request, so that who leaves the group is out at once.
+
+use std::ffi::CString;
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::Response;
+use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
+
+use super::error::response;
+use super::socket::Peer;
+
+/// Its members may change things.
+const WRITERS: &str = "vnet";
+
+/// Lets a request through, or not, and logs it.
+pub(super) async fn check(ConnectInfo(peer): ConnectInfo<Peer>, request: Request, next: Next) -> Response {
+    let line = format!("{} {}", request.method(), request.uri().path());
+    if request.method().is_safe() {
+        let answer = next.run(request).await;
+        log::debug!("{peer}: {line}: {}", answer.status());
+        return answer;
+    }
+    let (uid, gid) = (peer.uid(), peer.gid());
+    // The user database may be on the network: asking it may take a while.
+    let refused = tokio::task::spawn_blocking(move || refusal(Uid::from_raw(uid), Gid::from_raw(gid))).await;
+    let answer = match refused {
+        Ok(None) => next.run(request).await,
+        Ok(Some(why)) => response(StatusCode::FORBIDDEN, why),
+        Err(error) => response(StatusCode::INTERNAL_SERVER_ERROR, format!("finding out what uid {uid} may do: {error}")),
+    };
+    log::info!("{peer}: {line}: {}", answer.status());
+    answer
+}
+
+/// Why this user may not change anything; `None` if it may.
+fn refusal(uid: Uid, gid: Gid) -> Option<String> {
+    if uid.is_root() || is_writer(uid, gid) {
+        return None;
+    }
+    let name = User::from_uid(uid).ok().flatten().map_or_else(|| uid.to_string(), |user| user.name);
+    Some(format!(
+        "user {name} may look but not change: only root and the members of group '{WRITERS}' may. \
+         Use sudo, or have an administrator run: usermod -aG {WRITERS} {name}"
+    ))
+}
+
+fn is_writer(uid: Uid, gid: Gid) -> bool {
+    let Ok(Some(writers)) = Group::from_name(WRITERS) else { return false };
+    gid == writers.gid || groups_of(uid).contains(&writers.gid)
+}
+
+fn groups_of(uid: Uid) -> Vec<Gid> {
+    let Ok(Some(user)) = User::from_uid(uid) else { return Vec::new() };
+    CString::new(user.name).ok().and_then(|name| getgrouplist(&name, user.gid).ok()).unwrap_or_default()
+}

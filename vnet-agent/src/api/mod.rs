@@ -1,0 +1,87 @@
+//! The agent's API: HTTP/JSON on a unix socket. The routes and their types are in [`vnet_common::api`].
+//!
+//! This layer speaks HTTP and decides who may do what; what is done is behind [`Control`].
+
+mod access;
+mod error;
+mod extract;
+mod routes;
+mod socket;
+#[cfg(test)]
+mod tests;
+
+use std::future::{Future, IntoFuture};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tokio::sync::oneshot;
+use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+
+pub use error::{Class, Refusal};
+pub use socket::{Peer, Socket};
+
+/// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
+const GRACE: Duration = Duration::from_secs(3);
+
+/// What the agent does for its clients. The methods may block: each call has a thread of its own.
+pub trait Control: Send + Sync + 'static {
+    /// The agent as a whole.
+    fn status(&self) -> Result<Status, Refusal>;
+    /// Applies all files, or none; with `dry_run` only says what would change.
+    fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal>;
+    /// The resources as they were applied, in the order to show them; of one kind (`LoadBalancer`, `Endpoint`) or all.
+    fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal>;
+    /// Deletes a resource. [`Class::NotFound`] when there is none.
+    fn delete(&self, kind: &str, name: &str) -> Result<ApplyResponse, Refusal>;
+    /// Every endpoint, discovered or configured.
+    fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
+    /// Every load balancer.
+    fn lbs(&self) -> Result<Vec<LbStatus>, Refusal>;
+    /// One load balancer.
+    fn lb(&self, name: &str) -> Result<LbStatus, Refusal>;
+    /// Changes a member at run time, and gives the load balancer as it is then. The weight is -1 to 1000, and something changes.
+    fn change_member(&self, lb: &str, member: &str, change: MemberChange) -> Result<LbStatus, Refusal>;
+    /// At most `limit` flows, of one load balancer or all, and how many there are.
+    fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal>;
+    /// Takes the datapath off this host. The agent is to end afterwards: what implements this resolves the `shutdown` that
+    /// [`serve`] was given; this answer is still sent.
+    fn detach(&self) -> Result<DetachResponse, Refusal>;
+}
+
+/// Makes the socket at `path` and serves it, until `shutdown` resolves and the requests under way are answered.
+pub async fn serve(path: &Path, control: Arc<dyn Control>, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    serve_on(Socket::bind(path)?, control, shutdown).await
+}
+
+/// Like [`serve`], on a socket that is already bound: from its binding on, clients wait instead of being refused.
+pub async fn serve_on(
+    socket: Socket,
+    control: Arc<dyn Control>,
+    shutdown: impl Future<Output = ()> + Send + 'static,
+) -> Result<()> {
+    let path = socket.path().to_owned();
+    let (begun, ending) = oneshot::channel();
+    let server = axum::serve(socket, routes::router(control).into_make_service_with_connect_info::<Peer>())
+        .with_graceful_shutdown(async move {
+            shutdown.await;
+            // Nobody listens any more if the server has ended by itself.
+            let _ = begun.send(());
+        });
+    let out_of_patience = async {
+        // An error is a server that ended without the signal: then the other branch of the select has the answer.
+        if ending.await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        tokio::time::sleep(GRACE).await;
+    };
+    tokio::select! {
+        ended = server.into_future() => ended.with_context(|| format!("serving the API on {}", path.display())),
+        () = out_of_patience => {
+            log::warn!("the API ends with requests unfinished: a client did not read its answer within {} s", GRACE.as_secs());
+            Ok(())
+        }
+    }
+}

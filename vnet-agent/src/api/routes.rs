@@ -1,0 +1,152 @@
+//! The routes: each turns a request into one call of [`Control`].
+
+use std::sync::Arc;
+
+use axum::extract::{DefaultBodyLimit, State};
+use axum::http::{Method, StatusCode, Uri};
+use axum::response::Response;
+use axum::routing::{get, post};
+use axum::{Json, Router, middleware};
+use serde::Deserialize;
+use serde_json::Value;
+use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+
+use super::error::{Refusal, response};
+use super::extract::{BODY_LIMIT, Body, Path, Query};
+use super::{Control, access};
+
+/// Flows in an answer, when the request does not say.
+const FLOWS: usize = 100;
+/// Flows in an answer at most: about 20 MB of JSON.
+const FLOWS_LIMIT: usize = 65_536;
+/// The kinds of resources.
+const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
+
+type Agent = State<Arc<dyn Control>>;
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// All routes over `control`.
+pub(super) fn router(control: Arc<dyn Control>) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/apply", post(apply))
+        .route("/v1/resources/{kind}", get(resources))
+        .route("/v1/resources/{kind}/{name}", get(resource).delete(delete))
+        .route("/v1/endpoints", get(endpoints))
+        .route("/v1/lb", get(lbs))
+        .route("/v1/lb/{name}", get(lb))
+        .route("/v1/lb/{name}/members/{member}", post(change_member))
+        .route("/v1/flows", get(flows))
+        .route("/v1/detach", post(detach))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(no_such_method)
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        .layer(middleware::from_fn(access::check))
+        .with_state(control)
+}
+
+/// Calls `control` on a thread that may block.
+async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
+where
+    T: Send + 'static,
+    F: FnOnce(&dyn Control) -> Result<T, Refusal> + Send + 'static,
+{
+    match tokio::task::spawn_blocking(move || call(control.as_ref())).await {
+        Ok(answer) => answer.map(Json),
+        Err(error) => Err(anyhow::anyhow!("the agent broke down over this request ({error}); its log says more").into()),
+    }
+}
+
+async fn status(State(control): Agent) -> Answer<Status> {
+    ask(control, |control| control.status()).await
+}
+
+async fn apply(State(control): Agent, Body(request): Body<ApplyRequest>) -> Answer<ApplyResponse> {
+    ask(control, |control| control.apply(request)).await
+}
+
+async fn resources(State(control): Agent, Path(kind): Path<String>) -> Answer<Vec<Value>> {
+    let kind = if kind == "all" { None } else { Some(known(&kind)?) };
+    ask(control, move |control| control.resources(kind)).await
+}
+
+async fn resource(State(control): Agent, Path((kind, name)): Path<(String, String)>) -> Answer<Value> {
+    let kind = known(&kind)?;
+    ask(control, move |control| {
+        let all = control.resources(Some(kind))?;
+        let named = |resource: &Value| resource.pointer("/metadata/name").and_then(Value::as_str) == Some(name.as_str());
+        all.into_iter().find(named).ok_or_else(|| Refusal::not_found(format!("there is no resource {kind} '{name}'")))
+    })
+    .await
+}
+
+async fn delete(State(control): Agent, Path((kind, name)): Path<(String, String)>) -> Answer<ApplyResponse> {
+    let kind = known(&kind)?;
+    ask(control, move |control| control.delete(kind, &name)).await
+}
+
+async fn endpoints(State(control): Agent) -> Answer<Vec<EndpointStatus>> {
+    ask(control, |control| control.endpoints()).await
+}
+
+async fn lbs(State(control): Agent) -> Answer<Vec<LbStatus>> {
+    ask(control, |control| control.lbs()).await
+}
+
+async fn lb(State(control): Agent, Path(name): Path<String>) -> Answer<LbStatus> {
+    ask(control, move |control| control.lb(&name)).await
+}
+
+async fn change_member(
+    State(control): Agent,
+    Path((lb, member)): Path<(String, String)>,
+    Body(change): Body<MemberChange>,
+) -> Answer<LbStatus> {
+    check_change(&change)?;
+    ask(control, move |control| control.change_member(&lb, &member, change)).await
+}
+
+fn check_change(change: &MemberChange) -> Result<(), Refusal> {
+    match change {
+        MemberChange { drained: None, weight: None } => {
+            Err(Refusal::bad_request("nothing to change: give 'drained', 'weight' or both"))
+        }
+        MemberChange { weight: Some(weight), .. } if !(-1..=1000).contains(weight) => {
+            Err(Refusal::invalid(format!("weight {weight} is not one: 0 to 1000, or -1 for the resource's own")))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FlowQuery {
+    lb: Option<String>,
+    limit: Option<usize>,
+}
+
+async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
+    let limit = query.limit.unwrap_or(FLOWS);
+    if limit > FLOWS_LIMIT {
+        return Err(Refusal::bad_request(format!("limit {limit} is over {FLOWS_LIMIT}, the most flows in one answer")));
+    }
+    ask(control, move |control| control.flows(query.lb.as_deref(), limit)).await
+}
+
+async fn detach(State(control): Agent) -> Answer<DetachResponse> {
+    ask(control, |control| control.detach()).await
+}
+
+async fn no_such_path(uri: Uri) -> Response {
+    response(StatusCode::NOT_FOUND, format!("there is nothing at {}: is the client newer than the agent?", uri.path()))
+}
+
+async fn no_such_method(method: Method, uri: Uri) -> Response {
+    response(StatusCode::METHOD_NOT_ALLOWED, format!("{method} cannot be done to {}", uri.path()))
+}
+
+fn known(kind: &str) -> Result<&'static str, Refusal> {
+    KINDS.into_iter().find(|known| known.eq_ignore_ascii_case(kind)).ok_or_else(|| {
+        Refusal::bad_request(format!("there is no kind '{kind}' of resource; there are {}, and all", KINDS.join(", ")))
+    })
+}

@@ -1,0 +1,208 @@
+//! All that the datapath follows from, and what follows: which devices are endpoints, and which groups there are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use super::glob::Pattern;
+use super::world::World;
+use crate::device::Device;
+use crate::lb::compile::{Desired, Input, Local, Mac, Neighbour, compile};
+use crate::lb::health::{Check, Health};
+use crate::resource::{Endpoint, LoadBalancer, Resource, parse_mac};
+use crate::store::MemberOverride;
+
+/// Kind and name.
+pub type Key = (String, String);
+
+/// Resources by kind and name.
+pub type Resources = BTreeMap<Key, Resource>;
+
+/// Kind and name of a resource.
+pub fn key(r: &Resource) -> Key {
+    (r.kind().to_owned(), r.name().to_owned())
+}
+
+/// Everything that the datapath follows from.
+#[derive(Clone, Debug, Default)]
+pub struct Inputs {
+    /// What users applied.
+    pub resources: Resources,
+    /// What operators changed, by load balancer and member name.
+    pub overrides: HashMap<(String, String), MemberOverride>,
+    /// The devices and neighbours of this host.
+    pub world: World,
+    /// Devices that are endpoints without a resource.
+    pub attach: Vec<Pattern>,
+    /// What is known of the members' health.
+    pub health: HashMap<Check, (Health, Option<String>)>,
+}
+
+/// An endpoint, discovered or configured, whether its device is there or not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Nic {
+    /// The resource's name, or the device's.
+    pub name: String,
+    /// The name of the host-side device.
+    pub device: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its MAC; zero when not known.
+    pub mac: Mac,
+    /// Its addresses, configured or learned.
+    pub addresses: Vec<IpAddr>,
+    /// The device, if it is there.
+    pub link: Option<Device>,
+    /// The bridge that the device is a port of, or 0.
+    pub segment: u32,
+    /// That bridge's MAC, or the device's own.
+    pub host_mac: Mac,
+}
+
+impl Nic {
+    /// The device's index; 0 while there is none.
+    pub fn ifindex(&self) -> u32 {
+        self.link.as_ref().map_or(0, |d| d.ifindex)
+    }
+
+    fn as_member(&self) -> Local {
+        Local {
+            name: self.name.clone(),
+            labels: self.labels.clone(),
+            addresses: self.addresses.clone(),
+            ifindex: self.ifindex(),
+            segment: self.segment,
+            mac: self.mac,
+        }
+    }
+}
+
+impl Inputs {
+    /// The load balancers.
+    pub fn load_balancers(&self) -> impl Iterator<Item = &LoadBalancer> {
+        self.resources.values().filter_map(|r| match r {
+            Resource::LoadBalancer(lb) => Some(lb),
+            Resource::Endpoint(_) => None,
+        })
+    }
+
+    fn endpoint_resources(&self) -> impl Iterator<Item = &Endpoint> {
+        self.resources.values().filter_map(|r| match r {
+            Resource::Endpoint(e) => Some(e),
+            Resource::LoadBalancer(_) => None,
+        })
+    }
+
+    /// Every endpoint: those with a resource, and the devices that match a pattern.
+    pub fn endpoints(&self) -> Vec<Nic> {
+        let mut nics: Vec<Nic> = self.endpoint_resources().map(|e| self.configured(e)).collect();
+        let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name));
+        for device in self.world.devices.values().filter(matching) {
+            if nics.iter().all(|n| n.device != device.name) {
+                nics.push(self.nic(&device.name, &device.name, None, &[]));
+            }
+        }
+        nics
+    }
+
+    fn configured(&self, e: &Endpoint) -> Nic {
+        let mac = e.spec.mac.as_deref().and_then(parse_mac);
+        Nic { labels: e.metadata.labels.clone(), ..self.nic(&e.metadata.name, &e.spec.device, mac, &e.spec.addresses) }
+    }
+
+    fn nic(&self, name: &str, device: &str, mac: Option<Mac>, addresses: &[IpAddr]) -> Nic {
+        let nic = Nic { name: name.into(), device: device.into(), ..Nic::default() };
+        let Some(link) = self.world.devices.values().find(|d| d.name == device) else {
+            return Nic { mac: mac.unwrap_or_default(), addresses: addresses.to_vec(), ..nic };
+        };
+        let (mac, addresses) = self.world.behind(link, mac, addresses);
+        let bridge = self.world.bridge_of(link);
+        let (segment, host_mac) = (bridge.map_or(0, |b| b.ifindex), bridge.unwrap_or(link).mac);
+        Nic { mac, addresses, link: Some(link.clone()), segment, host_mac, ..nic }
+    }
+
+    /// The groups that there should be, given these endpoints.
+    pub fn desired(&self, endpoints: &[Nic]) -> Desired {
+        let segments: Vec<u32> = endpoints.iter().map(|n| n.segment).filter(|s| *s != 0).collect();
+        let on_segment = self.world.neighbours.iter().filter(|((device, _), _)| segments.contains(device));
+        let neighbours = on_segment.map(|((segment, ip), mac)| (*ip, Neighbour { segment: *segment, mac: *mac })).collect();
+        let down = self.health.iter().filter(|(_, (h, _))| *h == Health::Down).map(|(c, _)| *c).collect();
+        compile(&Input {
+            load_balancers: self.load_balancers().cloned().collect(),
+            overrides: self.overrides.clone(),
+            endpoints: endpoints.iter().map(Nic::as_member).collect(),
+            neighbours,
+            down,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lb::compile::fixtures::{lb, member};
+    use crate::resource::{API_VERSION, EndpointSpec, Metadata};
+
+    fn device(name: &str, ifindex: u32, master: u32) -> Device {
+        let mac = [0x0A, 0, 0, 0, 0, ifindex as u8];
+        Device { name: name.into(), ifindex, mac, mtu: 1500, master, is_bridge: name == "br0", peer_elsewhere: false }
+    }
+
+    fn endpoint(name: &str, device: &str) -> Endpoint {
+        let metadata = Metadata { name: name.into(), labels: BTreeMap::from([("app".into(), "web".into())]) };
+        let spec = EndpointSpec { device: device.into(), mac: None, addresses: vec![] };
+        Endpoint { api_version: API_VERSION.into(), metadata, spec }
+    }
+
+    fn inputs(endpoints: Vec<Endpoint>) -> Inputs {
+        let mut world = World::default();
+        for d in [device("eth0", 2, 0), device("br0", 3, 0), device("tap1", 4, 3), device("tap2", 5, 0)] {
+            world.devices.insert(d.ifindex, d);
+        }
+        let mac = |n: u8| [2, 0, 0, 0, 0, n];
+        let ip = |n: u8| IpAddr::from([10, 0, 0, n]);
+        world.neighbours =
+            HashMap::from([((3, ip(1)), mac(1)), ((3, ip(9)), mac(9)), ((5, ip(2)), mac(2)), ((2, ip(3)), mac(3))]);
+        let resources = endpoints.into_iter().map(Resource::Endpoint).map(|r| (key(&r), r)).collect();
+        Inputs { resources, world, attach: vec!["tap*".parse().unwrap()], ..Inputs::default() }
+    }
+
+    #[test]
+    fn devices_that_match_are_endpoints_with_what_was_learned() {
+        let nics = inputs(vec![]).endpoints();
+        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.ifindex(), n.segment, n.mac[5], n.addresses.clone())).collect();
+        assert_eq!(got, [("tap1", 4, 3, 0, vec![]), ("tap2", 5, 0, 2, vec![[10, 0, 0, 2].into()])]);
+        assert_eq!((nics[0].host_mac[5], nics[1].host_mac[5]), (3, 5), "the bridge's, or the device's own");
+    }
+
+    #[test]
+    fn resources_name_devices_and_say_what_cannot_be_learned() {
+        let (mut by_address, mut by_mac, mut other) = (endpoint("vm1", "tap1"), endpoint("vm2", "tap1"), endpoint("vm9", "tap2"));
+        by_address.spec.addresses = vec![[10, 0, 0, 9].into()];
+        by_mac.spec.mac = Some("02:00:00:00:00:01".into());
+        other.spec.mac = Some("02:00:00:00:00:07".into());
+        let nics = inputs(vec![by_address, by_mac, endpoint("vm3", "eth0"), endpoint("vm5", "gone"), other]).endpoints();
+        let last = |n: &Nic| n.addresses.first().map_or(0, |a| if let IpAddr::V4(a) = a { a.octets()[3] } else { 0 });
+        let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.device.as_str(), n.ifindex(), n.mac[5], last(n))).collect();
+        assert_eq!(
+            got,
+            [
+                ("vm1", "tap1", 4, 9, 9),
+                ("vm2", "tap1", 4, 1, 1),
+                ("vm3", "eth0", 2, 3, 3),
+                ("vm5", "gone", 0, 0, 0),
+                ("vm9", "tap2", 5, 7, 0)
+            ]
+        );
+        assert!(nics.iter().all(|n| n.labels["app"] == "web"));
+    }
+
+    #[test]
+    fn neighbours_count_on_bridges_of_endpoints_only() {
+        let mut i = inputs(vec![]);
+        let lb = Resource::LoadBalancer(lb("x", &["10.1.0.1"], vec![member("10.0.0.3"), member("10.0.0.9")]));
+        i.resources.insert(key(&lb), lb);
+        let desired = i.desired(&i.endpoints());
+        let segments: Vec<u32> = desired.groups[0].members.iter().map(|m| m.place.segment).collect();
+        assert_eq!(segments, [0, 3], "10.0.0.3 is behind a device that is no bridge");
+    }
+}

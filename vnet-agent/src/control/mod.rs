@@ -1,0 +1,271 @@
+//! What the agent does: it ties the store, the resources, the host's devices, the members' health and the datapath
+//! together.
+//!
+//! [`inputs`] holds all that the datapath follows from and says what follows; [`policy`] changes what is desired;
+//! [`attachments`] follows the devices; [`views`] is what users see; [`run`] brings events. One lock guards it all, and is
+//! not held while flow tables are read.
+
+pub mod attachments;
+mod diff;
+pub mod glob;
+pub mod inputs;
+pub mod policy;
+mod rows;
+pub mod run;
+mod views;
+pub mod world;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde_json::Value;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+
+use crate::api::{Control, Refusal};
+use crate::datapath::Datapath;
+use crate::device::Snapshot;
+use crate::lb::health::{self, Checker};
+use crate::resource::{self, Resource};
+use crate::store::Store;
+use attachments::Attachments;
+use inputs::{Inputs, Key, key};
+use policy::Policy;
+use world::World;
+
+/// How long `detach` waits for requests that are still reading the datapath.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The agent, but for what it runs on.
+pub struct Agent {
+    /// `None` once everything was detached.
+    state: Mutex<Option<State>>,
+    started: Instant,
+    ending: watch::Sender<bool>,
+}
+
+/// What the lock guards.
+struct State {
+    datapath: Arc<Datapath>,
+    policy: Policy<Arc<Datapath>>,
+    attachments: Attachments,
+    checker: Checker,
+    runtime: Handle,
+    /// What keeps the agent from following the host, if anything does.
+    blind: Option<String>,
+}
+
+impl Agent {
+    /// Reads what is desired. Nothing is written before the first [`Agent::devices_changed`].
+    ///
+    /// Call it within a tokio runtime: health checks run there.
+    pub fn new(store: Box<dyn Store>, datapath: Datapath, patterns: Vec<glob::Pattern>, checker: Checker) -> Result<Self> {
+        let datapath = Arc::new(datapath);
+        let inputs = Inputs { attach: patterns, ..Inputs::default() };
+        let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
+        let (attachments, runtime) = (Attachments::default(), Handle::current());
+        let state = State { datapath, policy, attachments, checker, runtime, blind: None };
+        Ok(Self { state: Mutex::new(Some(state)), started: Instant::now(), ending: watch::Sender::new(false) })
+    }
+
+    /// Becomes `true` when the agent is to end.
+    pub fn ending(&self) -> watch::Receiver<bool> {
+        self.ending.subscribe()
+    }
+
+    /// Says that the agent is to end.
+    pub fn end(&self) {
+        self.ending.send_replace(true);
+    }
+
+    /// The devices or neighbours of this host changed.
+    pub fn devices_changed(&self, snapshot: Snapshot) {
+        self.event(|s| {
+            s.blind = None;
+            s.attachments.forget(&s.datapath, &snapshot.gone);
+            let gone = !snapshot.gone.is_empty();
+            let world = World::from(snapshot);
+            if gone || s.policy.inputs().world != world || s.policy.live().is_none() {
+                s.policy.inputs_mut().world = world;
+                s.policy.refresh();
+                s.follow(false);
+            }
+        });
+    }
+
+    /// Devices cannot be followed at the moment.
+    pub fn devices_lost(&self, why: &anyhow::Error) {
+        self.event(|s| s.blind = Some(format!("changes of devices and neighbours are not seen: {why:#}")));
+    }
+
+    /// The health of members changed.
+    pub fn health_changed(&self, events: Vec<health::Event>) {
+        self.event(|s| {
+            for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
+                match &e.error {
+                    Some(error) => log::warn!("{} is down: {error}", e.check.target),
+                    None => log::info!("{} is up", e.check.target),
+                }
+                s.policy.inputs_mut().health.insert(e.check, (e.health, e.error));
+            }
+            s.policy.refresh();
+            s.follow(false);
+        });
+    }
+
+    /// Looks after what should be right, and tries again what went wrong.
+    pub fn look_after(&self) {
+        self.event(|s| {
+            if s.policy.trouble().is_some() {
+                s.policy.refresh();
+            }
+            s.follow(true);
+        });
+    }
+
+    /// The datapath, unless it was detached.
+    pub fn datapath(&self) -> Option<Arc<Datapath>> {
+        self.lock().as_ref().map(|s| Arc::clone(&s.datapath))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<State>> {
+        // Whoever panicked left whole values: every change replaces what it changes at its end.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn event(&self, f: impl FnOnce(&mut State)) {
+        if let Some(state) = self.lock().as_mut() {
+            f(state);
+        }
+    }
+
+    fn ask<T>(&self, f: impl FnOnce(&mut State) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        match self.lock().as_mut() {
+            Some(state) => f(state),
+            None => Err(Refusal::conflict("everything was detached, and this agent is ending")),
+        }
+    }
+}
+
+impl State {
+    /// Brings what depends on the policy after it: programs on devices, and health checks.
+    fn follow(&mut self, again: bool) {
+        let Self { policy, attachments, datapath, checker, .. } = self;
+        let members = policy.desired().redirect_members();
+        attachments.reconcile(datapath, policy.endpoints(), &members, |device| policy.endpoint_id(device), again);
+        let _runtime = self.runtime.enter();
+        let checks = self.policy.desired().checks();
+        checker.set(&checks);
+        self.policy.inputs_mut().health.retain(|c, _| checks.contains(c));
+    }
+}
+
+impl Control for Agent {
+    fn status(&self) -> Result<Status, Refusal> {
+        views::status(self)
+    }
+
+    fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
+        let refuse = |faults| Refusal::faults("nothing was applied", faults);
+        let located = resource::parse(&request.files).map_err(refuse)?;
+        self.ask(|s| {
+            let applied: Vec<Key> = located.iter().map(|l| key(&l.resource)).collect();
+            let inputs = s.policy.inputs().resources.iter();
+            let others: Vec<Resource> = inputs.filter(|(k, _)| !applied.contains(k)).map(|(_, r)| r.clone()).collect();
+            let faults = resource::check(&located, &others);
+            if !faults.is_empty() {
+                return Err(refuse(faults));
+            }
+            let resources = located.into_iter().map(|l| l.resource).collect();
+            let response = s.policy.change(resources, Vec::new(), request.dry_run)?;
+            if !request.dry_run {
+                s.follow(false);
+            }
+            Ok(response)
+        })
+    }
+
+    fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
+        self.ask(|s| {
+            let wanted = s.policy.inputs().resources.iter().filter(|((k, _), _)| kind.is_none_or(|kind| kind == k));
+            let json = wanted.map(|(_, r)| serde_json::to_value(r).context("writing a resource as JSON"));
+            Ok(json.collect::<Result<Vec<Value>>>()?)
+        })
+    }
+
+    fn delete(&self, kind: &str, name: &str) -> Result<ApplyResponse, Refusal> {
+        self.ask(|s| {
+            let key = (kind.to_owned(), name.to_owned());
+            if !s.policy.inputs().resources.contains_key(&key) {
+                return Err(Refusal::not_found(format!("there is no {kind} '{name}'")));
+            }
+            let response = s.policy.change(Vec::new(), vec![key], false)?;
+            s.follow(false);
+            Ok(response)
+        })
+    }
+
+    fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
+        views::endpoints(self)
+    }
+
+    fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
+        views::lbs(self, None)
+    }
+
+    fn lb(&self, name: &str) -> Result<LbStatus, Refusal> {
+        let found = views::lbs(self, Some(name))?.pop();
+        found.ok_or_else(|| Refusal::not_found(format!("there is no load balancer '{name}'")))
+    }
+
+    fn change_member(&self, lb: &str, member: &str, change: MemberChange) -> Result<LbStatus, Refusal> {
+        self.ask(|s| {
+            s.policy.change_member(lb, member, &change)?;
+            s.follow(false);
+            Ok(())
+        })?;
+        self.lb(lb)
+    }
+
+    fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal> {
+        views::flows(self, lb, limit)
+    }
+
+    fn detach(&self) -> Result<DetachResponse, Refusal> {
+        let Some(state) = self.lock().take() else {
+            return Err(Refusal::conflict("everything was detached already"));
+        };
+        let result = state.detach();
+        self.end();
+        Ok(result?)
+    }
+}
+
+impl State {
+    fn detach(self) -> Result<DetachResponse> {
+        let Self { datapath, policy, .. } = self;
+        let names = policy.inputs().world.devices.clone();
+        let flows = datapath.maps().flow_total()?;
+        drop(policy);
+        let datapath = only(datapath).context("requests are still reading the datapath")?;
+        let name = |i: u32| names.get(&i).map_or_else(|| format!("index {i}"), |d| d.name.clone());
+        let devices = datapath.detach_all().context("taking the datapath off")?.into_iter().map(name).collect();
+        log::info!("everything was detached");
+        Ok(DetachResponse { devices, flows })
+    }
+}
+
+/// Waits until nobody else uses the value.
+fn only<T>(mut shared: Arc<T>) -> Result<T> {
+    let start = Instant::now();
+    loop {
+        match Arc::try_unwrap(shared) {
+            Ok(value) => return Ok(value),
+            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!("gave up after {} s: try again", PATIENCE.as_secs()),
+            Err(again) => shared = again,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -1,0 +1,340 @@
+//! Weighted Maglev tables (Eisenbud et al., "Maglev: A Fast and Reliable Software Network Load Balancer", NSDI 2016, §3.4).
+//!
+//! A table has a prime number of slots. Every member has its own permutation of them, made from its address and port, and
+//! takes turns to claim the first free slot in it: nearly equal shares, and few slots change hands when a member comes or
+//! goes. Heavier members get more turns. The result depends on nothing but the members: not on their rows, not on their
+//! order, not on the host, so that all hosts pick the same.
+
+use std::net::IpAddr;
+
+use vnet_common::map::MAGLEV_BLOCK;
+
+/// Table sizes. Far apart, since another size moves most slots: a group grows by half and keeps its table's size. Each
+/// is a prime at least two words below a multiple of a block, where [`pack`] puts the fingerprint.
+const SIZES: [u32; 12] = [251, 509, 1021, 2039, 4093, 8179, 16_381, 32_749, 65_521, 131_063, 262_139, 524_269];
+
+/// Slots for each unit of weight: no member is off its share by more than 1 %.
+const SLOTS_PER_WEIGHT: u32 = 100;
+/// Uneven weights may ask for this many times what even ones would get.
+const MAX_SKEW: u32 = 4;
+/// But up to here every group may go: 1,000 of them take 16 MB.
+const FREE_SLOTS: u32 = 4093;
+
+/// A member as its table sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// See [`key`].
+    pub key: u64,
+    /// Its share, against those of the others.
+    pub weight: u16,
+    /// What the slots hold: its row.
+    pub row: u32,
+}
+
+/// The stable identity of a member, from which its permutation is made.
+pub fn key(address: IpAddr, port: u16) -> u64 {
+    let mut h = mix(u64::from(port) | 1 << 32);
+    let mut add = |word: u64| h = mix(h ^ word);
+    match address {
+        IpAddr::V4(a) => add(u64::from(u32::from(a))),
+        IpAddr::V6(a) => {
+            let bits = u128::from(a);
+            add((bits >> 64) as u64);
+            add(bits as u64);
+        }
+    }
+    h
+}
+
+/// How many slots a group with members of these weights gets; 0 if no weight is above 0.
+///
+/// Ask with the weights of all members, not only of those that are up: one that fails and comes back then leaves the
+/// others' slots alone.
+pub fn slots(weights: impl Iterator<Item = u16> + Clone) -> u32 {
+    let divisor = weights.clone().fold(0, gcd);
+    if divisor == 0 {
+        return 0;
+    }
+    let (mut sum, mut members) = (0u32, 0u32);
+    for w in weights.filter(|w| *w > 0) {
+        sum = sum.saturating_add(u32::from(w / divisor));
+        members += 1;
+    }
+    let most = members.saturating_mul(SLOTS_PER_WEIGHT * MAX_SKEW).max(FREE_SLOTS);
+    let wanted = sum.saturating_mul(SLOTS_PER_WEIGHT).min(most);
+    SIZES.into_iter().find(|s| *s >= wanted).unwrap_or(SIZES[SIZES.len() - 1])
+}
+
+/// Fills `slots` slots (a prime, from [`slots`]) with the rows of the members that have a weight; empty if none has.
+/// Every member gets at least one slot as long as there are as many slots as members.
+pub fn table(slots: u32, members: &[Entry]) -> Vec<u32> {
+    let mut turns: Vec<Turn> = members.iter().filter(|m| m.weight > 0).map(|m| Turn::new(m, slots)).collect();
+    let Some(heaviest) = turns.iter().map(|t| t.weight).max() else { return Vec::new() };
+    if slots == 0 {
+        return Vec::new();
+    }
+    turns.sort_unstable_by_key(|t| t.key);
+    for t in &mut turns {
+        // A turn in the first round, so that the lightest member is not left without a slot.
+        t.credit = heaviest - t.weight;
+    }
+    let mut table = vec![FREE; slots as usize];
+    let mut left = slots;
+    loop {
+        for t in &mut turns {
+            t.credit += t.weight;
+            if t.credit < heaviest {
+                continue;
+            }
+            t.credit -= heaviest;
+            t.claim(&mut table);
+            left -= 1;
+            if left == 0 {
+                return table;
+            }
+        }
+    }
+}
+
+/// The table as it lies in the map, with `fingerprint` in the last two words, where no slot is.
+pub fn pack(table: &[u32], fingerprint: u64) -> Vec<[u32; MAGLEV_BLOCK]> {
+    let mut blocks: Vec<[u32; MAGLEV_BLOCK]> = table
+        .chunks(MAGLEV_BLOCK)
+        .map(|chunk| {
+            let mut block = [0; MAGLEV_BLOCK];
+            block[..chunk.len()].copy_from_slice(chunk);
+            block
+        })
+        .collect();
+    if let Some(last) = blocks.last_mut() {
+        last[MAGLEV_BLOCK - 2] = (fingerprint >> 32) as u32;
+        last[MAGLEV_BLOCK - 1] = fingerprint as u32;
+    }
+    blocks
+}
+
+/// The fingerprint in the last block of a table.
+pub fn fingerprint_in(last: &[u32; MAGLEV_BLOCK]) -> u64 {
+    u64::from(last[MAGLEV_BLOCK - 2]) << 32 | u64::from(last[MAGLEV_BLOCK - 1])
+}
+
+/// How many blocks a table of so many slots takes.
+pub fn blocks(slots: u32) -> u32 {
+    slots.div_ceil(MAGLEV_BLOCK as u32)
+}
+
+/// Of everything that a table is made from: the same fingerprint, the same table.
+pub fn fingerprint(slots: u32, members: &[Entry]) -> u64 {
+    let mut sorted: Vec<&Entry> = members.iter().filter(|m| m.weight > 0).collect();
+    sorted.sort_unstable_by_key(|m| m.key);
+    let start = mix(u64::from(slots) << 32 | ALGORITHM);
+    sorted.iter().fold(start, |h, m| mix(mix(h ^ m.key).wrapping_add(u64::from(m.weight) << 32 | u64::from(m.row))))
+}
+
+/// Takes part in the fingerprint: an agent that fills tables in another way takes the next number.
+const ALGORITHM: u64 = 1;
+/// Marks a slot that nobody has claimed; no row has this number.
+const FREE: u32 = u32::MAX;
+
+/// A member while its table is being filled.
+struct Turn {
+    key: u64,
+    row: u32,
+    weight: u32,
+    credit: u32,
+    /// The next place in its permutation, and the step to the one after it.
+    at: u32,
+    step: u32,
+}
+
+impl Turn {
+    fn new(m: &Entry, slots: u32) -> Self {
+        let at = (mix(m.key ^ 0x6F66_6673_6574) % u64::from(slots.max(1))) as u32;
+        let step = (mix(m.key ^ 0x7374_6570) % u64::from(slots.max(2) - 1)) as u32 + 1;
+        Self { key: m.key, row: m.row, weight: u32::from(m.weight), credit: 0, at, step }
+    }
+
+    /// Claims the next free slot. There must be one: the permutation passes all slots.
+    fn claim(&mut self, table: &mut [u32]) {
+        let slots = table.len() as u32;
+        loop {
+            let at = self.at as usize;
+            self.at += self.step;
+            if self.at >= slots {
+                self.at -= slots;
+            }
+            if table[at] == FREE {
+                table[at] = self.row;
+                return;
+            }
+        }
+    }
+}
+
+/// The finaliser of SplitMix64 (public domain): every bit of the input moves every bit of the output.
+fn mix(mut x: u64) -> u64 {
+    x = x.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    x = (x ^ x >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    x = (x ^ x >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    x ^ x >> 31
+}
+
+fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn members(weights: &[u16]) -> Vec<Entry> {
+        let address = |i: usize| IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + i as u32));
+        weights.iter().enumerate().map(|(i, w)| Entry { key: key(address(i), 80), weight: *w, row: i as u32 + 7 }).collect()
+    }
+
+    fn fill(members: &[Entry]) -> Vec<u32> {
+        table(slots(members.iter().map(|m| m.weight)), members)
+    }
+
+    fn shares(table: &[u32]) -> HashMap<u32, f64> {
+        let mut n = HashMap::new();
+        for row in table {
+            *n.entry(*row).or_insert(0.0) += 1.0 / table.len() as f64;
+        }
+        n
+    }
+
+    #[test]
+    fn sizes_are_primes_with_room_for_the_fingerprint() {
+        for s in SIZES {
+            assert!((2..).take_while(|d| d * d <= s).all(|d| s % d != 0), "{s} is not a prime");
+            assert!(blocks(s) as usize * MAGLEV_BLOCK - s as usize >= 2, "{s} leaves no room");
+        }
+    }
+
+    #[test]
+    fn size_follows_the_weights_and_is_bounded() {
+        let size = |w: &[u16]| slots(w.iter().copied());
+        assert_eq!(size(&[]), 0);
+        assert_eq!(size(&[0, 0]), 0);
+        assert_eq!(size(&[1]), 251);
+        assert_eq!(size(&[1; 10]), 1021);
+        assert_eq!(size(&[500; 10]), 1021, "equal weights are equal, whatever their number");
+        assert_eq!(size(&[1000, 999, 998, 1, 0]), 4093, "uneven weights get more, to a limit");
+        assert_eq!(size(&[1; 60_000]), 524_269);
+        let worst = (1..=10).map(|w| w * 97).collect::<Vec<u16>>();
+        let thousand_groups = 1000 * blocks(size(&worst)) as usize * MAGLEV_BLOCK * 4;
+        assert!(thousand_groups <= 64 << 20, "{thousand_groups} bytes");
+        assert_eq!(1000 * blocks(size(&[1; 10])) * 64, 4_096_000);
+    }
+
+    #[test]
+    fn shares_follow_the_weights() {
+        for weights in [vec![1; 3], vec![1; 100], vec![1, 2, 3, 4], vec![10, 20, 70], vec![1000, 1], vec![5, 0, 5]] {
+            let m = members(&weights);
+            let shares = shares(&fill(&m));
+            let sum: f64 = weights.iter().map(|w| f64::from(*w)).sum();
+            for (entry, w) in m.iter().zip(&weights) {
+                let (is, want) = (shares.get(&entry.row).copied().unwrap_or(0.0), f64::from(*w) / sum);
+                assert!((is - want).abs() <= 0.0102 * want.max(0.05), "weights {weights:?}: {is} instead of {want}");
+            }
+        }
+    }
+
+    #[test]
+    fn picks_by_hash_follow_the_weights() {
+        use vnet_common::flow::FlowKey;
+        let table = fill(&members(&[1, 2, 3]));
+        let mut n = [0u32; 3];
+        for client in 0..60_000u32 {
+            let key = FlowKey {
+                src: (0x0A01_0000 + client / 30_000).to_be_bytes(),
+                dst: [10, 0, 0, 1],
+                sport: ((client % 30_000) as u16 + 1024).to_be_bytes(),
+                dport: [0, 80],
+                protocol: 6,
+                ..FlowKey::default()
+            };
+            let slot = (u64::from(vnet_common::hash::pick(&key, 0)) * table.len() as u64) >> 32;
+            n[table[slot as usize] as usize - 7] += 1;
+        }
+        for (i, n) in n.into_iter().enumerate() {
+            let want = 10_000.0 * (i + 1) as f64;
+            assert!((f64::from(n) - want).abs() < 0.03 * want, "member {i}: {n} of {want}");
+        }
+    }
+
+    #[test]
+    fn every_member_gets_a_slot_however_light() {
+        let mut weights = vec![1000; 999];
+        weights.push(1);
+        let m = members(&weights);
+        assert!(shares(&fill(&m)).contains_key(&m[999].row));
+    }
+
+    #[test]
+    fn weight_zero_gets_nothing_and_no_weight_is_no_table() {
+        let m = members(&[1, 0, 1]);
+        assert!(!fill(&m).contains(&m[1].row));
+        assert!(fill(&members(&[0, 0])).is_empty());
+        assert!(fill(&[]).is_empty());
+    }
+
+    #[test]
+    fn order_and_rows_of_members_do_not_matter() {
+        let m = members(&[3, 1, 4, 1, 5, 9]);
+        let mut other: Vec<Entry> = m.iter().rev().copied().collect();
+        assert_eq!(fill(&m), fill(&other));
+        assert_eq!(fingerprint(1021, &m), fingerprint(1021, &other));
+        for e in &mut other {
+            e.row += 1000;
+        }
+        let moved: Vec<u32> = fill(&m).iter().map(|row| row + 1000).collect();
+        assert_eq!(moved, fill(&other));
+        assert_ne!(fingerprint(1021, &m), fingerprint(1021, &other), "the slots hold rows: other rows, another table");
+    }
+
+    #[test]
+    fn few_flows_move_when_one_of_a_hundred_leaves() {
+        let m = members(&[1; 100]);
+        let size = slots(m.iter().map(|m| m.weight));
+        let before = table(size, &m);
+        for gone in [0, 17, 99] {
+            let rest: Vec<Entry> = m.iter().copied().filter(|e| e.row != m[gone].row).collect();
+            let moved = |(a, b): &(&u32, &u32)| **a != m[gone].row && a != b;
+            let moved = before.iter().zip(&table(size, &rest)).filter(moved).count();
+            assert!((moved as f64) < 0.02 * f64::from(size), "{moved} of {size} slots moved beside those of the one that left");
+        }
+    }
+
+    #[test]
+    fn fingerprint_sees_every_input_and_survives_packing() {
+        let m = members(&[1, 2, 3]);
+        let f = fingerprint(1021, &m);
+        assert_ne!(f, fingerprint(2039, &m));
+        assert_ne!(f, fingerprint(1021, &m[..2]));
+        for change in [|e: &mut Entry| e.weight += 1, |e: &mut Entry| e.row += 1, |e: &mut Entry| e.key += 1] {
+            let mut other = m.clone();
+            change(&mut other[1]);
+            assert_ne!(f, fingerprint(1021, &other));
+        }
+        let t = table(1021, &m);
+        let packed = pack(&t, f);
+        assert_eq!(packed.len(), blocks(1021) as usize);
+        assert_eq!(fingerprint_in(&packed[63]), f);
+        assert_eq!(packed.iter().flatten().take(1021).copied().collect::<Vec<_>>(), t);
+    }
+
+    #[test]
+    fn filling_is_cheap() {
+        let m = members(&[1; 1000]);
+        let start = std::time::Instant::now();
+        let filled = fill(&m);
+        // 131,063 slots: 3 ms optimised, some 40 ms not. A quadratic fill would take minutes.
+        assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(filled.len(), 131_063);
+    }
+}

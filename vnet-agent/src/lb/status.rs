@@ -1,0 +1,131 @@
+//! What users see of a load balancer.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+
+use anyhow::Result;
+use vnet_common::api::{LbStatus, MemberStatus};
+use vnet_common::lb::{MemberCounters, state};
+
+use super::compile::{Group, Member};
+use super::health::{Check, Health};
+use super::live::{Live, MemberKey, member_key, protocol_number, vip_of};
+use crate::resource::{Delivery, LoadBalancer, Protocol};
+
+/// What a status is made from.
+pub struct Sources<'a> {
+    /// The groups in force.
+    pub groups: &'a [Group],
+    /// Where the rows are.
+    pub rows: &'a MemberRows,
+    /// What is known of health.
+    pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// The names of devices, by ifindex.
+    pub devices: &'a HashMap<u32, String>,
+    /// Flows by member row and serial.
+    pub flows: &'a HashMap<(u32, u32), u64>,
+}
+
+/// Finds the rows of members.
+#[derive(Clone, Debug, Default)]
+pub struct MemberRows {
+    groups: HashMap<(IpAddr, u16, u8), u32>,
+    members: HashMap<MemberKey, (u32, u32)>,
+}
+
+impl MemberRows {
+    /// Of what is in the maps.
+    pub fn new(live: &Live) -> Self {
+        let groups = live.vips.iter().filter_map(|(key, row)| vip_of(key).map(|vip| (vip, row.group))).collect();
+        let used = live.members.iter().filter(|(_, m)| m.state != state::NONE);
+        let members = used.map(|(row, m)| ((m.group, m.addr, m.port), (*row, m.serial))).collect();
+        Self { groups, members }
+    }
+
+    /// Row and serial of a group's member.
+    pub fn find(&self, group: &Group, member: &Member) -> Option<(u32, u32)> {
+        self.members.get(&member_key(self.group(group)?, member)).copied()
+    }
+
+    /// The row of a group.
+    pub fn group(&self, group: &Group) -> Option<u32> {
+        self.groups.get(&(*group.vips.first()?, group.port, protocol_number(group.protocol))).copied()
+    }
+}
+
+/// The status of one load balancer. `counters` reads those of a member row.
+pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<MemberCounters>) -> Result<LbStatus> {
+    let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
+    for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
+        for m in &group.members {
+            let status = members.entry((m.address, &m.name)).or_insert_with(|| describe(lb, m, s));
+            let checked = m.check.and_then(|c| s.health.get(&c));
+            add_state(status, m, checked);
+            if let Some((row, serial)) = s.rows.find(group, m) {
+                status.active_flows += s.flows.get(&(row, serial)).copied().unwrap_or(0);
+                add_counters(status, &counters(row)?);
+            }
+        }
+    }
+    Ok(LbStatus {
+        name: lb.metadata.name.clone(),
+        vips: lb.spec.vips.iter().map(IpAddr::to_string).collect(),
+        protocol: protocol_name(lb.spec.protocol).into(),
+        ports: lb.spec.ports.clone(),
+        delivery: if lb.spec.delivery == Delivery::Redirect { "redirect" } else { "stack" }.into(),
+        members: members.into_values().collect(),
+    })
+}
+
+/// As users write it.
+pub fn protocol_name(p: Protocol) -> &'static str {
+    match p {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    }
+}
+
+fn describe(lb: &LoadBalancer, m: &Member, s: &Sources) -> MemberStatus {
+    let listed = lb.spec.members.iter().find(|r| r.address == m.address && r.port.is_none_or(|p| p == m.port));
+    let port = match listed {
+        Some(resource) => resource.port,
+        None => lb.spec.member_selector.as_ref().and_then(|s| s.port),
+    };
+    MemberStatus {
+        name: m.name.clone(),
+        address: m.address.to_string(),
+        port,
+        weight: m.weight,
+        device: s.devices.get(&m.place.ifindex).cloned(),
+        ..MemberStatus::default()
+    }
+}
+
+/// A member of several groups may fail in one only: the worse shows.
+fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Option<String>)>) {
+    const WORSE_LAST: [&str; 5] = ["", "active", "unknown", "draining", "down"];
+    let health = checked.map(|c| c.0).unwrap_or_default();
+    let state = match m.state {
+        state::DRAINING => "draining",
+        state::DOWN => "down",
+        _ if m.check.is_some() && health == Health::Unknown => "unknown",
+        _ => "active",
+    };
+    let rank = |s: &str| WORSE_LAST.iter().position(|w| *w == s);
+    if rank(state) > rank(&status.state) {
+        status.state = state.into();
+    }
+    if health == Health::Down && status.health.is_none() {
+        status.health = checked.and_then(|c| c.1.clone());
+    }
+}
+
+fn add_counters(status: &mut MemberStatus, c: &MemberCounters) {
+    status.new_flows += c.new_flows;
+    status.established += c.established;
+    status.resets += c.resets;
+    for d in 0..2 {
+        status.packets[d] += c.packets[d];
+        status.bytes[d] += c.bytes[d];
+    }
+}

@@ -1,0 +1,173 @@
+//! Faults between resources.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+use std::net::IpAddr;
+
+use super::super::format::parse_mac;
+use super::super::source::Faults;
+use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
+
+/// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
+pub(in super::super) fn together(applied: &[Located], others: &[Resource], faults: &mut Faults) {
+    let mut by_name: HashMap<(&str, &str), &Located> = HashMap::new();
+    for located in applied {
+        let (kind, name) = (located.resource.kind(), located.resource.name());
+        match by_name.entry((kind, name)) {
+            Entry::Vacant(entry) => drop(entry.insert(located)),
+            Entry::Occupied(first) => {
+                let message = format!("{kind} `{name}` is at {} already: remove one, or rename it", first.get().place());
+                faults.push(located.fault("/metadata/name", message));
+            }
+        }
+    }
+    let stay = others.iter().filter(|other| !by_name.contains_key(&(other.kind(), other.name())));
+    // What is in force comes first: the fault is then in the files, where it can be corrected.
+    let all: Vec<Party<'_>> = stay.map(Party::in_force).chain(applied.iter().map(Party::applied)).collect();
+    let owners = vips(&all, faults);
+    hosts(&all, &owners, faults);
+    endpoints(&all, faults);
+}
+
+/// A resource, and where it was written if it is in the files.
+#[derive(Clone, Copy)]
+struct Party<'a> {
+    resource: &'a Resource,
+    located: Option<&'a Located>,
+}
+
+impl<'a> Party<'a> {
+    fn applied(located: &'a Located) -> Self {
+        Self { resource: &located.resource, located: Some(located) }
+    }
+
+    fn in_force(resource: &'a Resource) -> Self {
+        Self { resource, located: None }
+    }
+
+    fn report(&self, faults: &mut Faults, pointer: &str, message: String) {
+        if let Some(located) = self.located {
+            faults.push(located.fault(pointer, message));
+        }
+    }
+
+    fn load_balancer(&self) -> Option<&'a LoadBalancer> {
+        match self.resource {
+            Resource::LoadBalancer(load_balancer) => Some(load_balancer),
+            Resource::Endpoint(_) => None,
+        }
+    }
+
+    fn endpoint(&self) -> Option<&'a Endpoint> {
+        match self.resource {
+            Resource::Endpoint(endpoint) => Some(endpoint),
+            Resource::LoadBalancer(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Party<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let place = self.located.map_or_else(|| "in force".to_owned(), Located::place);
+        write!(f, "{} `{}` ({place})", self.resource.kind(), self.resource.name())
+    }
+}
+
+/// Who has each VIP, with the VIP's index.
+type Owners<'a> = HashMap<IpAddr, (Party<'a>, usize)>;
+
+/// One VIP, protocol and port belongs to one load balancer.
+fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
+    let mut taken: HashMap<(IpAddr, Protocol, u16), Party<'a>> = HashMap::new();
+    let mut owners = Owners::new();
+    for party in all {
+        let Some(LoadBalancer { spec, .. }) = party.load_balancer() else { continue };
+        for (index, vip) in spec.vips.iter().enumerate() {
+            owners.entry(*vip).or_insert((*party, index));
+            let mut overlaps: Vec<(Party<'a>, Vec<String>)> = Vec::new();
+            for port in &spec.ports {
+                let first = *taken.entry((*vip, spec.protocol, *port)).or_insert(*party);
+                if std::ptr::eq(first.resource, party.resource) {
+                    continue;
+                }
+                match overlaps.iter_mut().find(|(other, _)| std::ptr::eq(other.resource, first.resource)) {
+                    Some((_, ports)) => ports.push(port.to_string()),
+                    None => overlaps.push((first, vec![port.to_string()])),
+                }
+            }
+            for (other, ports) in overlaps {
+                let (protocol, ports) = (protocol(spec.protocol), ports.join(", "));
+                let name = party.resource.name();
+                let message = format!(
+                    "VIP {vip} {protocol} port {ports} of LoadBalancer `{name}` belongs to {other}: use another VIP or port"
+                );
+                party.report(faults, &format!("/spec/vips/{index}"), message);
+            }
+        }
+    }
+    owners
+}
+
+fn protocol(protocol: Protocol) -> &'static str {
+    match protocol {
+        Protocol::Tcp => "TCP",
+        Protocol::Udp => "UDP",
+    }
+}
+
+/// A VIP is no host's address: what a host sends to it would be balanced, not delivered.
+fn hosts(all: &[Party<'_>], owners: &Owners<'_>, faults: &mut Faults) {
+    for party in all {
+        let (addresses, list): (Vec<IpAddr>, &str) = match party.resource {
+            Resource::LoadBalancer(it) => (it.spec.members.iter().map(|member| member.address).collect(), "members"),
+            Resource::Endpoint(it) => (it.spec.addresses.clone(), "addresses"),
+        };
+        for (index, address) in addresses.into_iter().enumerate() {
+            let Some((owner, vip)) = owners.get(&address) else { continue };
+            if party.located.is_some() {
+                let field = if list == "members" { "/address" } else { "" };
+                let message = format!("{address} is a VIP of {owner}, and cannot be the address of a host");
+                party.report(faults, &format!("/spec/{list}/{index}{field}"), message);
+            } else {
+                let message = format!("the VIP {address} is a host's address in {party}: use another");
+                owner.report(faults, &format!("/spec/vips/{vip}"), message);
+            }
+        }
+    }
+}
+
+/// A device, a MAC and an address belong to one endpoint.
+fn endpoints(all: &[Party<'_>], faults: &mut Faults) {
+    let mut devices = Claims::default();
+    let mut macs = Claims::default();
+    let mut addresses = Claims::default();
+    for party in all {
+        let Some(Endpoint { spec, .. }) = party.endpoint() else { continue };
+        devices.claim(spec.device.as_str(), *party, "/spec/device", &format!("device `{}`", spec.device), faults);
+        if let Some((text, mac)) = spec.mac.as_deref().and_then(|text| Some((text, parse_mac(text)?))) {
+            macs.claim(mac, *party, "/spec/mac", &format!("MAC {text}"), faults);
+        }
+        for (index, address) in spec.addresses.iter().enumerate() {
+            addresses.claim(*address, *party, &format!("/spec/addresses/{index}"), &format!("address {address}"), faults);
+        }
+    }
+}
+
+/// Who was first to claim what.
+struct Claims<'a, K>(HashMap<K, Party<'a>>);
+
+impl<K> Default for Claims<'_, K> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<'a, K: Eq + Hash> Claims<'a, K> {
+    fn claim(&mut self, key: K, party: Party<'a>, pointer: &str, what: &str, faults: &mut Faults) {
+        let first = *self.0.entry(key).or_insert(party);
+        if !std::ptr::eq(first.resource, party.resource) {
+            party.report(faults, pointer, format!("{first} has {what} already: two endpoints cannot share it"));
+        }
+    }
+}

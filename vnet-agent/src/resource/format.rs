@@ -1,0 +1,146 @@
+//! Text of a certain form: what the schema says of it, and what is checked.
+
+use std::net::IpAddr;
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A resource's name.
+pub(super) fn name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "name", "maxLength": 253, "pattern": "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$" })
+}
+
+/// Labels, as in Kubernetes.
+pub(super) fn labels(_: &mut SchemaGenerator) -> Schema {
+    let pattern = "^(([A-Za-z0-9][A-Za-z0-9_.-]*)?[A-Za-z0-9])?$";
+    let key = "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?([A-Za-z0-9][A-Za-z0-9_.-]*)?[A-Za-z0-9]$";
+    json_schema!({
+        "type": "object",
+        "propertyNames": { "type": "string", "format": "label-key", "maxLength": 317, "pattern": key },
+        "additionalProperties": { "type": "string", "format": "label-value", "maxLength": 63, "pattern": pattern },
+    })
+}
+
+/// At least one label.
+pub(super) fn some_labels(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = labels(generator);
+    schema.insert("minProperties".to_owned(), 1.into());
+    schema
+}
+
+/// A member's name. Addresses are names too, since they are the default.
+pub(super) fn member_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "member-name", "maxLength": 63, "pattern": "^[A-Za-z0-9:]([A-Za-z0-9_.:-]*[A-Za-z0-9:])?$" })
+}
+
+/// A MAC address.
+pub(super) fn mac(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "mac", "pattern": "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$" })
+}
+
+/// A network device of Linux.
+pub(super) fn device(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "device", "minLength": 1, "maxLength": 15, "pattern": r"^[^/:\s]+$" })
+}
+
+/// What is wrong with `text` for a format of the schema, as the end of a sentence that starts with the field's name.
+pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
+    match format {
+        "ip" => wrong_ip(text),
+        "mac" => wrong_mac(text),
+        "device" => wrong_device(text),
+        "name" => wrong_name(text, 253).map(str::to_owned),
+        "label-key" => wrong_label_key(text),
+        "label-value" if text.is_empty() => None,
+        "label-value" => wrong_word(text, 63, "_.-"),
+        "member-name" => wrong_word(text, 63, "_.-:"),
+        _ => None,
+    }
+}
+
+/// `52:54:00:12:34:56`, in either case.
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
+    let mut mac = [0; 6];
+    let mut parts = text.split(':');
+    for byte in &mut mac {
+        let part = parts.next().filter(|part| part.len() == 2 && !part.starts_with('+'))?;
+        *byte = u8::from_str_radix(part, 16).ok()?;
+    }
+    parts.next().is_none().then_some(mac)
+}
+
+fn wrong_ip(text: &str) -> Option<String> {
+    if text.parse::<IpAddr>().is_ok() {
+        return None;
+    }
+    let or = |text: &str| text.parse::<IpAddr>().ok();
+    if let Some(address) = text.split_once('/').and_then(|(address, _)| or(address)) {
+        return Some(format!("must be one address, not a network: write {address}"));
+    }
+    if let Some(address) = text.strip_prefix('[').and_then(|text| or(text.split_once(']')?.0)) {
+        return Some(format!("must be an address alone, without brackets and port: write {address}"));
+    }
+    if let Some(address) = text.split_once('%').and_then(|(address, _)| or(address)) {
+        return Some(format!("must be an address without a device: write {address}"));
+    }
+    match text.rsplit_once(':').and_then(|(address, _)| or(address)) {
+        Some(address) => Some(format!("must be an address alone, without a port: write {address}")),
+        None => Some("must be an IP address, such as 10.96.0.10 or fd00:96::10".to_owned()),
+    }
+}
+
+fn wrong_mac(text: &str) -> Option<String> {
+    let Some(mac) = parse_mac(text) else {
+        return Some("must be a MAC address: six pairs of hexadecimal digits, such as 52:54:00:12:34:56".to_owned());
+    };
+    let usable = mac != [0; 6] && mac[0] & 1 == 0;
+    (!usable).then(|| "must be the MAC address of one NIC, not a group's or zero".to_owned())
+}
+
+fn wrong_device(text: &str) -> Option<String> {
+    let fault = match text {
+        "" | "." | ".." => "must be the name of a network device, such as tap0",
+        _ if text.len() > 15 => "must be at most 15 bytes long, as Linux has no longer device names",
+        _ if text.contains(['/', ':']) || text.contains(char::is_whitespace) => {
+            "must not contain '/', ':' or white space, as Linux has no such device names"
+        }
+        _ if text.contains(char::is_control) => "must not contain control characters",
+        _ => return None,
+    };
+    Some(fault.to_owned())
+}
+
+fn wrong_name(text: &str, longest: usize) -> Option<&'static str> {
+    let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
+    let inside = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+    if text.len() > longest {
+        return Some("must be at most 253 characters long");
+    }
+    let right = text.chars().all(inside) && edge(text.chars().next()) && edge(text.chars().next_back());
+    (!right).then_some("must consist of lower-case letters, digits, '-' and '.', and start and end with a letter or digit")
+}
+
+fn wrong_label_key(text: &str) -> Option<String> {
+    let (prefix, word) = match text.split_once('/') {
+        Some((prefix, word)) => (Some(prefix), word),
+        None => (None, text),
+    };
+    if let Some(fault) = prefix.and_then(|prefix| wrong_name(prefix, 253)) {
+        return Some(format!("(the part before '/') {fault}"));
+    }
+    wrong_word(word, 63, "_.-")
+}
+
+/// Letters, digits and `others`, where `_`, `.` and `-` do not stand at either end.
+fn wrong_word(text: &str, longest: usize, others: &str) -> Option<String> {
+    if text.is_empty() {
+        return Some("must not be empty".to_owned());
+    }
+    if text.chars().nth(longest).is_some() {
+        return Some(format!("must be at most {longest} characters long"));
+    }
+    let inside = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
+    let right = text.chars().all(inside) && !text.starts_with(['_', '.', '-']) && !text.ends_with(['_', '.', '-']);
+    let listed: Vec<String> = others.chars().map(|c| format!("'{c}'")).collect();
+    (!right)
+        .then(|| format!("must consist of letters, digits and {}, and start and end with a letter or digit", listed.join(" ")))
+}

@@ -1,0 +1,77 @@
+//! From files to resources: YAML, then the schema, then serde, then what a schema cannot say.
+
+use std::sync::Arc;
+
+use vnet_common::api::{Fault, File};
+
+use super::source::{Faults, Source};
+use super::structure::{Outcome, Walk};
+use super::tree::{self, Node};
+use super::{Resource, check, schema};
+
+/// The largest file that is read, in bytes. The API refuses larger requests; this is for everyone else.
+const LARGEST: usize = 16 << 20;
+
+/// A resource that knows where it was written.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// The resource.
+    pub resource: Resource,
+    source: Arc<Source>,
+    root: Node,
+}
+
+impl Located {
+    /// A fault at a JSON pointer into the resource, such as `/spec/members/2/weight`; where the user wrote nothing there,
+    /// at the nearest thing around it.
+    pub fn fault(&self, pointer: &str, message: impl Into<String>) -> Fault {
+        self.source.fault(self.root.at(pointer).place(), message)
+    }
+
+    /// The file and the line at which it starts, as `web.yaml:3`.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}:{}", self.source.name, self.root.span.line)
+    }
+}
+
+/// Every resource in `files`; or every fault in them, in order. This looks at the files alone; see [`check`](super::check)
+/// for what else there is.
+pub fn parse(files: &[File]) -> Result<Vec<Located>, Vec<Fault>> {
+    let mut faults = Faults::default();
+    let mut found = Vec::new();
+    for file in files {
+        let source = Arc::new(Source::new(file));
+        if source.text.len() > LARGEST {
+            faults.push(source.fault_of_file(format!("the file is larger than {} MiB: split it", LARGEST >> 20)));
+            continue;
+        }
+        for root in tree::documents(&source, &mut faults) {
+            found.extend(read(&source, root, &mut faults));
+        }
+    }
+    check::together(&found, &[], &mut faults);
+    let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
+    let faults = faults.into_sorted(&names);
+    if faults.is_empty() { Ok(found) } else { Err(faults) }
+}
+
+/// One document, as far as it can be read.
+fn read(source: &Arc<Source>, mut root: Node, faults: &mut Faults) -> Option<Located> {
+    let whole = match Walk::new(source, schema::shared(), faults).document(&mut root) {
+        Outcome::Whole => true,
+        Outcome::Pruned => false,
+        Outcome::Unusable => return None,
+    };
+    match serde_json::from_value(root.to_json()) {
+        Ok(resource) => {
+            let located = Located { resource, source: Arc::clone(source), root };
+            check::alone(&located, whole, faults);
+            Some(located)
+        }
+        Err(error) => {
+            faults.push(source.fault(root.place(), format!("the document cannot be read: {error}")));
+            None
+        }
+    }
+}

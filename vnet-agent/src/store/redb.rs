@@ -1,0 +1,296 @@
+//! The embedded store: one file, transactions, crash-safe.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
+
+use super::{MemberOverride, Store};
+use crate::resource::Resource;
+
+/// Layout of the file; a newer one is refused.
+const VERSION: u64 = 1;
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+/// (kind, name) → JSON.
+const RESOURCES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("resources");
+/// (load balancer, member) → JSON.
+const OVERRIDES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("overrides");
+/// Endpoint name → number.
+const ENDPOINTS: TableDefinition<'_, &str, u32> = TableDefinition::new("endpoints");
+
+/// Desired state in one file of the state directory.
+pub struct RedbStore {
+    db: Database,
+    path: PathBuf,
+}
+
+impl RedbStore {
+    /// Opens the file, or makes it.
+    ///
+    /// # Errors
+    /// When another agent has it open, it is damaged, it was written by a newer agent, or it cannot be read or written.
+    pub fn open(path: &Path) -> Result<Self> {
+        // A damaged header makes redb panic in places: a library's panic must not be the answer to a bad file.
+        let opened = std::panic::catch_unwind(|| Database::create(path)).unwrap_or_else(|_| {
+            Err(DatabaseError::Storage(StorageError::Corrupted("its structure contradicts itself".to_owned())))
+        });
+        let db = opened.map_err(|e| explain(path, e))?;
+        let store = Self { db, path: path.to_owned() };
+        store.prepare().with_context(|| format!("preparing the store {}", path.display()))?;
+        Ok(store)
+    }
+
+    /// Makes the tables, and checks the version.
+    fn prepare(&self) -> Result<()> {
+        let txn = self.db.begin_write()?;
+        {
+            let mut meta = txn.open_table(META)?;
+            let found = meta.get("version")?.map(|v| v.value());
+            match found {
+                None => drop(meta.insert("version", VERSION)?),
+                Some(VERSION) => {}
+                Some(v) => bail!(
+                    "it has layout {v}, this agent knows {VERSION}: start the agent that wrote it, or move the file away to begin anew"
+                ),
+            }
+            txn.open_table(RESOURCES)?;
+            txn.open_table(OVERRIDES)?;
+            txn.open_table(ENDPOINTS)?;
+        }
+        txn.commit()?;
+        Ok(())
+    }
+
+    fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
+        let txn = self.db.begin_read()?;
+        f(&txn).with_context(|| format!("reading the store {}", self.path.display()))
+    }
+
+    fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
+        let run = || -> Result<T> {
+            let txn = self.db.begin_write()?;
+            let value = f(&txn)?;
+            txn.commit()?;
+            Ok(value)
+        };
+        run().with_context(|| format!("writing the store {} (nothing was changed)", self.path.display()))
+    }
+}
+
+fn explain(path: &Path, error: DatabaseError) -> anyhow::Error {
+    let path = path.display();
+    match error {
+        DatabaseError::DatabaseAlreadyOpen => {
+            anyhow!("the store {path} is in use: another vnet-agent runs on this state directory")
+        }
+        DatabaseError::UpgradeRequired(v) => {
+            anyhow!("the store {path} has file format {v}, which this agent cannot read: upgrade it with the agent that wrote it")
+        }
+        DatabaseError::Storage(StorageError::Io(e)) if e.kind() != std::io::ErrorKind::InvalidData => {
+            anyhow!("cannot open the store {path}: {e}")
+        }
+        e => anyhow!("the store {path} is damaged ({e}): restore it from a backup, or move it away and apply your files again"),
+    }
+}
+
+impl Store for RedbStore {
+    fn resources(&self) -> Result<Vec<Resource>> {
+        self.reading(|txn| {
+            let table = txn.open_table(RESOURCES)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let (kind, name) = key.value();
+                all.push(serde_json::from_slice(value.value()).with_context(|| format!("{kind} {name}"))?);
+            }
+            Ok(all)
+        })
+    }
+
+    fn change(&self, put: &[Resource], delete: &[(String, String)]) -> Result<()> {
+        self.writing(|txn| {
+            let mut table = txn.open_table(RESOURCES)?;
+            let mut overrides = txn.open_table(OVERRIDES)?;
+            for (kind, name) in delete {
+                table.remove((kind.as_str(), name.as_str()))?;
+                if kind == "LoadBalancer" {
+                    overrides.retain(|(lb, _), _| lb != name)?;
+                }
+            }
+            for resource in put {
+                let json = serde_json::to_vec(resource)?;
+                table.insert((resource.kind(), resource.name()), json.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>> {
+        self.reading(|txn| {
+            let table = txn.open_table(OVERRIDES)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let (lb, member) = key.value();
+                let parsed = serde_json::from_slice(value.value()).with_context(|| format!("member {member} of {lb}"))?;
+                all.push((lb.to_owned(), member.to_owned(), parsed));
+            }
+            Ok(all)
+        })
+    }
+
+    fn set_override(&self, load_balancer: &str, member: &str, value: &MemberOverride) -> Result<()> {
+        self.writing(|txn| {
+            let mut table = txn.open_table(OVERRIDES)?;
+            if *value == MemberOverride::default() {
+                table.remove((load_balancer, member))?;
+            } else {
+                table.insert((load_balancer, member), serde_json::to_vec(value)?.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn endpoint_id(&self, name: &str) -> Result<u32> {
+        let known = self.reading(|txn| Ok(txn.open_table(ENDPOINTS)?.get(name)?.map(|v| v.value())))?;
+        if let Some(id) = known {
+            return Ok(id);
+        }
+        self.writing(|txn| {
+            let mut meta = txn.open_table(META)?;
+            let last = meta.get("last_endpoint")?.map_or(0, |v| v.value());
+            let id = u32::try_from(last + 1).context("every endpoint number was given out")?;
+            meta.insert("last_endpoint", u64::from(id))?;
+            txn.open_table(ENDPOINTS)?.insert(name, id)?;
+            Ok(id)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::os::unix::process::ExitStatusExt as _;
+    use std::process::{Command, Stdio};
+
+    use crate::resource::{API_VERSION, Endpoint, EndpointSpec, Metadata};
+
+    struct Dir(PathBuf);
+    impl Dir {
+        fn new(tag: &str) -> Self {
+            let dir = std::env::temp_dir().join(format!("vnet-store-{}-{tag}", std::process::id()));
+            std::fs::create_dir_all(&dir).unwrap();
+            Self(dir)
+        }
+        fn file(&self) -> PathBuf {
+            self.0.join("vnet.redb")
+        }
+    }
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn endpoint(name: &str, device: &str) -> Resource {
+        Resource::Endpoint(Endpoint {
+            api_version: API_VERSION.to_owned(),
+            metadata: Metadata { name: name.to_owned(), labels: BTreeMap::new() },
+            spec: EndpointSpec { device: device.to_owned(), mac: None, addresses: Vec::new() },
+        })
+    }
+
+    #[test]
+    fn what_was_written_is_there_after_reopening() {
+        let dir = Dir::new("reopen");
+        let drained = MemberOverride { drained: true, weight: Some(3) };
+        {
+            let s = RedbStore::open(&dir.file()).unwrap();
+            s.change(&[endpoint("a", "tap0"), endpoint("b", "tap1")], &[]).unwrap();
+            s.change(&[], &[("Endpoint".to_owned(), "a".to_owned())]).unwrap();
+            s.set_override("web", "m1", &drained).unwrap();
+            s.set_override("web", "m2", &drained).unwrap();
+            s.set_override("web", "m2", &MemberOverride::default()).unwrap();
+            assert_eq!((s.endpoint_id("x").unwrap(), s.endpoint_id("y").unwrap()), (1, 2));
+        }
+        let s = RedbStore::open(&dir.file()).unwrap();
+        assert_eq!(s.resources().unwrap(), [endpoint("b", "tap1")]);
+        assert_eq!(s.overrides().unwrap(), [("web".to_owned(), "m1".to_owned(), drained)]);
+        assert_eq!((s.endpoint_id("y").unwrap(), s.endpoint_id("z").unwrap()), (2, 3));
+        s.change(&[], &[("LoadBalancer".to_owned(), "web".to_owned())]).unwrap();
+        assert_eq!(s.overrides().unwrap(), [], "overrides go with their load balancer");
+    }
+
+    #[test]
+    fn a_second_agent_is_told_so() {
+        let dir = Dir::new("second");
+        let _first = RedbStore::open(&dir.file()).unwrap();
+        let e = RedbStore::open(&dir.file()).map(|_| ()).unwrap_err();
+        assert!(format!("{e:#}").contains("another vnet-agent"), "{e:#}");
+    }
+
+    #[test]
+    fn damage_is_an_error_and_no_panic() {
+        let dir = Dir::new("damage");
+        drop(RedbStore::open(&dir.file()).map(|s| s.change(&[endpoint("a", "tap0")], &[])).unwrap());
+        let good = std::fs::read(dir.file()).unwrap();
+        for (at, len) in [(0, 64), (0, good.len() / 2), (64, 256), (4096, 4096)] {
+            let mut bad = good.clone();
+            let end = (at + len).min(bad.len());
+            bad[at..end].fill(0xa5);
+            std::fs::write(dir.file(), &bad).unwrap();
+            // Some damage lies in unused pages; what must not happen is a panic or a wrong answer.
+            match RedbStore::open(&dir.file()).and_then(|s| s.resources()) {
+                Ok(all) => assert_eq!(all, [endpoint("a", "tap0")]),
+                Err(e) => assert!(format!("{e:#}").contains(&dir.file().display().to_string()), "{e:#}"),
+            }
+        }
+        std::fs::write(dir.file(), "this is a text file, long enough to hold a header, and no database at all").unwrap();
+        let e = RedbStore::open(&dir.file()).map(|_| ()).unwrap_err();
+        assert!(format!("{e:#}").contains("damaged"), "{e:#}");
+    }
+
+    #[test]
+    fn a_newer_layout_is_refused() {
+        let dir = Dir::new("newer");
+        let s = RedbStore::open(&dir.file()).unwrap();
+        s.writing(|txn| Ok(txn.open_table(META)?.insert("version", VERSION + 1)?.map(|v| v.value()))).unwrap();
+        drop(s);
+        let e = RedbStore::open(&dir.file()).map(|_| ()).unwrap_err();
+        assert!(format!("{e:#}").contains("layout 2"), "{e:#}");
+    }
+
+    /// Not a test of its own: the child that the next test kills.
+    #[test]
+    fn writer() {
+        let Some(file) = std::env::var_os("VNET_STORE_WRITER") else { return };
+        let s = RedbStore::open(Path::new(&file)).unwrap();
+        for i in 0u32.. {
+            let device = format!("tap{i}");
+            s.change(&[endpoint("a", &device), endpoint("b", &device)], &[]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_kill_leaves_a_whole_change() {
+        let dir = Dir::new("kill");
+        for round in 0..5 {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["store::redb::tests::writer", "--exact", "--nocapture"])
+                .env("VNET_STORE_WRITER", dir.file())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(150 + 37 * round));
+            child.kill().unwrap();
+            assert_eq!(child.wait().unwrap().signal(), Some(9), "it wrote until it was killed");
+            let all = RedbStore::open(&dir.file()).unwrap().resources().unwrap();
+            let devices: Vec<&str> = all
+                .iter()
+                .filter_map(|r| if let Resource::Endpoint(e) = r { Some(e.spec.device.as_str()) } else { None })
+                .collect();
+            assert!(devices.len() == 2 && devices[0] == devices[1], "{devices:?}");
+        }
+    }
+}

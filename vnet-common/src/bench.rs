@@ -1,0 +1,64 @@
+//! What the benchmark and its own programs share. They are in the kernel object only with feature `bench`.
+
+use crate::flow::FlowKey;
+
+/// Bytes of a frame that are restored before every run: Ethernet, IPv6 and TCP headers, in whole words.
+pub const FRAME: usize = 80;
+/// Client ports in use per client address; a power of two.
+const PORTS: u32 = 1 << 14;
+/// The multiplier and the increment that visit the flows in order, and those that visit them in a random one.
+pub const IN_ORDER: (u32, u32) = (1, 1);
+/// See [`IN_ORDER`]. A linear congruence whose low bits, however many, take each value once before any comes again.
+pub const AT_RANDOM: (u32, u32) = (1_664_525, 1_013_904_223);
+
+/// Which packets are made, and which program gets them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Plan {
+    /// The headers, zeros behind them; in words, so that they are copied in words.
+    pub frame: [u64; FRAME / 8],
+    /// The last four bytes of the first client's address, in host order.
+    pub client: u32,
+    /// The program, by its index in `BENCH_PROGRAMS`.
+    pub program: u32,
+    /// Number of flows less one; a power of two.
+    pub mask: u32,
+    /// How far to shift a number to stir it.
+    pub shift: u32,
+    /// See [`IN_ORDER`].
+    pub multiplier: u32,
+    /// See [`IN_ORDER`].
+    pub increment: u32,
+    /// The number that the last packet's flow was made from.
+    pub state: u32,
+    /// Not 0: packets are replies, from the member that `BENCH_MEMBERS` has for the flow, to the client.
+    pub reply: u32,
+    /// Row of the endpoint whose flows these are; see [`crate::endpoint::EndpointRow::slot`].
+    pub slot: u32,
+    /// The first flow, as the endpoint sends it.
+    pub key4: FlowKey<[u8; 4]>,
+    /// The same.
+    pub key6: FlowKey<[u8; 16]>,
+    /// Where in `BENCH_MEMBERS` the members of these flows begin.
+    pub members: u32,
+}
+
+const _: () = assert!(size_of::<Plan>() == FRAME + 40 + 24 + 48);
+
+impl Plan {
+    /// The next packet's flow.
+    #[inline(always)]
+    pub fn step(&mut self) -> u32 {
+        self.state = self.state.wrapping_mul(self.multiplier).wrapping_add(self.increment);
+        let n = self.state & self.mask;
+        n ^ n >> (self.shift & 31)
+    }
+
+    /// The last four bytes of a flow's client address, and its port.
+    #[inline(always)]
+    pub const fn client(&self, flow: u32) -> ([u8; 4], [u8; 2]) {
+        let addr = self.client.wrapping_add(flow / PORTS);
+        let port = (PORTS | (flow % PORTS)) as u16;
+        (addr.to_be_bytes(), port.to_be_bytes())
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
+
+use crate::style::Color;
+use crate::{apply, completions, delete, describe, detach, diff, get, lb, man};
+
+/// Looks at and changes what the vnet agent of this host does
+///
+/// Resources (load balancers, endpoints) are YAML: `apply` takes them, `get -o yaml` gives them back. `lb` has what is only
+/// about load balancing: members, draining, weights, flows.
+#[derive(Debug, Parser)]
+#[command(name = "vnet-ctl", version, arg_required_else_help = true, after_help = AFTER)]
+pub struct Cli {
+    /// For every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const AFTER: &str = "\
+Examples:
+  vnet-ctl apply -f policies/lb.yaml       Apply a file
+  vnet-ctl get lb                          List the load balancers
+  vnet-ctl lb members web --watch          See who gets the connections
+  vnet-ctl lb drain web 10.0.0.11          Give a member no new connections
+
+Exit codes:
+  0  done      1  not done (diff: there are differences)      2  wrong usage (diff: not done)
+
+Reading needs access to the agent's socket; changing needs root or membership of group 'vnet'.";
+
+/// Options of every verb.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The agent's socket [env: VNET_SOCKET] [default: /run/vnet/agent.sock]
+    // Not with clap's `env`: a variable that is set would count as an argument, and be shown in every usage line.
+    #[arg(long, global = true, value_name = "PATH", value_hint = ValueHint::FilePath)]
+    pub socket: Option<PathBuf>,
+    /// How to print
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, hide_possible_values = true, value_name = "table|wide|json|yaml")]
+    pub output: Format,
+    /// When to use colours; auto: on a terminal, unless NO_COLOR is set
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, hide_possible_values = true, value_name = "auto|always|never")]
+    pub color: Color,
+    /// How long to wait for an answer of the agent
+    #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub timeout: u64,
+}
+
+impl Global {
+    /// The agent's socket: as the option says, or the environment, or where it usually is.
+    pub fn socket(&self) -> PathBuf {
+        let variable = || std::env::var_os("VNET_SOCKET").filter(|value| !value.is_empty()).map(PathBuf::from);
+        self.socket.clone().or_else(variable).unwrap_or_else(|| PathBuf::from("/run/vnet/agent.sock"))
+    }
+}
+
+/// How to print.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For people with wide screens.
+    Wide,
+    /// For programs: numbers in base units.
+    Json,
+    /// Like JSON, and for `apply`.
+    Yaml,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    Apply(apply::Args),
+    Diff(diff::Args),
+    Get(get::Args),
+    Describe(describe::Args),
+    Delete(delete::Args),
+    /// Show how the agent is: alarms, counts, memory, maps
+    ///
+    /// Alarms are things that someone should look at, each with what to do about it.
+    #[command(after_help = "Examples:\n  vnet-ctl status\n  vnet-ctl status -o json | jq '.alarms'")]
+    Status,
+    Lb(lb::Args),
+    Detach(detach::Args),
+    Completions(completions::Args),
+    Man(man::Args),
+    /// Show the versions of this program and of the agent
+    #[command(after_help = "Examples:\n  vnet-ctl version\n  vnet-ctl version -o json")]
+    Version,
+}

@@ -1,0 +1,111 @@
+//! `delete`: removes resources.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, ensure};
+use serde::Deserialize;
+use vnet_common::api::{ApplyResponse, File};
+
+use crate::client::segment;
+use crate::failure::{Misused, is_not_found};
+use crate::output::Session;
+use crate::target::{Kind, Target, TargetParser};
+use crate::{apply, files, near};
+
+/// Delete resources, by name or as files name them
+///
+/// New connections to a deleted load balancer are not balanced any more; what its open connections get is its onMemberRemoved.
+/// Each resource is deleted by itself: what comes after one that is not there is deleted all the same.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vnet-ctl delete lb web
+  vnet-ctl delete loadbalancer/web
+  vnet-ctl delete -f policies/lb.yaml --ignore-not-found")]
+pub struct Args {
+    /// Their kind; KIND/NAME works too
+    #[arg(value_name = "KIND", value_parser = TargetParser, required_unless_present = "files")]
+    target: Option<Target>,
+    /// Their names
+    #[arg(value_name = "NAME")]
+    names: Vec<String>,
+    /// Delete what a file, a directory, or - for standard input names; may be repeated
+    #[arg(short = 'f', long = "filename", value_name = "FILE|DIR|-", value_hint = clap::ValueHint::AnyPath, conflicts_with_all = ["target", "names"])]
+    files: Vec<PathBuf>,
+    /// That something is not there is no error
+    #[arg(long)]
+    ignore_not_found: bool,
+}
+
+/// Of a resource in a file, all that matters here.
+#[derive(Deserialize)]
+struct Named {
+    kind: String,
+    metadata: Metadata,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    name: String,
+}
+
+/// Runs it.
+pub async fn run(session: &Session, args: Args) -> Result<u8> {
+    let mut done = ApplyResponse { changes: Vec::new(), warnings: Vec::new() };
+    let mut missing = Vec::new();
+    for (kind, name) in wanted(&args)? {
+        match session.agent.delete::<ApplyResponse>(&format!("/v1/resources/{kind}/{}", segment(&name))).await {
+            Ok(response) => {
+                done.changes.extend(response.changes);
+                done.warnings.extend(response.warnings);
+            }
+            Err(error) if is_not_found(&error) => missing.push((kind, name)),
+            Err(error) => {
+                session.show(&done, |done| apply::lines(&done.changes, "", session.paint))?;
+                return Err(error.context(format!("deleting {}/{name}", kind.to_lowercase())));
+            }
+        }
+    }
+    for warning in &done.warnings {
+        session.warn(warning);
+    }
+    session.show(&done, |done| apply::lines(&done.changes, "", session.paint))?;
+    match missing.as_slice() {
+        [] => Ok(0),
+        _ if args.ignore_not_found => Ok(0),
+        missing => Err(absent(session, missing).await?),
+    }
+}
+
+fn wanted(args: &Args) -> Result<Vec<(String, String)>> {
+    let Some(target) = &args.target else {
+        let files = files::read(&args.files)?;
+        let named = files.iter().map(named).collect::<Result<Vec<_>>>()?.concat();
+        ensure!(!named.is_empty(), "there are no resources in what was given");
+        return Ok(named);
+    };
+    let names = target.names(&args.names);
+    if names.is_empty() {
+        return Err(Misused(format!("which {}? Give names, as in: vnet-ctl delete lb web", target.kind.plural())).into());
+    }
+    if target.kind == Kind::All {
+        return Err(Misused(format!("deleting needs one kind, as in: vnet-ctl delete lb {}", names[0])).into());
+    }
+    Ok(names.into_iter().map(|name| (target.kind.api().to_owned(), name)).collect())
+}
+
+fn named(file: &File) -> Result<Vec<(String, String)>> {
+    let documents: Vec<Named> = serde_saphyr::from_multiple(&file.text)
+        .with_context(|| format!("{}: finding the kinds and names of resources", file.name))?;
+    Ok(documents.into_iter().map(|document| (document.kind, document.metadata.name)).collect())
+}
+
+async fn absent(session: &Session, missing: &[(String, String)]) -> Result<anyhow::Error> {
+    let mut told = Vec::new();
+    for (kind, name) in missing {
+        let all: Vec<Named> = session.agent.get(&format!("/v1/resources/{}", segment(kind))).await?;
+        let hint = near::hint(name, all.iter().map(|resource| resource.metadata.name.as_str()), "resources of this kind");
+        told.push(format!("there is no {}/{name}; {hint}", kind.to_lowercase()));
+    }
+    Ok(anyhow::anyhow!(told.join("\n       ")))
+}

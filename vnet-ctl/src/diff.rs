@@ -1,0 +1,69 @@
+//! `diff`: what `apply` would change.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
+
+use crate::output::Session;
+use crate::style::{Look, Paint};
+use crate::{apply, files};
+
+/// Show what `apply` would change, as a unified diff
+///
+/// Exit codes: 0 no differences, 1 differences, 2 an error.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vnet-ctl diff -f policies/lb.yaml
+  vnet-ctl diff -f policies/ && echo nothing to do
+
+Exit codes:
+  0  no differences      1  differences      2  an error")]
+pub struct Args {
+    /// A file, a directory, or - for standard input; may be repeated
+    #[arg(short = 'f', long = "filename", required = true, value_name = "FILE|DIR|-", value_hint = clap::ValueHint::AnyPath)]
+    files: Vec<PathBuf>,
+}
+
+/// Runs it.
+pub async fn run(session: &Session, args: Args) -> Result<u8> {
+    let request = ApplyRequest { files: files::read(&args.files)?, dry_run: true };
+    let response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
+    if response.changes.is_empty() {
+        bail!("there are no resources in what was given");
+    }
+    for warning in &response.warnings {
+        session.warn(warning);
+    }
+    session.show(&response, |response| response.changes.iter().map(|change| one(change, session.paint)).collect())?;
+    Ok(u8::from(response.changes.iter().any(|change| change.action != Action::Unchanged)))
+}
+
+fn one(change: &Change, paint: Paint) -> String {
+    if change.action == Action::Unchanged {
+        return String::new();
+    }
+    let name = apply::name(change);
+    let mut text = String::new();
+    if !change.diff.starts_with("---") {
+        let (old, new) = match change.action {
+            Action::Created => ("/dev/null".to_owned(), format!("new/{name}")),
+            Action::Deleted => (format!("live/{name}"), "/dev/null".to_owned()),
+            _ => (format!("live/{name}"), format!("new/{name}")),
+        };
+        text +=
+            &format!("{}\n{}\n", paint.paint(Look::Bold, &format!("--- {old}")), paint.paint(Look::Bold, &format!("+++ {new}")));
+    }
+    text + &change.diff.lines().map(|line| paint.paint(look(line), line) + "\n").collect::<String>()
+}
+
+fn look(line: &str) -> Look {
+    match line.as_bytes() {
+        [b'-', b'-', b'-', ..] | [b'+', b'+', b'+', ..] => Look::Bold,
+        [b'@', ..] => Look::Cyan,
+        [b'-', ..] => Look::Red,
+        [b'+', ..] => Look::Green,
+        _ => Look::Plain,
+    }
+}

@@ -1,0 +1,93 @@
+//! `lb members`: who serves, and how much.
+
+use anyhow::Result;
+use vnet_common::api::{LbStatus, MemberStatus};
+
+use crate::client::segment;
+use crate::output::Session;
+use crate::style::{Look, of_state};
+use crate::table::{Cell, Table};
+use crate::watch::{self, Before, WatchArgs};
+use crate::{human, lb};
+
+/// List the members of a load balancer: state, flows, traffic
+///
+/// FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide,
+/// ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), unknown (not checked
+/// yet; takes flows).
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  vnet-ctl lb members web
+  vnet-ctl lb members web --watch
+  vnet-ctl lb members web -o json | jq '.members[] | {name, new_flows}'")]
+pub struct Args {
+    /// The load balancer
+    #[arg(value_name = "LB")]
+    name: String,
+    #[command(flatten)]
+    watch: WatchArgs,
+}
+
+/// Runs it.
+pub async fn run(session: &Session, args: Args) -> Result<u8> {
+    let path = format!("/v1/lb/{}", segment(&args.name));
+    let fetch = async || lb::explain(session, session.agent.get_quietly(&path).await, &args.name, None).await;
+    watch::run(session, args.watch, fetch, |lb: &LbStatus, before| {
+        session.render(lb, |lb| match lb.members.is_empty() {
+            true => format!("load balancer '{}' has no members\n", lb.name),
+            false => table(lb, before, session.wide()).render(session.paint),
+        })
+    })
+    .await
+}
+
+/// The members of `lb`, with rates since `before`.
+pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
+    let health = lb.members.iter().any(|member| member.health.is_some());
+    let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW"];
+    columns.extend(before.is_some().then_some(">NEW/S"));
+    columns.extend([">SHARE", ">RESETS", ">TO", ">FROM"]);
+    columns.extend(wide.then_some([">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE"]).into_iter().flatten());
+    columns.extend(health.then_some("HEALTH"));
+    let mut table = Table::new(&columns);
+    let all = lb.members.iter().map(|member| member.new_flows).sum();
+    for member in &lb.members {
+        let mut row = own(member);
+        if let Some((was, time)) = before {
+            let was = was.members.iter().find(|was| was.name == member.name).map(|was| was.new_flows);
+            row.push(lb::rate(member.new_flows, was, time).into());
+        }
+        let [to, from] = member.bytes.map(human::bytes);
+        row.extend([human::percent(member.new_flows, all).into(), member.resets.into(), to.into(), from.into()]);
+        if wide {
+            let device = member.device.clone().unwrap_or_default();
+            row.extend([member.established.into(), member.packets[0].into(), member.packets[1].into(), device.into()]);
+        }
+        if health {
+            row.push(member.health.as_ref().map_or_else(Cell::default, |why| Cell::new(why, Look::Red)));
+        }
+        table.row(row);
+    }
+    table
+}
+
+/// What comes before the rates.
+fn own(member: &MemberStatus) -> Vec<Cell> {
+    vec![
+        (&member.name).into(),
+        address(member).into(),
+        member.weight.into(),
+        Cell::new(&member.state, of_state(&member.state)),
+        member.active_flows.into(),
+        member.new_flows.into(),
+    ]
+}
+
+fn address(member: &MemberStatus) -> String {
+    match member.port {
+        Some(port) if member.address.contains(':') => format!("[{}]:{port}", member.address),
+        Some(port) => format!("{}:{port}", member.address),
+        None => member.address.clone(),
+    }
+}

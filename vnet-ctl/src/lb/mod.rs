@@ -1,0 +1,125 @@
+//! `lb`: what is only about load balancing.
+
+mod drain;
+mod flows;
+mod ls;
+pub mod members;
+mod weight;
+
+use anyhow::{Result, bail};
+use vnet_common::api::{LbStatus, MemberChange, MemberStatus};
+
+use crate::client::segment;
+use crate::failure::is_not_found;
+use crate::output::Session;
+use crate::table::Cell;
+use crate::{get, near};
+
+/// See who gets the connections, and change it: members, draining, weights, flows
+///
+/// What is changed here is about members at run time: it survives restarts and later applies, and is not in the files.
+#[derive(Debug, clap::Args)]
+#[command(
+    arg_required_else_help = true,
+    after_help = "\
+Examples:
+  vnet-ctl lb ls --watch
+  vnet-ctl lb members web
+  vnet-ctl lb drain web 10.0.0.11
+  vnet-ctl lb weight web 10.0.0.12 5
+  vnet-ctl lb flows web --limit 20"
+)]
+pub struct Args {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, clap::Subcommand)]
+pub enum Verb {
+    Ls(ls::Args),
+    Members(members::Args),
+    Drain(drain::Args),
+    Undrain(drain::UndrainArgs),
+    Weight(weight::Args),
+    Flows(flows::Args),
+}
+
+/// A member of a load balancer.
+#[derive(Debug, clap::Args)]
+pub struct Which {
+    /// The load balancer
+    #[arg(value_name = "LB")]
+    lb: String,
+    /// The member's name (its address, if it was given no name)
+    #[arg(value_name = "MEMBER")]
+    member: String,
+}
+
+/// Runs it.
+pub async fn run(session: &Session, verb: Verb) -> Result<u8> {
+    match verb {
+        Verb::Ls(args) => ls::run(session, args).await,
+        Verb::Members(args) => members::run(session, args).await,
+        Verb::Drain(args) => drain::run(session, args).await,
+        Verb::Undrain(args) => drain::undo(session, args).await,
+        Verb::Weight(args) => weight::run(session, args).await,
+        Verb::Flows(args) => flows::run(session, args).await,
+    }
+}
+
+/// The load balancers of these names, or all.
+pub async fn find(session: &Session, names: &[String]) -> Result<Vec<LbStatus>> {
+    get::pick_lbs(session.agent.get("/v1/lb").await?, names)
+}
+
+/// The load balancer of this name.
+pub async fn one(session: &Session, name: &str) -> Result<LbStatus> {
+    let found = session.agent.get(&format!("/v1/lb/{}", segment(name))).await;
+    explain(session, found, name, None).await
+}
+
+/// How many members take new flows, of all.
+pub fn ready(lb: &LbStatus) -> Cell {
+    let takes = |member: &&MemberStatus| matches!(member.state.as_str(), "active" | "unknown") && member.weight > 0;
+    let ready = lb.members.iter().filter(takes).count();
+    Cell::new(format!("{ready}/{}", lb.members.len()), get::ready_look(ready, lb.members.len()))
+}
+
+/// Changes a member, and gives the load balancer and the member as they are then.
+async fn change(session: &Session, which: &Which, change: &MemberChange) -> Result<(LbStatus, MemberStatus)> {
+    let path = format!("/v1/lb/{}/members/{}", segment(&which.lb), segment(&which.member));
+    let changed = session.agent.post(&path, change).await;
+    let lb: LbStatus = explain(session, changed, &which.lb, Some(&which.member)).await?;
+    match lb.members.iter().find(|member| member.name == which.member).cloned() {
+        Some(member) => Ok((lb, member)),
+        None => bail!("load balancer '{}' was changed, but has no member '{}' any more", which.lb, which.member),
+    }
+}
+
+/// Adds the names that exist to the error that a load balancer, or a member of it, does not.
+async fn explain<T>(session: &Session, found: Result<T>, name: &str, member: Option<&str>) -> Result<T> {
+    let error = match found {
+        Err(error) if is_not_found(&error) => error,
+        other => return other,
+    };
+    let all: Vec<LbStatus> = session.agent.get("/v1/lb").await?;
+    match (all.iter().find(|lb| lb.name == name), member) {
+        (None, _) => {
+            let hint = near::hint(name, all.iter().map(|lb| lb.name.as_str()), "load balancers");
+            bail!("there is no load balancer '{name}'; {hint}")
+        }
+        (Some(lb), Some(member)) => {
+            let hint = near::hint(member, lb.members.iter().map(|member| member.name.as_str()), "members");
+            bail!("load balancer '{name}' has no member '{member}'; {hint}")
+        }
+        (Some(_), None) => Err(error),
+    }
+}
+
+/// `3.5`, per second since it was seen before.
+fn rate(now: u64, before: Option<u64>, time: std::time::Duration) -> String {
+    let Some(before) = before else { return String::new() };
+    format!("{:.1}", now.saturating_sub(before) as f64 / time.as_secs_f64().max(0.001))
+}

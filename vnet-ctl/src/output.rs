@@ -1,0 +1,82 @@
+//! What a verb talks to: the agent on one side, the person or program that called it on the other.
+
+use std::io::Write;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::cli::{Format, Global};
+use crate::client::Agent;
+use crate::style::{Look, Paint};
+
+/// One run of the program.
+#[derive(Debug)]
+pub struct Session {
+    /// The agent.
+    pub agent: Agent,
+    /// How to print.
+    pub format: Format,
+    /// For what goes to standard output.
+    pub paint: Paint,
+    errors: Paint,
+}
+
+impl Session {
+    /// As the options say.
+    pub fn new(global: &Global) -> Self {
+        Self {
+            agent: Agent::new(global.socket(), std::time::Duration::from_secs(global.timeout)),
+            format: global.output,
+            paint: global.color.on_stdout(),
+            errors: global.color.on_stderr(),
+        }
+    }
+
+    /// Whether tables have all their columns.
+    pub fn wide(&self) -> bool {
+        self.format == Format::Wide
+    }
+
+    /// Prints `value` for programs if that is asked for, else what `human` makes of it for people.
+    pub fn show<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<()> {
+        print(&self.render(value, human)?)
+    }
+
+    /// What [`show`](Self::show) prints.
+    pub fn render<T: Serialize>(&self, value: &T, human: impl FnOnce(&T) -> String) -> Result<String> {
+        match self.format {
+            Format::Table | Format::Wide => Ok(human(value)),
+            Format::Json => json(value),
+            Format::Yaml => yaml(value),
+        }
+    }
+
+    /// Something worth knowing, on standard error.
+    pub fn warn(&self, text: &str) {
+        // What cannot be told to nobody is not worth failing for.
+        let _ = writeln!(std::io::stderr(), "{} {text}", self.errors.paint(Look::Yellow, "warning:"));
+    }
+
+    /// Something said beside the output, on standard error.
+    pub fn note(&self, text: &str) {
+        // As in `warn`.
+        let _ = writeln!(std::io::stderr(), "{}", self.errors.paint(Look::Dim, text));
+    }
+}
+
+/// Prints to standard output.
+pub fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
+}
+
+/// JSON with an end of line.
+pub fn json<T: Serialize>(value: &T) -> Result<String> {
+    Ok(serde_json::to_string_pretty(value).context("writing JSON")? + "\n")
+}
+
+/// A YAML document with an end of line.
+pub fn yaml<T: Serialize>(value: &T) -> Result<String> {
+    let text = serde_saphyr::to_string(value).context("writing YAML")?;
+    Ok(text.trim_end().to_owned() + "\n")
+}

@@ -1,0 +1,293 @@
+//! A served API in a directory of its own, and the built program against it. Behind the API is a control logic that keeps
+//! resources in memory and has made-up counters.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+use vnet_agent::api::{Control, Refusal, Socket, serve_on};
+use vnet_common::api::*;
+
+/// The resources and members at the start.
+pub const WEB: &str = "\
+apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata:
+  name: web
+  labels: {app: shop}
+spec:
+  vips: [10.0.0.100, 'fd00::100']
+  protocol: TCP
+  ports: [80, 443]
+  healthCheck: {intervalMs: 500, timeoutMs: 1500}
+";
+
+/// Keeps resources, and the members of `web`.
+pub struct Memory {
+    resources: Mutex<Vec<Value>>,
+    members: Mutex<Vec<MemberStatus>>,
+}
+
+fn name(resource: &Value) -> &str {
+    resource["metadata"]["name"].as_str().unwrap_or_default()
+}
+
+fn member(name: &str, address: &str, flows: u64) -> MemberStatus {
+    MemberStatus {
+        name: name.to_owned(),
+        address: address.to_owned(),
+        port: Some(8080),
+        weight: 1,
+        state: "active".to_owned(),
+        active_flows: flows,
+        new_flows: flows * 10,
+        established: flows * 9,
+        bytes: [flows * 1500, flows * 150_000],
+        ..MemberStatus::default()
+    }
+}
+
+impl Memory {
+    fn new() -> Self {
+        let mut down = member("c", "fd00::13", 0);
+        down.state = "down".to_owned();
+        down.health = Some("connection refused".to_owned());
+        let web = serde_saphyr::from_str(WEB).unwrap();
+        Self {
+            resources: Mutex::new(vec![web]),
+            members: Mutex::new(vec![member("a", "10.0.0.11", 3), member("b", "10.0.0.12", 1), down]),
+        }
+    }
+
+    fn status_of(&self, resource: &Value) -> LbStatus {
+        let strings = |value: &Value| value.as_array().unwrap().iter().map(|v| v.as_str().unwrap().to_owned()).collect();
+        let members = if name(resource) == "web" { self.members.lock().unwrap().clone() } else { Vec::new() };
+        LbStatus {
+            name: name(resource).to_owned(),
+            vips: strings(&resource["spec"]["vips"]),
+            protocol: "TCP".to_owned(),
+            ports: vec![80, 443],
+            delivery: "stack".to_owned(),
+            members,
+        }
+    }
+
+    fn put(&self, document: &Value, dry_run: bool) -> Change {
+        let mut resources = self.resources.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = resources.iter().position(|old| old["kind"] == document["kind"] && name(old) == name(document));
+        let (action, diff) = match at.map(|at| &resources[at]) {
+            None => (Action::Created, "@@ -0,0 +1 @@\n+new: true\n"),
+            Some(old) if old == document => (Action::Unchanged, ""),
+            Some(_) => (Action::Configured, "@@ -1 +1 @@\n-old: true\n+new: true\n"),
+        };
+        if !dry_run {
+            match at {
+                Some(at) => resources[at] = document.clone(),
+                None => resources.push(document.clone()),
+            }
+        }
+        let kind = document["kind"].as_str().unwrap_or_default().to_owned();
+        Change { kind, name: name(document).to_owned(), action, diff: diff.to_owned() }
+    }
+}
+
+impl Control for Memory {
+    fn status(&self) -> Result<Status, Refusal> {
+        let map = |name: &str, used, capacity| MapStatus {
+            name: name.into(),
+            holds: "flows".into(),
+            used,
+            capacity,
+            memory_bytes: 1 << 26,
+        };
+        Ok(Status {
+            version: "1.2.3".to_owned(),
+            pid: 42,
+            uptime_seconds: 7500,
+            rss_bytes: 12 << 20,
+            endpoints: 2,
+            load_balancers: 1,
+            alarms: vec!["the flow table is 91% full: raise --flows".to_owned()],
+            maps: vec![map("flows", Some(910), 1000), map("config", None, 1)],
+            ..Status::default()
+        })
+    }
+    fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
+        let mut documents: Vec<Value> = Vec::new();
+        let mut faults = Vec::new();
+        for file in &request.files {
+            for (i, line) in file.text.lines().enumerate().filter(|(_, line)| line.contains("prots")) {
+                let snippet = format!("  |\n{} | {line}\n  |   ^^^^^", i + 1);
+                let message = "unknown field `prots`, did you mean `ports`?".to_owned();
+                faults.push(Fault { file: file.name.clone(), line: i as u32 + 1, column: 3, message, snippet });
+            }
+            if file.text.contains("slow") {
+                std::thread::sleep(Duration::from_secs(4));
+            }
+            documents
+                .extend(serde_saphyr::from_multiple::<Value>(&file.text).map_err(|error| Refusal::invalid(error.to_string()))?);
+        }
+        if !faults.is_empty() {
+            return Err(Refusal::faults("nothing was applied", faults));
+        }
+        let changes = documents.iter().map(|document| self.put(document, request.dry_run)).collect();
+        let warned = documents.iter().any(|document| name(document) == "odd");
+        Ok(ApplyResponse {
+            changes,
+            warnings: warned.then(|| "loadbalancer/odd has no members".to_owned()).into_iter().collect(),
+        })
+    }
+    fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
+        let all = self.resources.lock().unwrap().clone();
+        Ok(all.into_iter().filter(|resource| kind.is_none_or(|kind| resource["kind"] == kind)).collect())
+    }
+    fn delete(&self, kind: &str, wanted: &str) -> Result<ApplyResponse, Refusal> {
+        let mut resources = self.resources.lock().unwrap();
+        let Some(at) = resources.iter().position(|old| old["kind"] == kind && name(old) == wanted) else {
+            return Err(Refusal::not_found(format!("there is no {kind} '{wanted}'")));
+        };
+        resources.remove(at);
+        let change = Change { kind: kind.to_owned(), name: wanted.to_owned(), action: Action::Deleted, diff: String::new() };
+        Ok(ApplyResponse { changes: vec![change], warnings: Vec::new() })
+    }
+    fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
+        Ok(vec![EndpointStatus {
+            name: "tap0".to_owned(),
+            id: 1,
+            device: "tap0".to_owned(),
+            ifindex: 7,
+            state: "attached".to_owned(),
+            mac: Some("52:54:00:00:00:01".to_owned()),
+            addresses: vec!["10.0.0.1".to_owned()],
+            bytes: [2048, 10],
+            packets: [("egress".to_owned(), [("lb-new-flow".to_owned(), 4)].into())].into(),
+            ..EndpointStatus::default()
+        }])
+    }
+    fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
+        Ok(self.resources(Some("LoadBalancer"))?.iter().map(|resource| self.status_of(resource)).collect())
+    }
+    fn lb(&self, wanted: &str) -> Result<LbStatus, Refusal> {
+        self.lbs()?
+            .into_iter()
+            .find(|lb| lb.name == wanted)
+            .ok_or_else(|| Refusal::not_found(format!("no load balancer {wanted}")))
+    }
+    fn change_member(&self, lb: &str, wanted: &str, change: MemberChange) -> Result<LbStatus, Refusal> {
+        self.lb(lb)?;
+        let mut members = self.members.lock().unwrap();
+        let Some(member) = members.iter_mut().find(|member| member.name == wanted) else {
+            return Err(Refusal::not_found(format!("no member {wanted}")));
+        };
+        if let Some(drained) = change.drained {
+            member.state = if drained { "draining" } else { "active" }.to_owned();
+            member.active_flows = 0;
+        }
+        if let Some(weight) = change.weight {
+            member.weight = u16::try_from(weight).unwrap_or(1);
+        }
+        drop(members);
+        self.lb(lb)
+    }
+    fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal> {
+        lb.map(|lb| self.lb(lb)).transpose()?;
+        let flow = |port: usize| FlowStatus {
+            protocol: "TCP".to_owned(),
+            client: format!("10.0.0.1:{}", 40_000 + port),
+            vip: "10.0.0.100:80".to_owned(),
+            member: "10.0.0.11:8080".to_owned(),
+            state: "established".to_owned(),
+            bytes: [1024, 2048],
+            age_seconds: 75,
+            idle_seconds: 3,
+            ..FlowStatus::default()
+        };
+        Ok(FlowList { flows: (0..limit.min(200)).map(flow).collect(), total: 200 })
+    }
+    fn detach(&self) -> Result<DetachResponse, Refusal> {
+        Ok(DetachResponse { devices: vec!["tap0".to_owned(), "tap1".to_owned()], flows: 200 })
+    }
+}
+
+/// The API, served; and a place for files.
+pub struct Host {
+    pub directory: PathBuf,
+    pub socket: PathBuf,
+    _runtime: Runtime,
+}
+
+/// What a run of the program gave.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+impl Host {
+    pub fn start() -> Self {
+        let directory = nix::unistd::mkdtemp(&std::env::temp_dir().join("vnet-ctl-XXXXXX")).unwrap();
+        std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let socket = directory.join("agent.sock");
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let bound = runtime.block_on(async { Socket::bind(&socket) }).unwrap();
+        runtime.spawn(serve_on(bound, Arc::new(Memory::new()), std::future::pending()));
+        Self { directory, socket, _runtime: runtime }
+    }
+
+    /// The program, with this host's socket and no settings of whoever runs the tests.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vnet-ctl"));
+        command.args(args).current_dir(&self.directory).env("VNET_SOCKET", &self.socket);
+        for variable in ["NO_COLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+            command.env_remove(variable);
+        }
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Ran {
+        ran(self.command(args).stdin(Stdio::null()).output().unwrap())
+    }
+
+    pub fn run_with_input(&self, args: &[&str], input: &str) -> Ran {
+        let mut command = self.command(args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        ran(child.wait_with_output().unwrap())
+    }
+
+    /// Writes a file, by its name in the directory that the program runs in.
+    pub fn file(&self, name: &str, text: &str) {
+        let path = self.directory.join(name);
+        std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.directory);
+    }
+}
+
+/// Another load balancer than [`WEB`].
+pub fn load_balancer(name: &str) -> String {
+    let resource = json!({
+        "apiVersion": "vnet/v1alpha1", "kind": "LoadBalancer", "metadata": {"name": name},
+        "spec": {"vips": ["10.0.0.200"], "protocol": "TCP", "ports": [53]},
+    });
+    serde_saphyr::to_string(&resource).unwrap()
+}
+
+pub fn ran(output: Output) -> Ran {
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        out: String::from_utf8(output.stdout).unwrap(),
+        err: String::from_utf8(output.stderr).unwrap(),
+    }
+}
