@@ -4,7 +4,9 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{CLIENT_ID, MEMBER, Machine, PORT, VIP, balance, become_host, connect, echo, forward, open, options, row, serve_tcp};
+use support::{
+    CLIENT_ID, MEMBER, Machine, PORT, VIP, balance, become_host, connect, echo, forward, open, options, row, serve_tcp,
+};
 use vnet_agent::datapath::flows::FlowState;
 use vnet_agent::datapath::gc::{Collected, Collector};
 use vnet_agent::datapath::{Datapath, Sizes};
@@ -68,7 +70,15 @@ fn a_connection_is_listed_with_what_caches_hold() {
 
 fn key(n: u32, endpoint: u32) -> FlowKey<[u8; 4]> {
     let [_, b, c, d] = n.to_be_bytes();
-    FlowKey { endpoint, src: [11, b, c, d], dst: VIP.octets(), sport: [4, 210], dport: PORT.to_be_bytes(), protocol: 17, ..FlowKey::default() }
+    FlowKey {
+        endpoint,
+        src: [11, b, c, d],
+        dst: VIP.octets(),
+        sport: [4, 210],
+        dport: PORT.to_be_bytes(),
+        protocol: 17,
+        ..FlowKey::default()
+    }
 }
 
 fn pair(n: u32, endpoint: u32, last_seen: [u32; 2]) -> [(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>); 2] {
@@ -170,7 +180,13 @@ fn half_a_million_entries_are_read_quickly() {
     let started = Instant::now();
     let (_, total) = d.flows(100, |_| true).unwrap();
     assert_eq!(total, 0);
-    println!("{} entries: read in {:?}, all {FLOWS} flows removed in {:?}, an empty table listed in {:?}", alive.read, alive.took, over.took, started.elapsed());
+    println!(
+        "{} entries: read in {:?}, all {FLOWS} flows removed in {:?}, an empty table listed in {:?}",
+        alive.read,
+        alive.took,
+        over.took,
+        started.elapsed()
+    );
 }
 
 #[test]
