@@ -22,7 +22,10 @@ impl Clock {
         // Coarse clocks go on with every tick, and say so.
         let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("asking the kernel how fast it ticks")?;
         let nanoseconds = Duration::from(tick).as_nanos();
-        ensure!((100_000..=100_000_000).contains(&nanoseconds), "the kernel says that it ticks every {nanoseconds} ns: that cannot be");
+        ensure!(
+            (100_000..=100_000_000).contains(&nanoseconds),
+            "the kernel says that it ticks every {nanoseconds} ns: that cannot be"
+        );
         let rate = (1_000_000_000 + nanoseconds / 2) / nanoseconds;
         Ok(Self { program, rate: rate as u32 })
     }

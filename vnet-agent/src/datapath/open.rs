@@ -73,6 +73,7 @@ impl Datapath {
         kernel::check(&options.pins)?;
         options.sizes.check()?;
         let root = Root::take(&options.pins, &options.lock)?;
+        root.remove_retired()?;
         let mut notes = Vec::new();
         refuse_newer(&root, options, &mut notes)?;
         let wanted = layouts(&options.sizes)?;
@@ -258,11 +259,15 @@ fn migrate(
         pins::remove_maps(&next)?;
         return Err(e.context(format!("moving {} to layout {ABI}; it serves on as it is", source.display())));
     }
-    let (loaded, devices) = take_links(loaded, source, &next, options)?;
+    // Those that an agent before this one has moved already, then the others.
+    let (loaded, mut devices) = take_links(loaded, &next, &next, options)?;
+    let (loaded, mut others) = take_links(loaded, source, &next, options)?;
+    devices.append(&mut others);
     sys::wait_for_programs();
     let moved = migration.finish()?;
-    pins::remove_maps(source)?;
+    root.retire(abi)?;
     root.finish(ABI)?;
+    root.remove_retired()?;
     Ok((loaded, Origin::Migrated { abi, moved }, devices))
 }
 
