@@ -7,6 +7,7 @@
 mod cases {
     mod kernel;
     mod packet;
+    mod redirect;
     mod row;
     mod snapshot;
     mod sums;
@@ -16,5 +17,7 @@ mod cases {
 
     mod answers;
     mod budget;
+    mod fuzz;
+    mod members;
     mod neighbors;
 }

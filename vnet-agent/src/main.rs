@@ -7,14 +7,14 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 use tokio::sync::mpsc;
+use tokio::time::interval;
 use vnet_agent::api::{self, Socket};
 use vnet_agent::control::{Agent, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
@@ -23,6 +23,9 @@ use vnet_agent::object;
 use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
+
+/// Between two looks for what the programs have logged: their ring buffer holds a few thousand lines.
+const TRACES: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -111,13 +114,10 @@ fn say(report: &OpenReport) {
 }
 
 /// What the programs log at trace level goes into the agent's log.
-async fn write_traces(logger: Logger) {
-    let mut logger = match AsyncFd::register_with_interest(logger, Interest::READABLE) {
-        Ok(logger) => logger,
-        Err(e) => return log::warn!("the programs' log cannot be read: {e}"),
-    };
-    while let Ok(mut ready) = logger.readable_mut().await {
-        ready.get_inner_mut().flush();
-        ready.clear_ready();
+async fn write_traces(mut logger: Logger) {
+    let mut ticks = interval(TRACES);
+    loop {
+        ticks.tick().await;
+        logger.flush();
     }
 }

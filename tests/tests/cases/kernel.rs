@@ -29,6 +29,16 @@ pub const SLOTS: u32 = 8;
 /// Rows of per-member tables that tests use.
 pub const MEMBERS: u32 = 64;
 
+/// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
+pub fn takes(frame: &[u8]) -> bool {
+    let shortest = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        _ => 14 + 1,
+    };
+    frame.len() >= shortest
+}
+
 /// A program's answer to one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ran {
@@ -200,7 +210,7 @@ impl Kernel {
             ctx_in: Some(&ctx),
             ..TestRunOptions::default()
         };
-        let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name}: {e:?}"));
+        let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name} at {ifindex} on {frame:02x?}: {e:?}"));
         out.truncate(result.data_size_out as usize);
         Ran { action: result.return_value as i32, bytes: out }
     }

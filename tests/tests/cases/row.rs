@@ -17,8 +17,6 @@ use super::world::World;
 const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
-/// The kernel takes no shorter frame in a test run.
-const ETH: usize = 14;
 
 type Check = Box<dyn Fn(&[u8]) -> Result<(), String>>;
 
@@ -288,7 +286,7 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     {
         out.push(format!("host: {e}"));
     }
-    if let Some(kernel) = kernel.filter(|_| sent.frame.bytes.len() >= ETH) {
+    if let Some(kernel) = kernel.filter(|_| kernel::takes(&sent.frame.bytes)) {
         let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));

@@ -6,9 +6,9 @@ use std::net::IpAddr;
 use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
-use crate::lb::compile::{Desired, Input, Local, Mac, Neighbour, compile, parse_mac};
+use crate::lb::compile::{Desired, Input, Local, Mac, Neighbour, compile};
 use crate::lb::health::{Check, Health};
-use crate::resource::{Endpoint, LoadBalancer, Resource};
+use crate::resource::{Endpoint, LoadBalancer, Resource, parse_mac};
 use crate::store::MemberOverride;
 
 /// Kind and name.

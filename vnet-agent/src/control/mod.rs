@@ -7,7 +7,6 @@
 
 pub mod attachments;
 mod diff;
-mod files;
 pub mod glob;
 pub mod inputs;
 pub mod policy;
@@ -29,9 +28,10 @@ use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
 use crate::device::Snapshot;
 use crate::lb::health::{self, Checker};
+use crate::resource::{self, Resource};
 use crate::store::Store;
 use attachments::Attachments;
-use inputs::Inputs;
+use inputs::{Inputs, Key, key};
 use policy::Policy;
 use world::World;
 
@@ -168,8 +168,17 @@ impl Control for Agent {
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
-        let resources = files::parse(&request.files).map_err(|faults| Refusal::faults("nothing was applied", faults))?;
+        let refuse = |faults| Refusal::faults("nothing was applied", faults);
+        let located = resource::parse(&request.files).map_err(refuse)?;
         self.ask(|s| {
+            let applied: Vec<Key> = located.iter().map(|l| key(&l.resource)).collect();
+            let inputs = s.policy.inputs().resources.iter();
+            let others: Vec<Resource> = inputs.filter(|(k, _)| !applied.contains(k)).map(|(_, r)| r.clone()).collect();
+            let faults = resource::check(&located, &others);
+            if !faults.is_empty() {
+                return Err(refuse(faults));
+            }
+            let resources = located.into_iter().map(|l| l.resource).collect();
             let response = s.policy.change(resources, Vec::new(), request.dry_run)?;
             if !request.dry_run {
                 s.follow(false);

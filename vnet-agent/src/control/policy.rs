@@ -12,7 +12,7 @@ use crate::api::Refusal;
 use crate::lb::apply::{Applier, PlanError, Rows};
 use crate::lb::compile::Desired;
 use crate::lb::live::Live;
-use crate::resource::Resource;
+use crate::resource::{Resource, to_yaml};
 use crate::store::{MemberOverride, Store};
 
 /// What is desired, and the maps that follow it.
@@ -97,11 +97,11 @@ impl<R: Rows> Policy<R> {
         let mut changes = Vec::new();
         for r in &put {
             let old = next.resources.insert(key(r), r.clone());
-            changes.push(describe(&key(r), old.as_ref(), Some(r))?);
+            changes.push(describe(&key(r), old.as_ref(), Some(r)));
         }
         for k in &delete {
             let old = next.resources.remove(k);
-            changes.push(describe(k, old.as_ref(), None)?);
+            changes.push(describe(k, old.as_ref(), None));
         }
         let changed: Vec<Key> =
             put.iter().map(key).chain(delete).filter(|k| self.inputs.resources.get(k) != next.resources.get(k)).collect();
@@ -189,19 +189,15 @@ impl<R: Rows> Policy<R> {
     }
 }
 
-fn describe(k: &Key, old: Option<&Resource>, new: Option<&Resource>) -> Result<Change> {
+fn describe(k: &Key, old: Option<&Resource>, new: Option<&Resource>) -> Change {
     let action = match (old, new) {
         (Some(old), Some(new)) if old == new => Action::Unchanged,
         (Some(_), Some(_)) => Action::Configured,
         (None, _) => Action::Created,
         (_, None) => Action::Deleted,
     };
-    let text = |r: Option<&Resource>| r.map_or(Ok(String::new()), yaml);
-    Ok(Change { kind: k.0.clone(), name: k.1.clone(), action, diff: diff::unified(&text(old)?, &text(new)?) })
-}
-
-fn yaml(r: &Resource) -> Result<String> {
-    serde_saphyr::to_string(r).with_context(|| format!("writing {} {} as YAML", key(r).0, key(r).1))
+    let text = |r: Option<&Resource>| r.map(to_yaml).unwrap_or_default();
+    Change { kind: k.0.clone(), name: k.1.clone(), action, diff: diff::unified(&text(old), &text(new)) }
 }
 
 #[cfg(test)]

@@ -18,8 +18,7 @@ use crate::api::Refusal;
 use crate::datapath::{Datapath, ForeignProgram};
 use crate::lb::compile::{Group, Mac};
 use crate::lb::health::{Check, Health};
-use crate::lb::live::{Live, table_blocks};
-use crate::lb::plan::protocol_number;
+use crate::lb::live::{Live, protocol_number, table_blocks};
 use crate::lb::status::{self, MemberRows, Sources, protocol_name};
 use crate::resource::{LoadBalancer, Protocol};
 

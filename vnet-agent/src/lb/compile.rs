@@ -7,7 +7,7 @@ use std::time::Duration;
 use vnet_common::lb::{flags, state};
 
 use super::health::Check;
-use crate::resource::{Delivery, HealthCheck, LoadBalancer, OnMemberRemoved, OnNoMember, Protocol};
+use crate::resource::{Delivery, HealthCheck, LoadBalancer, OnMemberRemoved, OnNoMember, Protocol, parse_mac};
 use crate::store::MemberOverride;
 
 /// A MAC; zero when not known.
@@ -262,17 +262,6 @@ impl<'a> Places<'a> {
         let segment = if c.mac.is_some() { self.only_segment } else { 0 };
         Place { mac: explicit, ifindex: 0, segment }
     }
-}
-
-/// `52:54:00:12:34:56`.
-pub fn parse_mac(text: &str) -> Option<Mac> {
-    let mut mac = [0; 6];
-    let mut parts = text.split(':');
-    for byte in &mut mac {
-        let part = parts.next().filter(|p| p.len() == 2 && !p.starts_with('+'))?;
-        *byte = u8::from_str_radix(part, 16).ok()?;
-    }
-    parts.next().is_none().then_some(mac)
 }
 
 #[cfg(test)]

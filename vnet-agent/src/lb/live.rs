@@ -7,7 +7,9 @@ use vnet_common::hash::{self, FILTER_BITS};
 use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
 use vnet_common::map::MAGLEV_BLOCK;
 
+use super::compile::Member;
 use super::maglev;
+use crate::resource::Protocol;
 
 /// 64-bit words of the filters, of VIPs and of members.
 pub const FILTER_WORDS: usize = 2 * (FILTER_BITS / 64) as usize;
@@ -159,6 +161,29 @@ pub fn wide(address: IpAddr) -> [u8; 16] {
 pub fn vip_key(address: IpAddr, port: u16, protocol: u8) -> VipKey {
     let version = if address.is_ipv4() { 4 } else { 6 };
     VipKey { network: 0, addr: wide(address), port: port.to_be_bytes(), protocol, version }
+}
+
+/// VIP, port and protocol of a row's key; `None` for the row of an address itself.
+pub fn vip_of(key: &VipKey) -> Option<(IpAddr, u16, u8)> {
+    let [a, b, c, d, ..] = key.addr;
+    let address = if key.version == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(key.addr) };
+    (key.port != [0, 0]).then_some((address, u16::from_be_bytes(key.port), key.protocol))
+}
+
+/// The number of a protocol in packets.
+pub fn protocol_number(p: Protocol) -> u8 {
+    match p {
+        Protocol::Tcp => 6,
+        Protocol::Udp => 17,
+    }
+}
+
+/// Group row, address and port of a member: what it is known by.
+pub type MemberKey = (u32, [u8; 16], [u8; 2]);
+
+/// What `m` is known by in the group in row `group`.
+pub fn member_key(group: u32, m: &Member) -> MemberKey {
+    (group, wide(m.address), m.port.to_be_bytes())
 }
 
 /// Where an address's bit is in a filter: word, and bit in it.

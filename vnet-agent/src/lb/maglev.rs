@@ -258,7 +258,7 @@ mod tests {
                 protocol: 6,
                 ..FlowKey::default()
             };
-            let slot = u64::from(vnet_common::hash::pick(&key, 0)) * table.len() as u64 >> 32;
+            let slot = (u64::from(vnet_common::hash::pick(&key, 0)) * table.len() as u64) >> 32;
             n[table[slot as usize] as usize - 7] += 1;
         }
         for (i, n) in n.into_iter().enumerate() {

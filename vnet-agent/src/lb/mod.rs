@@ -4,8 +4,8 @@
 //! who serves, [`status`] what users see of it.
 
 pub mod apply;
-mod blocks;
 pub mod compile;
+mod free;
 pub mod health;
 pub mod live;
 pub mod maglev;

@@ -6,20 +6,19 @@
 //! disappears from the root down. The filter of members, which finds replies, covers all that flows may have. A table is never changed: a new one is written elsewhere, and the group's `table`
 //! word switches to it.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::ops::Range;
 
 use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, flags, state};
 
-use super::blocks::FreeBlocks;
 use super::compile::{Group, Member};
-use super::live::{FILTER_WORDS, Live, LiveGroup, Write, filter_bit, table_blocks, table_word, vip_key, wide};
+use super::free::{FreeBlocks, FreeRows};
+use super::live::{
+    FILTER_WORDS, Live, LiveGroup, MemberKey, Write, filter_bit, member_key, protocol_number, table_blocks, table_word, vip_key,
+    wide,
+};
 use super::maglev;
-use crate::resource::Protocol;
-
-/// Removed rows that are kept back from reuse: the longest free goes first once there are more.
-const KEPT_BACK: usize = 1024;
 
 /// How much the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,21 +69,6 @@ pub struct NoRoom {
     pub knob: &'static str,
 }
 
-/// The number of a protocol in packets.
-pub fn protocol_number(p: Protocol) -> u8 {
-    match p {
-        Protocol::Tcp => 6,
-        Protocol::Udp => 17,
-    }
-}
-
-/// VIP, port and protocol of a row's key; `None` for the row of an address itself.
-pub fn vip_of(key: &VipKey) -> Option<(IpAddr, u16, u8)> {
-    let [a, b, c, d, ..] = key.addr;
-    let address = if key.version == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(key.addr) };
-    (key.port != [0, 0]).then_some((address, u16::from_be_bytes(key.port), key.protocol))
-}
-
 /// How to get from `live` to `desired`. `busy` are blocks that were freed a moment ago ([`Plan::freed`]).
 pub fn plan(desired: &[Group], live: &Live, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
     let mut planner = Planner::new(live, limits, busy);
@@ -117,7 +101,7 @@ struct Planner<'a> {
     live: &'a Live,
     limits: &'a Limits,
     /// Live members by group, address and port.
-    members: HashMap<(u32, [u8; 16], [u8; 2]), u32>,
+    members: HashMap<MemberKey, u32>,
     free_groups: FreeRows,
     free_members: FreeRows,
     free_blocks: FreeBlocks,
@@ -205,7 +189,7 @@ impl<'a> Planner<'a> {
     fn group_members(&mut self, group: &Group, group_row: u32) -> Result<Vec<maglev::Entry>, NoRoom> {
         let mut entries = Vec::new();
         for (i, m) in group.members.iter().enumerate() {
-            let known = self.members.get(&(group_row, wide(m.address), m.port.to_be_bytes())).copied();
+            let known = self.members.get(&member_key(group_row, m)).copied();
             let old = known.and_then(|row| Some((row, *self.live.members.get(&row)?)));
             let (row, serial) = match old {
                 Some((row, live)) => (row, live.serial),
@@ -388,38 +372,6 @@ fn no_room(
     knob: &'static str,
 ) -> NoRoom {
     NoRoom { lb: group.lb.clone(), what, map, needed, free, capacity, hint: "", knob }
-}
-
-/// Rows that nothing uses.
-struct FreeRows {
-    /// Never written, the lowest first.
-    fresh: std::vec::IntoIter<u32>,
-    /// Used before, the longest free first.
-    released: VecDeque<u32>,
-}
-
-impl FreeRows {
-    /// `rows`: every row that was ever written, in order, with its serial and whether it is in use.
-    fn new(capacity: u32, rows: impl Iterator<Item = (u32, u32, bool)>) -> Self {
-        let (mut released, mut fresh, mut next) = (Vec::new(), Vec::new(), 0);
-        for (row, serial, used) in rows {
-            fresh.extend(next..row.min(capacity));
-            next = row + 1;
-            if !used && row < capacity {
-                released.push((serial, row));
-            }
-        }
-        fresh.extend(next..capacity);
-        released.sort_unstable();
-        Self { fresh: fresh.into_iter(), released: released.into_iter().map(|(_, row)| row).collect() }
-    }
-
-    fn take(&mut self) -> Option<u32> {
-        if self.released.len() > KEPT_BACK {
-            return self.released.pop_front();
-        }
-        self.fresh.next().or_else(|| self.released.pop_front())
-    }
 }
 
 #[cfg(test)]

@@ -9,8 +9,7 @@ use vnet_common::lb::{MemberCounters, state};
 
 use super::compile::{Group, Member};
 use super::health::{Check, Health};
-use super::live::{Live, wide};
-use super::plan::{protocol_number, vip_of};
+use super::live::{Live, MemberKey, member_key, protocol_number, vip_of};
 use crate::resource::{Delivery, LoadBalancer, Protocol};
 
 /// What a status is made from.
@@ -31,7 +30,7 @@ pub struct Sources<'a> {
 #[derive(Clone, Debug, Default)]
 pub struct MemberRows {
     groups: HashMap<(IpAddr, u16, u8), u32>,
-    members: HashMap<(u32, [u8; 16], [u8; 2]), (u32, u32)>,
+    members: HashMap<MemberKey, (u32, u32)>,
 }
 
 impl MemberRows {
@@ -45,8 +44,7 @@ impl MemberRows {
 
     /// Row and serial of a group's member.
     pub fn find(&self, group: &Group, member: &Member) -> Option<(u32, u32)> {
-        let row = self.groups.get(&(*group.vips.first()?, group.port, protocol_number(group.protocol)))?;
-        self.members.get(&(*row, wide(member.address), member.port.to_be_bytes())).copied()
+        self.members.get(&member_key(self.group(group)?, member)).copied()
     }
 
     /// The row of a group.

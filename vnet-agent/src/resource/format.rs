@@ -58,7 +58,7 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
 }
 
 /// `52:54:00:12:34:56`, in either case.
-pub(super) fn parse_mac(text: &str) -> Option<[u8; 6]> {
+pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for byte in &mut mac {

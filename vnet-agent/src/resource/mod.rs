@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::check;
 pub use endpoint::{Endpoint, EndpointSpec};
+pub use format::parse_mac;
 pub use load_balancer::{
     Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
 };
