@@ -6,7 +6,7 @@ mod support;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::{
@@ -84,14 +84,35 @@ fn go_on(d: &Datapath, streams: &mut [TcpStream]) {
     }
 }
 
-/// Opens connections one after the other, each for one echo, until `stop`; gives how many.
-fn come_and_go(client: &Machine, stop: &AtomicBool) -> u32 {
-    let n = AtomicU32::new(0);
-    while !stop.load(Ordering::Relaxed) {
-        echo(&mut connect(client));
-        n.fetch_add(1, Ordering::Relaxed);
+/// Opens connections one after the other, each for some echoes, while `f` runs; gives how many.
+fn while_connecting<T>(client: &Machine, f: impl FnOnce() -> T) -> (u32, T) {
+    struct Stop<'a>(&'a AtomicBool);
+    impl Drop for Stop<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
     }
-    n.into_inner()
+    let stop = AtomicBool::new(false);
+    let come_and_go = || {
+        let mut n = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let mut stream = connect(client);
+            for _ in 0..5 {
+                echo(&mut stream);
+                // The tables have room for so many, and the client for so many ports.
+                std::thread::sleep(Duration::from_micros(400));
+            }
+            n += 1;
+        }
+        n
+    };
+    std::thread::scope(|s| {
+        let threads = [(); 3].map(|()| s.spawn(come_and_go));
+        let stop = Stop(&stop);
+        let value = f();
+        drop(stop);
+        (threads.into_iter().map(|t| t.join().expect("a connection failed")).sum(), value)
+    })
 }
 
 #[test]
@@ -103,14 +124,9 @@ fn an_upgrade_from_the_layout_before_keeps_every_flow() {
     agent.kill().unwrap();
     agent.wait().unwrap();
     assert!(Path::new(support::PINS).join("v1").exists());
-    let stop = AtomicBool::new(false);
-    let (d, report) = std::thread::scope(|s| {
-        let others = s.spawn(|| come_and_go(&client, &stop));
-        let opened = open();
-        stop.store(true, Ordering::Relaxed);
-        assert!(others.join().unwrap() > 0);
-        opened
-    });
+    let (made, (d, report)) = while_connecting(&client, || Datapath::open(&roomy()).unwrap());
+    println!("{made} connections were made during the upgrade");
+    assert!(made > 0);
     let Origin::Migrated { abi: 1, moved } = report.origin else { panic!("{report:?}") };
     assert!(moved.entries >= 2 * (CONNECTIONS as u64 + 1), "{moved:?}");
     assert_eq!(report.devices, [client.ifindex()]);
@@ -125,7 +141,7 @@ fn an_upgrade_from_the_layout_before_keeps_every_flow() {
     streams.iter_mut().for_each(echo);
     assert_eq!(picked(&d), before);
     drop(d);
-    assert_eq!(open().1.origin, Origin::Adopted);
+    assert_eq!(Datapath::open(&roomy()).unwrap().1.origin, Origin::Adopted);
 }
 
 fn serve(client: &Machine) {
@@ -150,6 +166,11 @@ fn larger() -> Options {
     Options { sizes, ..options() }
 }
 
+/// Room for all the connections that a test makes.
+fn roomy() -> Options {
+    Options { sizes: Sizes { flows: [1 << 17, 1 << 13], ..support::sizes() }, ..options() }
+}
+
 #[test]
 fn other_sizes_keep_every_flow() {
     let (client, _member) = routed();
@@ -168,6 +189,21 @@ fn other_sizes_keep_every_flow() {
         assert_eq!(d.maps().endpoint_counters(0).unwrap().packets[0][Reason::NewFlow as usize], CONNECTIONS as u64 + 1);
     }
     load.end();
+}
+
+#[test]
+fn connections_made_while_everything_moves_are_served() {
+    let (client, _member) = routed();
+    serve(&client);
+    drop(Datapath::open(&roomy()).unwrap());
+    let other = Options { sizes: Sizes { flows: [1 << 18, 1 << 14], endpoints: 16, ..roomy().sizes }, ..roomy() };
+    let (made, ()) = while_connecting(&client, || {
+        for options in [&other, &roomy()].iter().cycle().take(6) {
+            let (_, report) = Datapath::open(options).unwrap();
+            assert!(matches!(report.origin, Origin::Migrated { .. }));
+        }
+    });
+    println!("{made} connections while everything was moved 6 times");
 }
 
 #[test]
@@ -220,30 +256,42 @@ fn helper_resizer() {
     }
 }
 
+fn pinned(dir: &str) -> Vec<String> {
+    support::files(&format!("{}/{dir}", support::PINS))
+}
+
+/// Has the helper just come so far?
+type Moment = fn() -> bool;
+
+const MOMENTS: [Moment; 4] = [
+    || pinned(&format!("v{ABI}-next")).len() > 3,
+    || !pinned(&format!("v{ABI}-next/links")).is_empty(),
+    || pinned(&format!("v{ABI}-next/links")).len() > 1,
+    || Path::new(support::PINS).join(format!("v{ABI}-old")).exists(),
+];
+
 #[test]
 fn an_agent_killed_while_it_moves_everything_is_no_loss() {
     let (client, _member) = routed();
     serve(&client);
     let mut streams = connections(&client);
     let load = Load::start(connect(&client));
-    for round in 0..8u64 {
-        let _ = std::fs::remove_file("/run/vnet-test/ready");
+    let mut half_moved = 0;
+    for moment in MOMENTS.iter().cycle().take(12) {
         let mut helper = Command::new(std::env::current_exe().unwrap());
-        let mut helper = helper
-            .args(["--exact", "helper_resizer"])
-            .env("VNET_TEST_HELPER", "1")
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        wait_for("the helper", || Path::new("/run/vnet-test/ready").exists());
-        // Not the same moment each time: anywhere in some openings of about half a second.
-        std::thread::sleep(Duration::from_millis(450 + round * 97));
+        let helper = helper.args(["--exact", "helper_resizer"]).env("VNET_TEST_HELPER", "1").stdout(std::process::Stdio::null());
+        let mut helper = helper.spawn().unwrap();
+        while !moment() {
+            assert!(helper.try_wait().unwrap().is_none(), "the helper ended");
+        }
         helper.kill().unwrap();
         helper.wait().unwrap();
+        half_moved += u32::from(!pinned(&format!("v{ABI}-next/links")).is_empty());
         streams.iter_mut().for_each(echo);
     }
     let (d, report) = open();
-    println!("at last: {report:?}");
+    println!("killed {half_moved} times between two links; at last: {report:?}");
+    assert!(half_moved > 0, "it was never killed when it mattered");
     go_on(&d, &mut streams);
     assert_eq!(d.devices().unwrap(), [client.ifindex()]);
     load.end();
