@@ -6,6 +6,7 @@
 
 mod cases {
     mod kernel;
+    mod offload;
     mod packet;
     mod redirect;
     mod row;
@@ -18,6 +19,8 @@ mod cases {
     mod answers;
     mod budget;
     mod fuzz;
+    mod limits;
+    mod malformed;
     mod members;
     mod neighbors;
 }

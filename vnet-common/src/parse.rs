@@ -94,17 +94,20 @@ impl<A: Address> Headers<A> {
     }
 }
 
-/// Fills in what the L4 header says.
+/// Fills in what the L4 header says. It must end where the IP packet ends at `end`, or before: padding is no header.
 #[inline(always)]
-fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>) -> Option<()> {
+fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>, end: u32) -> Option<()> {
+    let room = end.checked_sub(h.l4 as u32)?;
     match h.protocol {
         protocol::TCP => {
             let b: [u8; 20] = p.read(h.l4)?;
-            if b[12] >> 4 < 5 {
+            let size = u32::from(b[12] >> 4) << 2;
+            if size < 20 || size > room {
                 return None;
             }
             (h.sport, h.dport, h.tcp) = ([b[0], b[1]], [b[2], b[3]], b[13]);
         }
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 if room < 8 => return None,
         protocol::UDP => {
             let b: [u8; 8] = p.read(h.l4)?;
             (h.sport, h.dport) = ([b[0], b[1]], [b[2], b[3]]);
@@ -147,7 +150,8 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
         l4: ETH + header,
     };
     if !h.fragment {
-        parse_l4(p, &mut h)?;
+        let end = if total == 0 { p.len() } else { total + ETH as u32 };
+        parse_l4(p, &mut h, end)?;
     }
     Some(h)
 }
@@ -180,7 +184,9 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
         skip_extensions(p, &mut h)?;
     }
     if !h.fragment {
-        parse_l4(p, &mut h)?;
+        // As in IPv4; extension headers count as payload.
+        let end = if payload == 0 { p.len() } else { payload + 40 + ETH as u32 };
+        parse_l4(p, &mut h, end)?;
     }
     Some(h)
 }

@@ -23,11 +23,11 @@ use super::snapshot::Snapshot;
 use super::world::{FAR, NEAR, STRANGER};
 
 /// Slots of the cache; the tests' thread stays on the first CPU, which has the first ones.
-const CACHE_SLOTS: u32 = 64;
+pub const CACHE_SLOTS: u32 = 32;
 /// Rows of per-endpoint tables that tests use.
-pub const SLOTS: u32 = 8;
+const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
-pub const MEMBERS: u32 = 64;
+const MEMBERS: u32 = 24;
 
 /// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
 pub fn takes(frame: &[u8]) -> bool {
@@ -149,6 +149,8 @@ impl Kernel {
             self.set("FILTERS", *word, bits);
             self.filters.insert(*word);
         }
+        let slots = maps.endpoints.values().all(|e| e.slot < SLOTS);
+        assert!(slots && maps.members.len() <= MEMBERS as usize, "more than is read back from the kernel");
         self.replace::<VipKey, VipRow>("VIPS", maps.vips.iter().map(|(k, v)| (*k, *v)));
         self.replace::<LocalKey, u32>("LOCALS", maps.locals.iter().map(|(k, v)| (*k, *v)));
         for i in 0..self.groups.max(maps.groups.len() as u32) {

@@ -70,6 +70,7 @@ impl Row {
         self.send(Direction::Ingress, ifindex, frame.into())
     }
     fn send(mut self, direction: Direction, ifindex: u32, frame: Frame) -> Self {
+        self.host_only |= !kernel::takes(&frame.bytes);
         let verdict = Verdict::Next(Reason::NotOurs);
         let sent = Sent { direction, ifindex, frame, vlan: false, verdict, out: None, completed_at: None, check: None };
         self.steps.push(Step::Send(Box::new(sent)));
@@ -286,7 +287,7 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     {
         out.push(format!("host: {e}"));
     }
-    if let Some(kernel) = kernel.filter(|_| kernel::takes(&sent.frame.bytes)) {
+    if let Some(kernel) = kernel {
         let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));
