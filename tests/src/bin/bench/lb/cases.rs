@@ -2,11 +2,10 @@
 
 use super::frames::{Family, Peer, Protocol, Traffic};
 use super::kernel::{Kernel, Target};
+use super::traffic::stay_on;
 use crate::Options;
 use crate::report::{Better, Row, median};
 use anyhow::{Context as _, Result, ensure};
-use nix::sched::{CpuSet, sched_setaffinity};
-use nix::unistd::Pid;
 use vnet_common::verdict::{Direction, Reason};
 
 const SUITE: &str = "lb packets";
@@ -36,7 +35,8 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     if cases.is_empty() {
         return Ok(Vec::new());
     }
-    stay_on_one_cpu()?;
+    // The caches are per CPU.
+    stay_on(0)?;
     let object = options.object()?;
     let mut usual = Kernel::load(&object, None)?;
     let big = cases.iter().any(|case| case.traffic.flows > DEFAULT_FLOWS);
@@ -54,13 +54,6 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     let mut rows = vec![Row::new(SUITE, "null program alone", "ns", &null)];
     rows.extend(cases.iter().map(Case::row));
     Ok(rows)
-}
-
-/// The caches are per CPU.
-fn stay_on_one_cpu() -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(0)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).context("staying on CPU 0")
 }
 
 fn cases() -> Vec<Case> {

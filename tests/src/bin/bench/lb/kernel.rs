@@ -3,7 +3,8 @@
 use super::frames::{self, ENDPOINT, Family, MEMBER_PORT, MEMBERS, Peer, Protocol, SLOT, Traffic};
 use anyhow::{Context as _, Result, anyhow, ensure};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
-use aya::programs::{SchedClassifier, TestRun as _, TestRunOptions};
+use aya::programs::tc::SchedClassifierLinkId;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use vnet_common::addr::Address as _;
@@ -47,12 +48,20 @@ pub struct Kernel {
     ebpf: Ebpf,
     // The kernel empties a program array that nobody holds.
     _programs: ProgramArray<MapData>,
+    links: Vec<(&'static str, SchedClassifierLinkId)>,
 }
 
 impl Kernel {
     /// Loads the object, with room for so many entries in the main tables instead of the default; sets up the endpoint, the
     /// group and its members.
     pub fn load(object: &[u8], entries: Option<u32>) -> Result<Self> {
+        let mut kernel = Self::load_empty(object, entries)?;
+        kernel.set_up()?;
+        Ok(kernel)
+    }
+
+    /// The same with empty tables.
+    pub fn load_empty(object: &[u8], entries: Option<u32>) -> Result<Self> {
         let cpus = u32::try_from(nr_cpus().map_err(|(file, e)| anyhow!("reading {file}: {e}"))?)?;
         let (on, masks) = (1u32, CACHE.map(|slots| slots - 1));
         let mut loader = EbpfLoader::new();
@@ -76,13 +85,61 @@ impl Kernel {
             let program: &SchedClassifier = ebpf.program(name).context("a program is gone")?.try_into()?;
             programs.set(index as u32, program.fd()?, 0)?;
         }
-        let mut kernel = Self { ebpf, _programs: programs };
-        kernel.set_up()?;
-        Ok(kernel)
+        Ok(Self { ebpf, _programs: programs, links: Vec::new() })
+    }
+
+    /// Attaches the programs to a device of the caller's network namespace.
+    pub fn attach(&mut self, device: &str) -> Result<()> {
+        for (name, hook) in [("vm_egress", TcAttachType::Ingress), ("vm_ingress", TcAttachType::Egress)] {
+            let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("a program is gone")?.try_into()?;
+            let link = program.attach(device, hook).with_context(|| format!("attaching {name} to {device}"))?;
+            self.links.push((name, link));
+        }
+        Ok(())
+    }
+
+    /// Takes the programs off all devices.
+    pub fn detach(&mut self) -> Result<()> {
+        for (name, link) in std::mem::take(&mut self.links) {
+            let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("a program is gone")?.try_into()?;
+            program.detach(link).with_context(|| format!("detaching {name}"))?;
+        }
+        Ok(())
+    }
+
+    /// Sets the policy generation, and a quota that is never reached.
+    pub fn set_up_config(&mut self) -> Result<()> {
+        self.put("CONFIG", 0, Config { generation: 1, flow_quota: u32::MAX >> 1 })
+    }
+
+    /// Sets the row of a group of as many members, and its pick table.
+    pub fn set_group(&mut self, group: u32, first_member: u32, members: u32, flags: u32) -> Result<()> {
+        let blocks = PICKS / MAGLEV_BLOCK as u32;
+        let first_block = group * blocks;
+        for block in 0..blocks {
+            let picks: [u32; MAGLEV_BLOCK] =
+                std::array::from_fn(|i| first_member + (block * MAGLEV_BLOCK as u32 + i as u32) % members);
+            self.put("MAGLEV", first_block + block, picks)?;
+        }
+        let table = u64::from(first_block) << 32 | u64::from(PICKS);
+        self.put("GROUPS", group, GroupRow { table, serial: SERIAL, flags })
+    }
+
+    /// Sets a member's row.
+    pub fn put_member(&mut self, index: u32, row: MemberRow) -> Result<()> {
+        self.put("MEMBERS", index, row)?;
+        let family = if row.addr[4..] == [0; 12] { Family::V4 } else { Family::V6 };
+        self.set_filter(Filter::Member, filter_of(family, row.addr))
+    }
+
+    /// Leads a VIP's port to a group.
+    pub fn put_vip(&mut self, family: Family, key: VipKey, group: u32) -> Result<()> {
+        self.set_filter(Filter::Vip, filter_of(family, key.addr))?;
+        self.insert("VIPS", key, VipRow { group, serial: SERIAL })
     }
 
     fn set_up(&mut self) -> Result<()> {
-        self.put("CONFIG", 0, Config { generation: 1, flow_quota: u32::MAX >> 1 })?;
+        self.set_up_config()?;
         let row = EndpointRow { ifindex: DEVICE, id: ENDPOINT, slot: SLOT, mtu: 1500, ..EndpointRow::default() };
         self.put("ENDPOINTS", DEVICE, row)?;
         for family in [Family::V4, Family::V6] {
@@ -94,27 +151,16 @@ impl Kernel {
     /// A group of each family, for UDP and TCP.
     fn set_up_group(&mut self, family: Family) -> Result<()> {
         let number = if family == Family::V4 { 0 } else { 1 };
-        let (group, first_member, first_block) =
-            (GROUP + number, 16 + number * MEMBERS, 1 + number * PICKS / MAGLEV_BLOCK as u32);
-        let table = u64::from(first_block) << 32 | u64::from(PICKS);
-        self.put("GROUPS", group, GroupRow { table, serial: SERIAL, flags: 0 })?;
+        let (group, first_member) = (GROUP + number, 16 + number * MEMBERS);
+        self.set_group(group, first_member, MEMBERS, 0)?;
         for n in 0..MEMBERS {
             let (addr, port) = (frames::member(family, n), MEMBER_PORT.to_be_bytes());
             let row = MemberRow { addr, port, serial: SERIAL, group, state: state::ACTIVE, ..MemberRow::default() };
-            self.put("MEMBERS", first_member + n, row)?;
-            self.set_filter(Filter::Member, filter_of(family, addr))?;
-        }
-        for block in 0..PICKS / MAGLEV_BLOCK as u32 {
-            let picks: [u32; MAGLEV_BLOCK] =
-                std::array::from_fn(|i| first_member + (block * MAGLEV_BLOCK as u32 + i as u32) % MEMBERS);
-            self.put("MAGLEV", first_block + block, picks)?;
+            self.put_member(first_member + n, row)?;
         }
         for protocol in [Protocol::Udp, Protocol::Ack] {
             let traffic = Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Vip, flows: 1 << 19 };
-            let key = traffic.vip_key();
-            self.set_filter(Filter::Vip, filter_of(family, key.addr))?;
-            let mut vips: HashMap<_, VipKey, VipRow> = HashMap::try_from(self.map("VIPS")?)?;
-            vips.insert(key, VipRow { group, serial: SERIAL }, 0)?;
+            self.put_vip(family, traffic.vip_key(), group)?;
             self.note_members(traffic)?;
         }
         Ok(())
@@ -163,7 +209,14 @@ impl Kernel {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
     }
 
-    fn put<V: aya::Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
+    /// Inserts into a hash map.
+    pub fn insert<K: aya::Pod, V: aya::Pod>(&mut self, name: &str, key: K, value: V) -> Result<()> {
+        let mut map: HashMap<_, K, V> = HashMap::try_from(self.map(name)?)?;
+        map.insert(key, value, 0).with_context(|| format!("writing a row of {name}"))
+    }
+
+    /// Writes a row of an array.
+    pub fn put<V: aya::Pod>(&mut self, name: &str, index: u32, value: V) -> Result<()> {
         let mut array: Array<_, V> = Array::try_from(self.map(name)?)?;
         array.set(index, value, 0).with_context(|| format!("writing row {index} of {name}"))
     }
