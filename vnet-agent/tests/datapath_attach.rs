@@ -186,8 +186,7 @@ fn a_device_that_moves_to_another_namespace_counts_as_gone() {
     d.maps().set_endpoint(&row(device, CLIENT_ID, 0)).unwrap();
     d.attach(device).unwrap();
     let elsewhere = Machine::new(2, "m0");
-    let ns = elsewhere.inside(|| std::fs::File::open("/proc/thread-self/ns/net").unwrap());
-    ip(&format!("link set c0 netns /proc/{}/fd/{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&ns)));
+    ip(&format!("link set c0 netns {}", elsewhere.namespace()));
     assert_eq!(d.devices().unwrap(), Vec::<u32>::new());
     let programs = elsewhere.inside(|| {
         aya::programs::SchedClassifier::query_tcx("c0", aya::programs::TcAttachType::Ingress).map_or(0, |(_, p)| p.len())

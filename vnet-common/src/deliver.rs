@@ -168,7 +168,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut 
     if peer && !back {
         // What enters the device directly skips the device's own program: its ingress stages run here. They rewrite where
         // the member is itself a client.
-        match ingress_of_peer(m, w, to, p.len()) {
+        match ingress_of_peer(m, w, to, p.size()) {
             Decision::Forward => done = done && change(p, w, Side::Source),
             Decision::Drop => return Verdict::Drop(w.reason),
             _ => {}

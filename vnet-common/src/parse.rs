@@ -128,7 +128,7 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
     }
     let total = u32::from(u16::from_be_bytes([b[2], b[3]]));
     // A total length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
-    if total != 0 && (total < header as u32 || total + ETH as u32 > p.len()) {
+    if total != 0 && (total < header as u32 || total + ETH as u32 > p.size()) {
         return None;
     }
     let offset = u16::from_be_bytes([b[6], b[7]]);
@@ -159,7 +159,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
         return None;
     }
     let payload = u32::from(u16::from_be_bytes([b[4], b[5]]));
-    if payload != 0 && payload + 40 + ETH as u32 > p.len() {
+    if payload != 0 && payload + 40 + ETH as u32 > p.size() {
         return None;
     }
     let mut h = Headers {

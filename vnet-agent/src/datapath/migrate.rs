@@ -174,10 +174,9 @@ impl Step {
                 }
             })?;
         }
-        match failed {
+        if let Some(e) = failed {
             // The programs are replaced already: a flow that does not fit is one to log, no reason to stop serving.
-            Some(e) => log::warn!("map {}: some flows of the last moment could not be moved: {e}", self.to_layout.name),
-            None => {}
+            log::warn!("map {}: some flows of the last moment could not be moved: {e}", self.to_layout.name);
         }
         Ok(n)
     }

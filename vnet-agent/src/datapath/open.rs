@@ -85,7 +85,7 @@ impl Datapath {
         let Loaded { maps, programs, clock, logger } = loaded;
         let tcx = Tcx::new(root.complete(ABI).join(LINKS), programs, options.order);
         let maps = Maps::new(&maps, options.sizes.cache)?;
-        let clock = clock::Clock::new(clock, &maps)?;
+        let clock = clock::Clock::new(clock)?;
         Ok((Self { maps, tcx, clock, logger: std::sync::Mutex::new(logger), root }, OpenReport { origin, devices, notes }))
     }
 }

@@ -106,7 +106,7 @@ impl Machine {
 
     /// Makes the veth pair (again).
     pub fn plug(&self, n: u8) {
-        let (device, ns) = (&self.device, format!("/proc/{}/fd/{}", std::process::id(), self.ns.as_raw_fd()));
+        let (device, ns) = (&self.device, self.namespace());
         ip(&format!("link add {device} type veth peer name eth0 netns {ns}"));
         ip(&format!("addr add 10.0.{n}.1/24 dev {device}"));
         ip(&format!("link set {device} up"));
@@ -118,6 +118,11 @@ impl Machine {
         });
         let state = format!("/sys/class/net/{device}/operstate");
         wait_for("the link to come up", || std::fs::read_to_string(&state).is_ok_and(|s| s.trim() == "up"));
+    }
+
+    /// As `ip link` names it.
+    pub fn namespace(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.ns.as_raw_fd())
     }
 
     pub fn ifindex(&self) -> u32 {

@@ -98,7 +98,7 @@ pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32
 
 #[inline(always)]
 fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &mut Treatment<A>) -> Cached {
-    if s.generation != seen.generation || s.stamp != stamp || s.key != seen.key {
+    if s.generation != seen.generation || s.stamp != stamp || !s.key.is(&seen.key) {
         return Cached::Miss;
     }
     *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
@@ -187,7 +187,7 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u
     let (mut counted, mut owed) = (false, (0, 0, 0));
     let mut last_seen = seen.now;
     m.cached(hash, |s| {
-        let same = s.key == seen.key;
+        let same = s.key.is(&seen.key);
         if !same && s.key.endpoint != 0 && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
             return;
         }
