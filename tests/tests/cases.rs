@@ -6,7 +6,9 @@
 
 mod cases {
     mod kernel;
+    mod offload;
     mod packet;
+    mod redirect;
     mod row;
     mod snapshot;
     mod sums;
@@ -16,5 +18,9 @@ mod cases {
 
     mod answers;
     mod budget;
+    mod fuzz;
+    mod limits;
+    mod malformed;
+    mod members;
     mod neighbors;
 }

@@ -10,6 +10,8 @@ mod members;
 mod redirect;
 #[path = "lb/routed.rs"]
 mod routed;
+#[path = "lb/scale.rs"]
+mod scale;
 #[path = "lb/support.rs"]
 mod support;
 #[path = "lb/survival.rs"]

@@ -34,7 +34,7 @@ fn ip_end<P: Packet, A: Address>(p: &P) -> Option<u32> {
     let (at, before) = if A::VERSION == 4 { (ETH + 2, ETH as u32) } else { (ETH + 4, ETH as u32 + 40) };
     let len = u32::from(u16::from_be_bytes(p.read(at)?));
     // A length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
-    Some(if len == 0 { p.len() } else { len + before })
+    Some(if len == 0 { p.size() } else { len + before })
 }
 
 /// Writes an IP header of 20 or 40 bytes from `src` to `dst`.

@@ -58,7 +58,7 @@ impl Plan {
     #[inline(always)]
     pub const fn client(&self, flow: u32) -> ([u8; 4], [u8; 2]) {
         let addr = self.client.wrapping_add(flow / PORTS);
-        let port = (PORTS | flow % PORTS) as u16;
+        let port = (PORTS | (flow % PORTS)) as u16;
         (addr.to_be_bytes(), port.to_be_bytes())
     }
 }

@@ -7,7 +7,8 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
-use crate::flow::{FlowMaps, Work, flags};
+use crate::flow::{FlowMaps, Table, Work, flags as flow_flags};
+use crate::hash;
 use crate::lb::LocalKey;
 use crate::lb::vip::{self, Decision};
 use crate::packet::Packet;
@@ -42,7 +43,7 @@ pub enum Todo {
 /// The way of a packet to its member.
 #[inline(never)]
 pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
-    let redirect = w.treatment.flags & flags::REDIRECT != 0;
+    let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
     }
@@ -81,8 +82,12 @@ where
     if passage(ep, w, to, bytes, segment) != Passage::Fits {
         return Todo::Pass;
     }
-    match judge_ingress(m, w, to, bytes) {
-        Decision::Forward if w.treatment.flags & flags::REDIRECT != 0 => {
+    vip::see(m, to, Direction::Ingress, bytes, w);
+    if !went_past_the_stack(m, w) {
+        return Todo::Pass;
+    }
+    match vip::ingress(m, to.slot, w) {
+        Decision::Forward => {
             if to.flags & endpoint_flags::PEER != 0 {
                 m.count(to.slot, Direction::Ingress, w.reason, bytes);
             }
@@ -90,6 +95,22 @@ where
         }
         _ => Todo::Pass,
     }
+}
+
+/// Did the request of this reply go past the stack? Asked before the reply is tracked: one that goes by the stack is
+/// tracked, and counted, at the client's device.
+#[inline(never)]
+fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
+    let hash = hash::flow(&w.seen.key);
+    let stamp = m.stamp(hash);
+    let cached = m.cached(hash, |s| if s.stamp == stamp && s.key == w.seen.key { Some(s.flags) } else { None });
+    let flags = match cached {
+        Some(Some(flags)) => flags,
+        _ if m.flow(Table::Main, &w.seen.key, &mut w.entry) => w.entry.flags,
+        _ if m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry) => w.entry.flags,
+        _ => return false,
+    };
+    flags & flow_flags::REDIRECT != 0
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -147,7 +168,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut 
     if peer && !back {
         // What enters the device directly skips the device's own program: its ingress stages run here. They rewrite where
         // the member is itself a client.
-        match ingress_of_peer(m, w, to, p.len()) {
+        match ingress_of_peer(m, w, to, p.size()) {
             Decision::Forward => done = done && change(p, w, Side::Source),
             Decision::Drop => return Verdict::Drop(w.reason),
             _ => {}

@@ -25,9 +25,9 @@ pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 pub const FLUSH_JIFFIES: u32 = 128;
 
 /// The tuple of a flow as its packets carry it at the endpoint's device.
-#[derive(Clone, Copy, Debug, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 #[repr(C)]
-pub struct FlowKey<A: Address> {
+pub struct FlowKey<A> {
     /// The endpoint at whose device the packets are seen; never 0.
     pub endpoint: u32,
     /// The network; 0 is the default one.
@@ -177,10 +177,10 @@ impl<A: Address> CacheSlot<A> {
     }
 }
 
-impl<A: Address> PartialEq for FlowKey<A> {
-    /// Word by word: the derived comparison of byte arrays becomes a call in the kernel.
+impl<A: Address> FlowKey<A> {
+    /// Equality, word by word: the derived comparison of byte arrays becomes a call in the kernel.
     #[inline(always)]
-    fn eq(&self, o: &Self) -> bool {
+    pub fn is(&self, o: &Self) -> bool {
         let ports = |k: &Self| u32::from_ne_bytes([k.sport[0], k.sport[1], k.dport[0], k.dport[1]]);
         let kind = |k: &Self| u16::from_ne_bytes([k.protocol, k.direction]);
         ports(self) == ports(o)

@@ -37,7 +37,7 @@ impl Packet for Frame {
         self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(&bytes);
         Some(())
     }
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         self.bytes.len() as u32
     }
     fn segment(&self) -> u32 {
@@ -64,6 +64,9 @@ impl Packet for Frame {
     }
 }
 
+/// How many half-open flows an endpoint ever had, and the newest of them by their place.
+type Ring<A> = (u32, HashMap<u32, FlowKey<A>>);
+
 /// The flow tables of one family.
 #[derive(Debug, Default)]
 pub struct Flows<A: Address> {
@@ -74,7 +77,7 @@ pub struct Flows<A: Address> {
     /// The cache of the one CPU there is, by slot.
     pub cache: RefCell<HashMap<u32, CacheSlot<A>>>,
     /// Half-open flows in the order of their arrival, by endpoint slot.
-    rings: RefCell<HashMap<u32, (u32, HashMap<u32, FlowKey<A>>)>>,
+    rings: RefCell<HashMap<u32, Ring<A>>>,
 }
 
 /// All maps.

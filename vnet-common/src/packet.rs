@@ -10,7 +10,7 @@ pub trait Packet {
     /// Overwrites `N` bytes at `offset`.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
     /// The frame's length in bytes, with the part that is not linear, before segmentation.
-    fn len(&self) -> u32;
+    fn size(&self) -> u32;
     /// The payload of one segment, in bytes, when a device will cut this frame into segments (GSO); otherwise 0.
     fn segment(&self) -> u32;
     /// `bpf_l4_csum_replace` with a size of 0: adds `diff` to the checksum field at `offset`. A `pseudo` difference is in

@@ -94,17 +94,20 @@ impl<A: Address> Headers<A> {
     }
 }
 
-/// Fills in what the L4 header says.
+/// Fills in what the L4 header says. It must end where the IP packet ends at `end`, or before: padding is no header.
 #[inline(always)]
-fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>) -> Option<()> {
+fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>, end: u32) -> Option<()> {
+    let room = end.checked_sub(h.l4 as u32)?;
     match h.protocol {
         protocol::TCP => {
             let b: [u8; 20] = p.read(h.l4)?;
-            if b[12] >> 4 < 5 {
+            let size = u32::from(b[12] >> 4) << 2;
+            if size < 20 || size > room {
                 return None;
             }
             (h.sport, h.dport, h.tcp) = ([b[0], b[1]], [b[2], b[3]], b[13]);
         }
+        protocol::UDP | protocol::ICMP | protocol::ICMPV6 if room < 8 => return None,
         protocol::UDP => {
             let b: [u8; 8] = p.read(h.l4)?;
             (h.sport, h.dport) = ([b[0], b[1]], [b[2], b[3]]);
@@ -121,31 +124,34 @@ fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>) -> Option<()> {
 /// Parses an IPv4 packet whose EtherType said so.
 #[inline(always)]
 pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
-    let b: [u8; 20] = p.read(ETH)?;
-    let header = usize::from(b[0] & 0x0f) << 2;
-    if b[0] >> 4 != 4 || header < 20 {
+    // Field by field: what is taken out of one large read is copied byte by byte.
+    let [first, _] = p.read(ETH)?;
+    let header = usize::from(first & 0x0f) << 2;
+    if first >> 4 != 4 || header < 20 {
         return None;
     }
-    let total = u32::from(u16::from_be_bytes([b[2], b[3]]));
+    let total = u32::from(u16::from_be_bytes(p.read(ETH + 2)?));
     // A total length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
-    if total != 0 && (total < header as u32 || total + ETH as u32 > p.len()) {
+    if total != 0 && (total < header as u32 || total + ETH as u32 > p.size()) {
         return None;
     }
-    let offset = u16::from_be_bytes([b[6], b[7]]);
+    let offset = u16::from_be_bytes(p.read(ETH + 6)?);
+    let [ttl, protocol] = p.read(ETH + 8)?;
     let mut h = Headers {
-        src: [b[12], b[13], b[14], b[15]],
-        dst: [b[16], b[17], b[18], b[19]],
+        src: p.read(ETH + 12)?,
+        dst: p.read(ETH + 16)?,
         sport: [0; 2],
         dport: [0; 2],
-        protocol: b[9],
+        protocol,
         tcp: 0,
-        ttl: b[8],
+        ttl,
         fragment: offset & 0x3fff != 0,
         dont_fragment: offset & 0x4000 != 0,
         l4: ETH + header,
     };
     if !h.fragment {
-        parse_l4(p, &mut h)?;
+        let end = if total == 0 { p.len() } else { total + ETH as u32 };
+        parse_l4(p, &mut h, end)?;
     }
     Some(h)
 }
@@ -159,7 +165,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
         return None;
     }
     let payload = u32::from(u16::from_be_bytes([b[4], b[5]]));
-    if payload != 0 && payload + 40 + ETH as u32 > p.len() {
+    if payload != 0 && payload + 40 + ETH as u32 > p.size() {
         return None;
     }
     let mut h = Headers {
@@ -178,7 +184,9 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
         skip_extensions(p, &mut h)?;
     }
     if !h.fragment {
-        parse_l4(p, &mut h)?;
+        // As in IPv4; extension headers count as payload.
+        let end = if payload == 0 { p.len() } else { payload + 40 + ETH as u32 };
+        parse_l4(p, &mut h, end)?;
     }
     Some(h)
 }

@@ -35,7 +35,7 @@ impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<[u8; 4]> + FlowMaps<[u8; 16]
 #[inline(always)]
 pub fn egress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
-    let bytes = p.len();
+    let bytes = p.size();
     let v = if vlan { Verdict::Next(Reason::Vlan) } else { egress_frame(p, m, s, ep) };
     m.count(ep.slot, Direction::Egress, v.reason(), bytes);
     v
@@ -45,7 +45,7 @@ pub fn egress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u3
 #[inline(always)]
 pub fn ingress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
-    let bytes = p.len();
+    let bytes = p.size();
     let v = if vlan { Verdict::Next(Reason::Vlan) } else { ingress_frame(p, m, s, ep) };
     m.count(ep.slot, Direction::Ingress, v.reason(), bytes);
     v
@@ -82,7 +82,7 @@ fn ingress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &End
 
 #[inline(always)]
 fn egress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
-    let (bytes, segment) = (p.len(), p.segment());
+    let (bytes, segment) = (p.size(), p.segment());
     if !vip::is_no_vip(m, ep, &w.headers.dst) {
         judge_egress(m, w, ep, bytes, segment);
     } else if ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
@@ -98,7 +98,7 @@ fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w:
     if vip::is_no_member(m, ep, &w.headers.src) {
         return Verdict::Next(Reason::NotOurs);
     }
-    match judge_ingress(m, w, ep, p.len()) {
+    match judge_ingress(m, w, ep, p.size()) {
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
         Decision::Forward => Verdict::Drop(Reason::NoMemory),
         Decision::Drop => Verdict::Drop(w.reason),

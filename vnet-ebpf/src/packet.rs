@@ -68,7 +68,7 @@ impl Packet for Skb {
         self.at::<N>(offset).map(|p| unsafe { p.write_unaligned(bytes) })
     }
     #[inline(always)]
-    fn len(&self) -> u32 {
+    fn size(&self) -> u32 {
         // SAFETY: a field of this run's context.
         unsafe { (*self.ctx).len }
     }

@@ -23,11 +23,21 @@ use super::snapshot::Snapshot;
 use super::world::{FAR, NEAR, STRANGER};
 
 /// Slots of the cache; the tests' thread stays on the first CPU, which has the first ones.
-const CACHE_SLOTS: u32 = 64;
+pub const CACHE_SLOTS: u32 = 32;
 /// Rows of per-endpoint tables that tests use.
-pub const SLOTS: u32 = 8;
+const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
-pub const MEMBERS: u32 = 64;
+const MEMBERS: u32 = 24;
+
+/// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
+pub fn takes(frame: &[u8]) -> bool {
+    let shortest = match frame.get(12..14) {
+        Some([0x08, 0x00]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        _ => 14 + 1,
+    };
+    frame.len() >= shortest
+}
 
 /// A program's answer to one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,6 +149,8 @@ impl Kernel {
             self.set("FILTERS", *word, bits);
             self.filters.insert(*word);
         }
+        let slots = maps.endpoints.values().all(|e| e.slot < SLOTS);
+        assert!(slots && maps.members.len() <= MEMBERS as usize, "more than is read back from the kernel");
         self.replace::<VipKey, VipRow>("VIPS", maps.vips.iter().map(|(k, v)| (*k, *v)));
         self.replace::<LocalKey, u32>("LOCALS", maps.locals.iter().map(|(k, v)| (*k, *v)));
         for i in 0..self.groups.max(maps.groups.len() as u32) {
@@ -200,7 +212,7 @@ impl Kernel {
             ctx_in: Some(&ctx),
             ..TestRunOptions::default()
         };
-        let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name}: {e:?}"));
+        let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name} at {ifindex} on {frame:02x?}: {e:?}"));
         out.truncate(result.data_size_out as usize);
         Ran { action: result.return_value as i32, bytes: out }
     }

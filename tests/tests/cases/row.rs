@@ -17,8 +17,6 @@ use super::world::World;
 const NEXT: i32 = -1;
 const SHOT: i32 = 2;
 const REDIRECT: i32 = 7;
-/// The kernel takes no shorter frame in a test run.
-const ETH: usize = 14;
 
 type Check = Box<dyn Fn(&[u8]) -> Result<(), String>>;
 
@@ -72,6 +70,7 @@ impl Row {
         self.send(Direction::Ingress, ifindex, frame.into())
     }
     fn send(mut self, direction: Direction, ifindex: u32, frame: Frame) -> Self {
+        self.host_only |= !kernel::takes(&frame.bytes);
         let verdict = Verdict::Next(Reason::NotOurs);
         let sent = Sent { direction, ifindex, frame, vlan: false, verdict, out: None, completed_at: None, check: None };
         self.steps.push(Step::Send(Box::new(sent)));
@@ -288,7 +287,7 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     {
         out.push(format!("host: {e}"));
     }
-    if let Some(kernel) = kernel.filter(|_| sent.frame.bytes.len() >= ETH) {
+    if let Some(kernel) = kernel {
         let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));

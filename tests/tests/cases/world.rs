@@ -85,7 +85,7 @@ pub struct World {
 impl World {
     /// A client on a routed device; no VIPs.
     pub fn new() -> Self {
-        let mut w = Self { maps: Maps { cache_slots: 64, ..Maps::default() } };
+        let mut w = Self { maps: Maps { cache_slots: super::kernel::CACHE_SLOTS, ..Maps::default() } };
         w.endpoint(CLIENT, 1, CLIENT_MAC);
         for f in FAMILIES {
             w.local(f.client(), CLIENT);

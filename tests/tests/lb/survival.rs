@@ -7,7 +7,7 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use vnet_tests::{Agent, Machine, Routed};
+use vnet_tests::{Agent, Machine, Routed, bin_dir};
 
 /// Answers each TCP connection and each datagram on port 7000 with what it got and the machine's name, until dropped.
 struct Echo(Arc<AtomicBool>);
@@ -212,5 +212,31 @@ fn desired_state_is_there_after_a_restart() -> Result<()> {
     agent.begin()?;
     let answers = ask(&net.client.host, VIP, 20)?;
     ensure!(answers.get("m2") == Some(&20), "the drain outlives the restart: {answers:?}");
+    Ok(())
+}
+
+/// From the agent with the map layout before this one, and its programs, to this one. Flows are copied from the old tables
+/// to the new while the old programs go on.
+#[test]
+fn an_upgrade_with_another_map_layout_under_load() -> Result<()> {
+    let net = Routed::new(3)?;
+    let (_echoes, policy) = scene(&net)?;
+    let previous = bin_dir()?.join("vnet-agent-previous-abi");
+    let mut agent = Agent::start_program(&net.host, &previous, &["client0"])?;
+    agent.apply(&policy)?;
+    let pins = |agent: &Agent| net.host.output("ls", &["/sys/fs/bpf"]).with_context(|| agent.logged());
+    let before = pins(&agent)?;
+    let load = Load::start(&net.client, 8)?;
+    goes_on(&load)?;
+    agent.kill()?;
+    goes_on(&load)?;
+    agent.begin_program(&bin_dir()?.join("vnet-agent"))?;
+    goes_on(&load)?;
+    let after = pins(&agent)?;
+    ensure!(before != after, "the layouts have directories of their own: {before} {after}");
+    let flows = crate::support::json(&agent.ctl(&["lb", "flows", "tcp", "-o", "json"])?)?;
+    ensure!(flows.to_string().contains("7000"), "the flows are known to the new agent: {flows}");
+    let answered = load.end()?;
+    println!("{answered} questions answered over an upgrade, 0 lost, 0 flows moved");
     Ok(())
 }

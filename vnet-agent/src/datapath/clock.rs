@@ -1,18 +1,14 @@
 //! The kernel's ticks. Flow entries carry the low half of jiffies, which only a program can read.
 
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use nix::time::{ClockId, clock_getres};
 
 use super::attach::Program;
 use super::maps::Maps;
 use super::sys;
-
-/// The tick rates that kernels are built with.
-const RATES: [u32; 6] = [100, 250, 300, 500, 1000, 1024];
-/// Long enough to tell 250 from 300 ticks a second by whole ticks.
-const MEASURED: Duration = Duration::from_millis(60);
 
 /// Reads jiffies by running a program.
 pub struct Clock {
@@ -21,28 +17,17 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// Measures how fast the kernel ticks: it tells nobody.
-    pub(super) fn new(program: Program, maps: &Maps) -> Result<Self> {
-        let mut clock = Self { program, rate: 0 };
-        let (start, first) = clock.edge(maps)?;
-        std::thread::sleep(MEASURED);
-        let (end, last) = clock.edge(maps)?;
-        let per_second = f64::from(last.wrapping_sub(first)) / (end - start).as_secs_f64();
-        let nearest = RATES.into_iter().min_by_key(|r| (per_second - f64::from(*r)).abs() as u32);
-        clock.rate =
-            nearest.filter(|r| (per_second / f64::from(*r) - 1.0).abs() < 0.05).unwrap_or(per_second.round() as u32).max(1);
-        Ok(clock)
-    }
-
-    /// The moment of the next tick, and its number.
-    fn edge(&self, maps: &Maps) -> Result<(Instant, u32)> {
-        let first = self.now(maps)?;
-        loop {
-            let now = self.now(maps)?;
-            if now != first {
-                return Ok((Instant::now(), now));
-            }
-        }
+    /// Finds out how fast the kernel ticks.
+    pub(super) fn new(program: Program) -> Result<Self> {
+        // Coarse clocks go on with every tick, and say so.
+        let tick = clock_getres(ClockId::CLOCK_MONOTONIC_COARSE).context("asking the kernel how fast it ticks")?;
+        let nanoseconds = Duration::from(tick).as_nanos();
+        ensure!(
+            (100_000..=100_000_000).contains(&nanoseconds),
+            "the kernel says that it ticks every {nanoseconds} ns: that cannot be"
+        );
+        let rate = (1_000_000_000 + nanoseconds / 2) / nanoseconds;
+        Ok(Self { program, rate: rate as u32 })
     }
 
     /// The low half of jiffies.

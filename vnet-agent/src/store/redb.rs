@@ -255,7 +255,7 @@ mod tests {
     fn a_newer_layout_is_refused() {
         let dir = Dir::new("newer");
         let s = RedbStore::open(&dir.file()).unwrap();
-        s.writing(|txn| Ok(drop(txn.open_table(META)?.insert("version", VERSION + 1)?))).unwrap();
+        s.writing(|txn| Ok(txn.open_table(META)?.insert("version", VERSION + 1)?.map(|v| v.value()))).unwrap();
         drop(s);
         let e = RedbStore::open(&dir.file()).map(|_| ()).unwrap_err();
         assert!(format!("{e:#}").contains("layout 2"), "{e:#}");

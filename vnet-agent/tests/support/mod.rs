@@ -106,7 +106,7 @@ impl Machine {
 
     /// Makes the veth pair (again).
     pub fn plug(&self, n: u8) {
-        let (device, ns) = (&self.device, format!("/proc/{}/fd/{}", std::process::id(), self.ns.as_raw_fd()));
+        let (device, ns) = (&self.device, self.namespace());
         ip(&format!("link add {device} type veth peer name eth0 netns {ns}"));
         ip(&format!("addr add 10.0.{n}.1/24 dev {device}"));
         ip(&format!("link set {device} up"));
@@ -118,6 +118,11 @@ impl Machine {
         });
         let state = format!("/sys/class/net/{device}/operstate");
         wait_for("the link to come up", || std::fs::read_to_string(&state).is_ok_and(|s| s.trim() == "up"));
+    }
+
+    /// As `ip link` names it.
+    pub fn namespace(&self) -> String {
+        format!("/proc/{}/fd/{}", std::process::id(), self.ns.as_raw_fd())
     }
 
     pub fn ifindex(&self) -> u32 {
@@ -156,7 +161,7 @@ pub fn row(ifindex: u32, id: u32, slot: u32) -> EndpointRow {
 /// One VIP with one TCP and one UDP group, each of one member.
 pub fn balance(d: &Datapath, member: Ipv4Addr) {
     let maps = d.maps();
-    maps.set_flow_quota(10_000).unwrap();
+    maps.set_flow_quota(100_000).unwrap();
     for (group, protocol) in [(0u32, 6u8), (1, 17)] {
         let serial = 100 + group;
         let row = MemberRow {
@@ -268,8 +273,13 @@ pub fn ping(m: &Machine, to: Ipv4Addr, count: u32, interval: &str) -> (u32, u32)
     (numbers[0], numbers[1])
 }
 
-/// Everything under a directory.
+/// Everything under a directory; nothing if there is none.
 pub fn files(dir: &str) -> Vec<String> {
-    let out = Command::new("find").args([dir, "-mindepth", "1"]).output().unwrap();
-    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+    let mut all = Vec::new();
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = file.path().display().to_string();
+        all.append(&mut files(&path));
+        all.push(path);
+    }
+    all
 }

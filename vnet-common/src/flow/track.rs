@@ -98,7 +98,7 @@ pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32
 
 #[inline(always)]
 fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &mut Treatment<A>) -> Cached {
-    if s.generation != seen.generation || s.stamp != stamp || s.key != seen.key {
+    if s.generation != seen.generation || s.stamp != stamp || !s.key.is(&seen.key) {
         return Cached::Miss;
     }
     *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
@@ -187,7 +187,7 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u
     let (mut counted, mut owed) = (false, (0, 0, 0));
     let mut last_seen = seen.now;
     m.cached(hash, |s| {
-        let same = s.key == seen.key;
+        let same = s.key.is(&seen.key);
         if !same && s.key.endpoint != 0 && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
             return;
         }
@@ -224,7 +224,6 @@ where
     }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
-    m.member_traffic(member, direction(key), 1, w.seen.bytes);
     let egress = key.direction == Direction::Egress as u8;
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
@@ -243,6 +242,7 @@ where
             m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
         }
     }
+    m.member_traffic(member, direction(&w.seen.key), 1, w.seen.bytes);
     treat(w);
     w.reason = reason;
     Found::Valid
