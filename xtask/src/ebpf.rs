@@ -66,8 +66,6 @@ fn rustflags(root: &Path, linker: &Path) -> OsString {
         // bpf-linker's default makes every memmove and memset a call of a byte loop: 64-byte rows cost 64 rounds, and the
         // verifier walked 2.5 times as many instructions.
         "-Clink-arg=--disable-expand-memcpy-in-order".to_owned(),
-        // Headers lie at any address in packet memory; the kernel takes care of machines that cannot load from there.
-        "-Clink-arg=--cpu-features=+allows-misaligned-mem-access".to_owned(),
         format!("-Clinker={}", linker.display()),
         // The same object wherever the checkout and the registry lie.
         format!("--remap-path-prefix={}=/vnet", root.display()),
