@@ -148,7 +148,7 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
         l4: ETH + header,
     };
     if !h.fragment {
-        let end = if total == 0 { p.len() } else { total + ETH as u32 };
+        let end = if total == 0 { p.size() } else { total + ETH as u32 };
         parse_l4(p, &mut h, end)?;
     }
     Some(h)
@@ -183,7 +183,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
     }
     if !h.fragment {
         // As in IPv4; extension headers count as payload.
-        let end = if payload == 0 { p.len() } else { payload + 40 + ETH as u32 };
+        let end = if payload == 0 { p.size() } else { payload + 40 + ETH as u32 };
         parse_l4(p, &mut h, end)?;
     }
     Some(h)
