@@ -124,25 +124,27 @@ fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>, end: u32) -> Optio
 /// Parses an IPv4 packet whose EtherType said so.
 #[inline(always)]
 pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
-    let b: [u8; 20] = p.read(ETH)?;
-    let header = usize::from(b[0] & 0x0f) << 2;
-    if b[0] >> 4 != 4 || header < 20 {
+    // Field by field: what is taken out of one large read is copied byte by byte.
+    let [first, _] = p.read(ETH)?;
+    let header = usize::from(first & 0x0f) << 2;
+    if first >> 4 != 4 || header < 20 {
         return None;
     }
-    let total = u32::from(u16::from_be_bytes([b[2], b[3]]));
+    let total = u32::from(u16::from_be_bytes(p.read(ETH + 2)?));
     // A total length of 0 is a segmentation candidate over 64 KiB (BIG TCP).
     if total != 0 && (total < header as u32 || total + ETH as u32 > p.size()) {
         return None;
     }
-    let offset = u16::from_be_bytes([b[6], b[7]]);
+    let offset = u16::from_be_bytes(p.read(ETH + 6)?);
+    let [ttl, protocol] = p.read(ETH + 8)?;
     let mut h = Headers {
-        src: [b[12], b[13], b[14], b[15]],
-        dst: [b[16], b[17], b[18], b[19]],
+        src: p.read(ETH + 12)?,
+        dst: p.read(ETH + 16)?,
         sport: [0; 2],
         dport: [0; 2],
-        protocol: b[9],
+        protocol,
         tcp: 0,
-        ttl: b[8],
+        ttl,
         fragment: offset & 0x3fff != 0,
         dont_fragment: offset & 0x4000 != 0,
         l4: ETH + header,

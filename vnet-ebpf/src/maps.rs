@@ -19,6 +19,8 @@ const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 /// Elements are allocated when inserted: a large table costs memory only for what is in it.
 const NO_PREALLOC: u32 = 1;
+/// Elements are allocated when the map is made: inserting costs a third.
+const PREALLOC: u32 = 0;
 /// Page-aligned values: a 64-byte row is one cache line, and the agent can map the table.
 const MMAPABLE: u32 = 1 << 10;
 
@@ -52,9 +54,9 @@ static ENDPOINT_COUNTERS: PerCpuArray<EndpointCounters> = PerCpuArray::with_max_
 #[map]
 static FLOW_COUNTS: Array<FlowCount> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
-static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
+static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, PREALLOC);
 #[map]
-static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, NO_PREALLOC);
+static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, PREALLOC);
 #[map]
 static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
 #[map]

@@ -133,6 +133,7 @@ impl Attachments {
         let state = dp.attach(ifindex).map_err(|e| format!("{e:#}"));
         let failed = state.as_ref().err().cloned();
         match (&failed, old) {
+            (Some(e), Some(Attachment { state: Err(before), .. })) if e == before => {}
             (Some(e), _) => log::error!("endpoint {}: {e}", nic.name),
             (None, Some(a)) if a.state.is_ok() => {}
             (None, _) => log::info!("endpoint {}: attached to {} (index {ifindex})", nic.name, nic.device),

@@ -7,14 +7,17 @@
 
 pub mod attachments;
 mod diff;
+mod drops;
 pub mod glob;
 pub mod inputs;
 pub mod policy;
 mod rows;
 pub mod run;
 mod views;
+mod warn;
 pub mod world;
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -31,6 +34,7 @@ use crate::lb::health::{self, Checker};
 use crate::resource::{self, Resource};
 use crate::store::Store;
 use attachments::Attachments;
+use drops::Drops;
 use inputs::{Inputs, Key, key};
 use policy::Policy;
 use world::World;
@@ -55,6 +59,7 @@ struct State {
     runtime: Handle,
     /// What keeps the agent from following the host, if anything does.
     blind: Option<String>,
+    drops: Drops,
 }
 
 impl Agent {
@@ -66,7 +71,7 @@ impl Agent {
         let inputs = Inputs { attach: patterns, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let state = State { datapath, policy, attachments, checker, runtime, blind: None };
+        let state = State { datapath, policy, attachments, checker, runtime, blind: None, drops: Drops::default() };
         Ok(Self { state: Mutex::new(Some(state)), started: Instant::now(), ending: watch::Sender::new(false) })
     }
 
@@ -87,8 +92,12 @@ impl Agent {
             s.attachments.forget(&s.datapath, &snapshot.gone);
             let gone = !snapshot.gone.is_empty();
             let world = World::from(snapshot);
-            if gone || s.policy.inputs().world != world || s.policy.live().is_none() {
+            let first = s.policy.live().is_none();
+            if gone || first || s.policy.inputs().world != world {
                 s.policy.inputs_mut().world = world;
+                if first && let Err(e) = s.policy.recall_health() {
+                    log::error!("{e:#}");
+                }
                 s.policy.refresh();
                 s.follow(false);
             }
@@ -122,6 +131,7 @@ impl Agent {
                 s.policy.refresh();
             }
             s.follow(true);
+            s.look_at_drops();
         });
     }
 
@@ -157,8 +167,21 @@ impl State {
         attachments.reconcile(datapath, policy.endpoints(), &members, |device| policy.endpoint_id(device), again);
         let _runtime = self.runtime.enter();
         let checks = self.policy.desired().checks();
-        checker.set(&checks);
+        let health = &self.policy.inputs().health;
+        checker.set(&checks, |c| health.get(c).map(|h| h.0).unwrap_or_default());
         self.policy.inputs_mut().health.retain(|c, _| checks.contains(c));
+    }
+}
+
+impl State {
+    fn look_at_drops(&mut self) {
+        for nic in self.policy.endpoints() {
+            let Some(row) = self.attachments.get(nic.ifindex()).map(|a| a.row).filter(|row| row.id != 0) else { continue };
+            match self.datapath.maps().endpoint_counters(row.slot) {
+                Ok(counters) => self.drops.look(row.id, &counters, Instant::now()),
+                Err(e) => log::error!("endpoint {}: {e:#}", nic.name),
+            }
+        }
     }
 }
 
@@ -171,7 +194,7 @@ impl Control for Agent {
         let refuse = |faults| Refusal::faults("nothing was applied", faults);
         let located = resource::parse(&request.files).map_err(refuse)?;
         self.ask(|s| {
-            let applied: Vec<Key> = located.iter().map(|l| key(&l.resource)).collect();
+            let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
             let inputs = s.policy.inputs().resources.iter();
             let others: Vec<Resource> = inputs.filter(|(k, _)| !applied.contains(k)).map(|(_, r)| r.clone()).collect();
             let faults = resource::check(&located, &others);

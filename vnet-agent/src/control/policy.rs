@@ -3,15 +3,20 @@
 //! Everything that can refuse a change comes before the first write. Then the store is written, then the maps; if the
 //! maps fail, both are taken back.
 
+use std::time::Instant;
+
 use anyhow::{Context, Result};
 use vnet_common::api::{Action, ApplyResponse, Change, MemberChange};
+use vnet_common::lb::state;
 
-use super::diff;
 use super::inputs::{Inputs, Key, Nic, key};
+use super::{diff, warn};
 use crate::api::Refusal;
 use crate::lb::apply::{Applier, PlanError, Rows};
 use crate::lb::compile::Desired;
+use crate::lb::health::Health;
 use crate::lb::live::Live;
+use crate::lb::status::MemberRows;
 use crate::resource::{Resource, to_yaml};
 use crate::store::{MemberOverride, Store};
 
@@ -25,6 +30,8 @@ pub struct Policy<R: Rows> {
     desired: Desired,
     /// Why the maps do not say what is desired.
     trouble: Option<String>,
+    /// Why the last change could not be stored.
+    store_trouble: Option<String>,
 }
 
 /// A change of the store and its opposite.
@@ -40,8 +47,8 @@ impl<R: Rows> Policy<R> {
         inputs.resources = resources.into_iter().map(|r| (key(&r), r)).collect();
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
-        let (applier, trouble) = (Applier::default(), None);
-        Ok(Self { store, rows, applier, inputs, endpoints: Vec::new(), desired: Desired::default(), trouble })
+        let (applier, endpoints, desired) = (Applier::default(), Vec::new(), Desired::default());
+        Ok(Self { store, rows, applier, inputs, endpoints, desired, trouble: None, store_trouble: None })
     }
 
     /// What everything follows from.
@@ -74,9 +81,30 @@ impl<R: Rows> Policy<R> {
         self.trouble.as_deref()
     }
 
+    /// Why the store does not take changes, if the last one failed.
+    pub fn store_trouble(&self) -> Option<&str> {
+        self.store_trouble.as_deref()
+    }
+
     /// The number of the endpoint with this device.
     pub fn endpoint_id(&self, device: &str) -> Result<u32> {
         self.store.endpoint_id(device).with_context(|| format!("asking the store for the number of endpoint {device}"))
+    }
+
+    /// Takes over what the maps say of health: a member that was down when the agent before this one ended is down until a
+    /// check says otherwise.
+    pub fn recall_health(&mut self) -> Result<()> {
+        let desired = self.inputs.desired(&self.inputs.endpoints());
+        let live = self.applier.read(&self.rows)?;
+        let rows = MemberRows::new(live);
+        for (g, m) in desired.groups.iter().flat_map(|g| g.members.iter().map(move |m| (g, m))) {
+            let Some((row, check)) = rows.find(g, m).and_then(|(row, _)| live.members.get(&row)).zip(m.check) else { continue };
+            if row.state == state::DOWN {
+                let why = format!("{} was down when the agent started", check.target);
+                self.inputs.health.insert(check, (Health::Down, Some(why)));
+            }
+        }
+        Ok(())
     }
 
     /// Brings the maps to what follows from the inputs now. On an error they keep saying what they can.
@@ -87,8 +115,11 @@ impl<R: Rows> Policy<R> {
     }
 
     fn write(&mut self) -> Result<()> {
+        let start = Instant::now();
         let plan = self.applier.plan(&self.rows, &self.desired.groups)?;
-        self.applier.run(&self.rows, &plan)
+        self.applier.run(&self.rows, &plan)?;
+        log::debug!("{} writes, planned and done in {:?}", plan.writes.len(), start.elapsed());
+        Ok(())
     }
 
     /// Puts and deletes resources together, or says what that would do.
@@ -162,11 +193,14 @@ impl<R: Rows> Policy<R> {
             PlanError::NoRoom(e) => Refusal::invalid(format!("{e}. Nothing was changed")),
             PlanError::Maps(e) => Refusal::from(e.context("nothing was changed")),
         })?;
-        let warnings = desired.warnings.clone();
+        let mut warnings = desired.warnings.clone();
         if dry_run {
+            warnings.extend(warn::of_removal(&self.desired.groups, &desired.groups));
             return Ok(warnings);
         }
-        (change.commit)(self.store.as_ref()).context("writing the store; nothing was changed")?;
+        let stored = (change.commit)(self.store.as_ref()).context("writing the store; nothing was changed");
+        self.store_trouble = stored.as_ref().err().map(|e| format!("{e:#}"));
+        stored?;
         if let Err(e) = self.applier.run(&self.rows, &plan) {
             return Err(self.take_back(change, &e));
         }

@@ -45,10 +45,13 @@ pub fn status(agent: &Agent) -> Result<Status, Refusal> {
 }
 
 fn summary(s: &State) -> Status {
-    let mut alarms: Vec<String> = s.blind.iter().cloned().chain(s.policy.trouble().map(str::to_owned)).collect();
+    let troubles = [s.blind.as_deref(), s.policy.trouble(), s.policy.store_trouble()];
+    let mut alarms: Vec<String> = troubles.into_iter().flatten().map(str::to_owned).collect();
     alarms.extend(s.attachments.trouble().iter().cloned());
     for nic in s.policy.endpoints() {
-        alarms.extend(s.attachments.get(nic.ifindex()).and_then(|a| foreign_alarm(nic, a)));
+        let Some(a) = s.attachments.get(nic.ifindex()) else { continue };
+        alarms.extend(foreign_alarm(nic, a));
+        alarms.extend(s.drops.alarms(a.row.id, &nic.name));
     }
     alarms.extend(health_alarms(&s.policy.desired().groups));
     let late = s.checker.late();

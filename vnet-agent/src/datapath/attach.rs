@@ -7,6 +7,7 @@
 //! [`Tcx`] is the only thing that knows how programs get onto devices. Another way (clsact filters, for kernels before
 //! 6.6) would be a second type with the same methods, chosen by [`super::kernel`].
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -156,28 +157,63 @@ impl Tcx {
         self.programs
     }
 
-    /// Takes over the links that are pinned in `from` (its own directory, or that of the layout before): puts the programs
-    /// into them, one link after the other, and pins them here. Gives the devices that have any.
-    pub fn adopt(&self, from: &Path) -> Result<Vec<u32>> {
+    /// Puts the programs into all links that are pinned here, one after the other. Gives the devices.
+    pub fn adopt(&self) -> Result<Vec<u32>> {
         fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
-        let mut devices = Vec::new();
-        for old in Pin::all(from)? {
-            let Some(link) = old.live()? else { continue };
-            if !replace(link.as_fd(), &old, self.programs.on(old.hook))? {
-                continue;
+        let mut devices = BTreeSet::new();
+        for pin in Pin::all(&self.dir)? {
+            if let Some(link) = pin.live()?
+                && replace(link.as_fd(), &pin, self.programs.on(pin.hook))?
+            {
+                devices.insert(pin.ifindex);
             }
-            if from != self.dir {
-                let new = Pin::new(&self.dir, old.ifindex, old.hook);
-                if new.live()?.is_none() {
-                    sys::obj_pin(link.as_fd(), &new.path).with_context(|| format!("pinning {}", new.path.display()))?;
-                }
-                old.unpin()?;
-            }
-            devices.push(old.ifindex);
         }
-        devices.sort_unstable();
-        devices.dedup();
-        Ok(devices)
+        Ok(devices.into_iter().collect())
+    }
+
+    /// Begins to take over the links of `from`, whose programs use other maps. Gives the devices.
+    ///
+    /// Replies must find their flows in whichever maps these are: until [`Tcx::end_take_over`] the programs for what reaches
+    /// endpoints run both, new ones first (what one of them rewrote is none of the other's business). Then what endpoints
+    /// send is given to the new programs, so that new flows are made in the new maps only.
+    pub fn begin_take_over(&self, from: &Path) -> Result<Vec<u32>> {
+        fs::create_dir_all(&self.dir).with_context(|| format!("making {}", self.dir.display()))?;
+        let mut devices = BTreeSet::new();
+        for hook in [Hook::Egress, Hook::Ingress] {
+            for old in Pin::all(from)?.into_iter().filter(|old| old.hook == hook) {
+                if let Some(link) = old.live()? {
+                    self.take_over(&old, link.as_fd())?;
+                    devices.insert(old.ifindex);
+                }
+            }
+        }
+        Ok(devices.into_iter().collect())
+    }
+
+    fn take_over(&self, old: &Pin, link: BorrowedFd<'_>) -> Result<()> {
+        let new = Pin::new(&self.dir, old.ifindex, old.hook);
+        let there = new.live()?.is_some();
+        let pin = |link: BorrowedFd<'_>| sys::obj_pin(link, &new.path).with_context(|| format!("pinning {}", new.path.display()));
+        if old.hook == Hook::Egress {
+            if there {
+                return Ok(());
+            }
+            let program = self.programs.to_endpoint.fd.as_fd();
+            let made = sys::link_create_before(program, old.ifindex, old.hook, link);
+            return pin(made.with_context(|| format!("attaching a second egress program to device {}", old.ifindex))?.as_fd());
+        }
+        if replace(link, old, &self.programs.from_endpoint)? {
+            if !there {
+                pin(link)?;
+            }
+            old.unpin()?;
+        }
+        Ok(())
+    }
+
+    /// The maps of the old programs are not needed any more: takes what is left of them off.
+    pub fn end_take_over(&self, from: &Path) -> Result<()> {
+        Pin::all(from)?.iter().try_for_each(Pin::detach)
     }
 
     /// Puts the programs onto a device, unless they are there. When it fails, the device is as before.
@@ -235,31 +271,27 @@ impl Tcx {
 
     /// The devices that have programs.
     pub fn devices(&self) -> Result<Vec<u32>> {
-        let mut devices = Vec::new();
+        let mut devices = BTreeSet::new();
         for pin in Pin::all(&self.dir)? {
             if pin.live()?.is_some() {
-                devices.push(pin.ifindex);
+                devices.insert(pin.ifindex);
             }
         }
-        devices.sort_unstable();
-        devices.dedup();
-        Ok(devices)
+        Ok(devices.into_iter().collect())
     }
 }
 
 /// Takes the programs of every link pinned in `dir` off their devices, and removes it. Gives the devices.
 pub fn detach_all(dir: &Path) -> Result<Vec<u32>> {
-    let mut devices = Vec::new();
+    let mut devices = BTreeSet::new();
     for pin in Pin::all(dir)? {
         pin.detach()?;
-        devices.push(pin.ifindex);
+        devices.insert(pin.ifindex);
     }
     if dir.exists() {
         fs::remove_dir(dir).with_context(|| format!("removing {}", dir.display()))?;
     }
-    devices.sort_unstable();
-    devices.dedup();
-    Ok(devices)
+    Ok(devices.into_iter().collect())
 }
 
 fn program_name(id: u32) -> String {

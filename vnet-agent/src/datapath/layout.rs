@@ -110,6 +110,7 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
     let (cache4, cache6) = (cache(sizes.cache[0])?, cache(sizes.cache[1])?);
     let hash =
         |name, k, v, n| Layout { name, kind: MapType::Hash, key_size: k, value_size: v, max_entries: n, flags: NO_PREALLOC };
+    let flows = |name, k, v, n| Layout { flags: 0, ..hash(name, k, v, n) };
     let array = |name, v, n| Layout { name, kind: MapType::Array, key_size: 4, value_size: v, max_entries: n, flags: MMAPABLE };
     let per_cpu = |name, v, n| Layout { name, kind: MapType::PerCpuArray, key_size: 4, value_size: v, max_entries: n, flags: 0 };
     let (key4, entry4, key6, entry6) =
@@ -122,8 +123,8 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         hash("ENDPOINTS_MORE", 4, size::<EndpointRow>(), default_size("ENDPOINTS_MORE")),
         per_cpu("ENDPOINT_COUNTERS", size::<EndpointCounters>(), sizes.endpoints),
         array("FLOW_COUNTS", size::<FlowCount>(), sizes.endpoints),
-        hash("FLOWS4", key4, entry4, sizes.flows[0]),
-        hash("FLOWS6", key6, entry6, sizes.flows[1]),
+        flows("FLOWS4", key4, entry4, sizes.flows[0]),
+        flows("FLOWS6", key6, entry6, sizes.flows[1]),
         hash("HALF_OPEN4", key4, entry4, sizes.half_open[0]),
         hash("HALF_OPEN6", key6, entry6, sizes.half_open[1]),
         array("RING4", key4, ring),

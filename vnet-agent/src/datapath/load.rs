@@ -57,11 +57,13 @@ pub fn load(
     sizes: &Sizes,
     trace: bool,
 ) -> Result<Loaded> {
-    let (on, mask, trace_on) = (u32::from(sizes.cache[0] != 0), sizes.cache[0].saturating_sub(1), u32::from(trace));
+    let (on, masks, trace_on) =
+        (u32::from(sizes.cache[0] != 0), sizes.cache.map(|slots| slots.saturating_sub(1)), u32::from(trace));
     let mut loader = EbpfLoader::new();
     loader
         .override_global("CACHE_ON", &on, true)
-        .override_global("CACHE_MASK", &mask, true)
+        .override_global("CACHE_MASK", &masks[0], true)
+        .override_global("CACHE_MASK6", &masks[1], true)
         .override_global("TRACE", &trace_on, true);
     for layout in wanted {
         loader.map_max_entries(layout.name, layout.max_entries);

@@ -2,13 +2,15 @@
 //!
 //! 1. The new programs are loaded with new maps (those that need no change are shared), and everything is copied: the old
 //!    programs serve meanwhile.
-//! 2. Each link gets the new program, between two packets.
-//! 3. When the last run of an old program has ended, flows that they made after the first copy are copied too, unless the
-//!    new programs know them already.
+//! 2. On each device a second link lets the new program see what reaches the endpoint, before the old one does: a reply
+//!    finds its flow in the new maps or in the old ones.
+//! 3. The link for what the endpoint sends gets the new program, between two packets. New flows are made in the new maps.
+//! 4. When the last run of an old program has ended, flows that they made after the first copy are copied too, unless the
+//!    new programs know them already. Then the old links go.
 //!
-//! A packet between 2 and 3 of a flow that was made after 1 finds no entry. It is judged as the first packet was a moment
-//! ago, by the same tables, and gets the same member. What is lost are counts: those of packets between 1 and 2, and
-//! those that flow caches held.
+//! Between 3 and 4 a packet of a flow that was made after 1 finds no entry. It is judged as the first packet was a moment
+//! ago, by the same tables, and gets the same member. What is lost are counts: those of packets between 1 and 3, and
+//! those that flow caches held. An agent that dies in between leaves all of it working; the next one goes on.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -73,6 +73,7 @@ impl Datapath {
         kernel::check(&options.pins)?;
         options.sizes.check()?;
         let root = Root::take(&options.pins, &options.lock)?;
+        root.remove_retired()?;
         let mut notes = Vec::new();
         refuse_newer(&root, options, &mut notes)?;
         let wanted = layouts(&options.sizes)?;
@@ -197,16 +198,16 @@ fn adopt(root: &Root, options: &Options, wanted: &[Layout]) -> Result<Opened> {
     let dir = root.complete(ABI);
     let found = wanted.iter().map(|l| (l.name, dir.join(l.name))).collect();
     let loaded = load(&options.object, wanted, &found, &options.sizes, options.trace)?;
-    let (loaded, devices) = take_links(loaded, &dir, &dir, options)?;
+    let (loaded, devices) = with_links(loaded, &dir, options, Tcx::adopt)?;
     Ok((loaded, Origin::Adopted, devices))
 }
 
-/// Puts the loaded programs into the links of `from`, which are then pinned in `to`.
-fn take_links(mut loaded: Loaded, from: &Path, to: &Path, options: &Options) -> Result<(Loaded, Vec<u32>)> {
-    let tcx = Tcx::new(to.join(LINKS), loaded.programs, options.order);
-    let devices = tcx.adopt(&from.join(LINKS))?;
+/// Does something with the links that are pinned in a directory of maps, for the loaded programs.
+fn with_links<T>(mut loaded: Loaded, dir: &Path, options: &Options, f: impl FnOnce(&Tcx) -> Result<T>) -> Result<(Loaded, T)> {
+    let tcx = Tcx::new(dir.join(LINKS), loaded.programs, options.order);
+    let done = f(&tcx)?;
     loaded.programs = tcx.into_programs();
-    Ok((loaded, devices))
+    Ok((loaded, done))
 }
 
 fn fresh(root: &Root, options: &Options, wanted: &[Layout]) -> Result<Opened> {
@@ -258,11 +259,21 @@ fn migrate(
         pins::remove_maps(&next)?;
         return Err(e.context(format!("moving {} to layout {ABI}; it serves on as it is", source.display())));
     }
-    let (loaded, devices) = take_links(loaded, source, &next, options)?;
-    sys::wait_for_programs();
-    let moved = migration.finish()?;
-    pins::remove_maps(source)?;
+    let old_links = source.join(LINKS);
+    let (loaded, (devices, moved)) = with_links(loaded, &next, options, |tcx| {
+        // Those that an agent before this one has moved already, then the others.
+        let mut devices = tcx.adopt()?;
+        devices.append(&mut tcx.begin_take_over(&old_links)?);
+        sys::wait_for_programs();
+        let moved = migration.finish()?;
+        tcx.end_take_over(&old_links)?;
+        devices.sort_unstable();
+        devices.dedup();
+        Ok((devices, moved))
+    })?;
+    root.retire(abi)?;
     root.finish(ABI)?;
+    root.remove_retired()?;
     Ok((loaded, Origin::Migrated { abi, moved }, devices))
 }
 

@@ -1,8 +1,8 @@
 //! The directory in which everything is pinned.
 //!
 //! `<root>/v<ABI>/` holds the maps of one layout by their names, and `links/`. It is made under the name `v<ABI>-next`
-//! and renamed when it is complete: a directory without `-next` is whole. Both can be there after an agent died in the
-//! middle of an upgrade; the next one goes on where it stopped.
+//! and renamed when it is complete: a directory without `-next` is whole. One that was moved from is renamed to `v<ABI>-old`
+//! and removed. An agent that dies in between leaves some of them; the next one goes on where it stopped.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -29,6 +29,8 @@ pub struct Survey {
     pub complete: Vec<u32>,
     /// The layouts whose directory is being made.
     pub next: Vec<u32>,
+    /// The layouts whose directory was retired.
+    pub old: Vec<u32>,
 }
 
 impl Root {
@@ -58,15 +60,32 @@ impl Root {
         for file in fs::read_dir(&self.dir).with_context(|| format!("reading {}", self.dir.display()))? {
             let name = file.with_context(|| format!("reading {}", self.dir.display()))?.file_name();
             let Some(name) = name.to_str().and_then(|n| n.strip_prefix('v')) else { continue };
-            match (name.parse(), name.strip_suffix("-next").map(str::parse)) {
-                (Ok(abi), _) => found.complete.push(abi),
-                (_, Some(Ok(abi))) => found.next.push(abi),
-                _ => {}
-            }
+            let (abi, list) = match name.split_once('-') {
+                None => (name, &mut found.complete),
+                Some((abi, "next")) => (abi, &mut found.next),
+                Some((abi, "old")) => (abi, &mut found.old),
+                Some(_) => continue,
+            };
+            list.extend(abi.parse::<u32>());
         }
         found.complete.sort_unstable();
         found.next.sort_unstable();
         Ok(found)
+    }
+
+    fn old(&self, abi: u32) -> PathBuf {
+        self.dir.join(format!("v{abi}-old"))
+    }
+
+    /// Declares that the directory of a layout serves nobody any more.
+    pub fn retire(&self, abi: u32) -> Result<()> {
+        let (complete, old) = (self.complete(abi), self.old(abi));
+        fs::rename(&complete, &old).with_context(|| format!("renaming {} to {}", complete.display(), old.display()))
+    }
+
+    /// Removes what was retired.
+    pub fn remove_retired(&self) -> Result<()> {
+        self.survey()?.old.into_iter().try_for_each(|abi| remove_maps(&self.old(abi)))
     }
 
     /// Declares the directory of a layout complete.

@@ -28,6 +28,7 @@ pub const NO_EXIST: u64 = 1;
 pub const LINK_TYPE_TCX: u32 = 11;
 const F_BEFORE: u32 = 1 << 3;
 const F_AFTER: u32 = 1 << 4;
+const F_LINK: u32 = 1 << 13;
 
 /// Where on a device a program sits: the kernel's `bpf_attach_type`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,8 +122,17 @@ struct LinkCreateAttr {
 pub fn link_create(program: BorrowedFd<'_>, ifindex: u32, hook: Hook, order: Order) -> io::Result<OwnedFd> {
     // Before or after nothing in particular: before or after all of them.
     let flags = if order == Order::First { F_BEFORE } else { F_AFTER };
+    link_create_at(program, ifindex, hook, flags, 0)
+}
+
+/// Attaches a program right before the one of another link.
+pub fn link_create_before(program: BorrowedFd<'_>, ifindex: u32, hook: Hook, other: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    link_create_at(program, ifindex, hook, F_BEFORE | F_LINK, raw(other))
+}
+
+fn link_create_at(program: BorrowedFd<'_>, ifindex: u32, hook: Hook, flags: u32, relative: u32) -> io::Result<OwnedFd> {
     let mut attr =
-        LinkCreateAttr { program: raw(program), ifindex, attach_type: hook as u32, flags, relative: 0, pad: 0, revision: 0 };
+        LinkCreateAttr { program: raw(program), ifindex, attach_type: hook as u32, flags, relative, pad: 0, revision: 0 };
     // SAFETY: no pointers.
     unsafe { bpf(LINK_CREATE, &mut attr) }.map(owned)
 }

@@ -61,20 +61,26 @@ impl Applier {
         self.live.as_ref()
     }
 
+    /// What the maps say; reads them if need be.
+    pub fn read(&mut self, rows: &impl Rows) -> Result<&Live> {
+        if self.live.is_none() {
+            self.live = Some(rows.read().context("reading the load balancer's maps")?);
+        }
+        Ok(self.live.get_or_insert_default())
+    }
+
     /// How to get from what is to what should be.
     pub fn plan(&mut self, rows: &impl Rows, desired: &[Group]) -> Result<Plan, PlanError> {
         let limits = rows.limits().map_err(PlanError::Maps)?;
-        if self.live.is_none() {
-            self.live = Some(rows.read().context("reading the load balancer's maps").map_err(PlanError::Maps)?);
-        }
-        let live = self.live.get_or_insert_default();
         self.freed.retain(|(when, _)| when.elapsed() < REUSE_AFTER);
         let busy: Vec<Range<u32>> = self.freed.iter().map(|(_, r)| r.clone()).collect();
+        let live = self.read(rows).map_err(PlanError::Maps)?;
         match plan(desired, live, &limits, &busy) {
             Err(_) if !busy.is_empty() => {
                 // Perhaps what was freed a moment ago is what is missing.
                 rows.wait_for_programs();
                 self.freed.clear();
+                let live = self.read(rows).map_err(PlanError::Maps)?;
                 Ok(plan(desired, live, &limits, &[])?)
             }
             result => Ok(result?),

@@ -95,9 +95,9 @@ impl<P: Probe> Checker<P> {
         Self { probe, tasks: HashMap::new(), events, permits, late: Arc::default() }
     }
 
-    /// Makes `wanted` what is checked: the others stop, the new ones start, the rest goes on undisturbed. Call it from
-    /// within a tokio runtime.
-    pub fn set(&mut self, wanted: &HashSet<Check>) {
+    /// Makes `wanted` what is checked: the others stop, the new ones start, the rest goes on undisturbed. New ones that
+    /// are down according to `known` stay so until they succeed. Call it from within a tokio runtime.
+    pub fn set(&mut self, wanted: &HashSet<Check>, known: impl Fn(&Check) -> Health) {
         self.tasks.retain(|check, task| {
             let keep = wanted.contains(check);
             if !keep {
@@ -107,7 +107,9 @@ impl<P: Probe> Checker<P> {
         });
         for check in wanted {
             if !self.tasks.contains_key(check) {
-                let run = run(*check, self.probe.clone(), self.events.clone(), Arc::clone(&self.permits), Arc::clone(&self.late));
+                let tally = Tally { health: known(check), against: 0 };
+                let (permits, late) = (Arc::clone(&self.permits), Arc::clone(&self.late));
+                let run = run(*check, tally, self.probe.clone(), self.events.clone(), permits, late);
                 self.tasks.insert(*check, tokio::spawn(run));
             }
         }
@@ -132,6 +134,7 @@ impl<P: Probe> Drop for Checker<P> {
 
 async fn run<P: Probe>(
     check: Check,
+    mut tally: Tally,
     probe: P,
     events: mpsc::UnboundedSender<Event>,
     permits: Arc<Semaphore>,
@@ -139,7 +142,6 @@ async fn run<P: Probe>(
 ) {
     let mut ticks = interval_at(Instant::now() + spread(&check), check.interval);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut tally = Tally::default();
     loop {
         ticks.tick().await;
         if permits.available_permits() == 0 {
@@ -259,7 +261,7 @@ mod tests {
         let (tx, rx) = mpsc::unbounded_channel();
         let script = Script::default();
         let mut checker = Checker::new(script.clone(), tx);
-        checker.set(&ports.map(check).collect());
+        checker.set(&ports.map(check).collect(), |_| Health::Unknown);
         (script, checker, rx)
     }
 
@@ -296,6 +298,16 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_was_down_before_the_agent_started_stays_so_until_it_succeeds() {
+        let (tx, mut rx) = mpsc::unbounded_channel();
+        let mut checker = Checker::new(Script::default(), tx);
+        checker.set(&HashSet::from([check(1)]), |_| Health::Down);
+        let start = Instant::now();
+        assert_eq!(rx.recv().await.unwrap().health, Health::Up);
+        assert!(start.elapsed() >= Duration::from_millis(2000), "two successes, not one: {:?}", start.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn starts_are_spread_and_regular() {
         let (script, checker, _rx) = start(1..101);
         tokio::time::sleep(Duration::from_millis(10_000)).await;
@@ -317,7 +329,7 @@ mod tests {
     async fn checks_that_are_no_longer_wanted_stop_and_the_rest_goes_on() {
         let (script, mut checker, _rx) = start(1..3);
         tokio::time::sleep(Duration::from_millis(3999)).await;
-        checker.set(&HashSet::from([check(2), check(3)]));
+        checker.set(&HashSet::from([check(2), check(3)]), |_| Health::Unknown);
         assert!(!checker.has(&check(1)) && checker.has(&check(2)) && checker.has(&check(3)));
         tokio::time::sleep(Duration::from_millis(4000)).await;
         let s = script.0.lock().unwrap();
@@ -332,7 +344,7 @@ mod tests {
         let check = Check { target: listener.local_addr().unwrap(), interval: ms(100), timeout: ms(50), rise: 1, fall: 2 };
         let (tx, mut rx) = mpsc::unbounded_channel();
         let mut checker = Checker::new(Tcp, tx);
-        checker.set(&HashSet::from([check]));
+        checker.set(&HashSet::from([check]), |_| Health::Unknown);
         assert_eq!(rx.recv().await.unwrap().health, Health::Up);
         drop(listener);
         let closed = Instant::now();

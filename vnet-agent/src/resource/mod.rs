@@ -49,9 +49,9 @@ pub struct Metadata {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "kind")]
 pub enum Resource {
-    /// See [`LoadBalancer`].
+    /// Spreads connections over members.
     LoadBalancer(LoadBalancer),
-    /// See [`Endpoint`].
+    /// Says what is known of the NIC of a VM or container.
     Endpoint(Endpoint),
 }
 

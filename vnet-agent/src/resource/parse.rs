@@ -58,16 +58,15 @@ pub fn parse(files: &[File]) -> Result<Vec<Located>, Vec<Fault>> {
 
 /// One document, as far as it can be read.
 fn read(source: &Arc<Source>, mut root: Node, faults: &mut Faults) -> Option<Located> {
-    let whole = match Walk::new(source, schema::shared(), faults).document(&mut root) {
-        Outcome::Whole => true,
-        Outcome::Pruned => false,
-        Outcome::Unusable => return None,
-    };
+    let outcome = Walk::new(source, schema::shared(), faults).document(&mut root);
+    if matches!(outcome, Outcome::Unusable) {
+        return None;
+    }
     match serde_json::from_value(root.to_json()) {
         Ok(resource) => {
             let located = Located { resource, source: Arc::clone(source), root };
-            check::alone(&located, whole, faults);
-            Some(located)
+            check::alone(&located, matches!(outcome, Outcome::Whole), faults);
+            (!matches!(outcome, Outcome::Filled)).then_some(located)
         }
         Err(error) => {
             faults.push(source.fault(root.place(), format!("the document cannot be read: {error}")));

@@ -34,7 +34,9 @@ pub(super) struct Source {
 impl Source {
     /// Takes a copy: it outlives the request that it came with.
     pub(super) fn new(file: &File) -> Self {
-        Self { name: file.name.clone(), text: file.text.clone() }
+        // A byte order mark is no character of the first line.
+        let text = file.text.strip_prefix('\u{feff}').unwrap_or(&file.text);
+        Self { name: file.name.clone(), text: text.to_owned() }
     }
 
     /// A fault at a place.
@@ -100,8 +102,8 @@ fn printable(c: char) -> char {
 #[derive(Debug, Default)]
 pub(super) struct Faults {
     found: Vec<Fault>,
-    /// How many were found and not kept.
-    more: usize,
+    /// Some were found and not kept.
+    more: bool,
 }
 
 impl Faults {
@@ -110,17 +112,22 @@ impl Faults {
         if self.found.len() < FAULTS {
             self.found.push(fault);
         } else {
-            self.more += 1;
+            self.more = true;
         }
+    }
+
+    /// Nothing is gained from looking further.
+    pub(super) fn enough(&self) -> bool {
+        self.more
     }
 
     /// All of them, in the order in which `files` has them, and in them from the top.
     pub(super) fn into_sorted(mut self, files: &[&str]) -> Vec<Fault> {
         let rank = |fault: &Fault| files.iter().position(|name| *name == fault.file);
         self.found.sort_by_cached_key(|fault| (rank(fault), fault.line, fault.column));
-        if self.more > 0 {
+        if self.more {
             let file = self.found.last().map(|last| last.file.clone()).unwrap_or_default();
-            let message = format!("there are {} more faults: correct these first", self.more);
+            let message = format!("there are more faults: correct these {FAULTS} first");
             self.found.push(Fault { file, line: 0, column: 0, message, snippet: String::new() });
         }
         self.found

@@ -13,8 +13,10 @@ pub(super) struct Walk<'a> {
     source: &'a Source,
     schema: &'a Json,
     faults: &'a mut Faults,
-    /// Nothing was faulty so far.
+    /// Nothing was taken out so far.
     whole: bool,
+    /// Something had to be put in so that the rest can be read.
+    filled: bool,
 }
 
 /// What is left of a document.
@@ -23,6 +25,8 @@ pub(super) enum Outcome {
     Whole,
     /// Some of it; it can be read, but things that it lacks may have been there.
     Pruned,
+    /// Some of it, and it says things that nobody wrote: only good for looking at single values.
+    Filled,
     /// Not enough to be read.
     Unusable,
 }
@@ -30,60 +34,59 @@ pub(super) enum Outcome {
 impl<'a> Walk<'a> {
     /// A walk that knows the schema of all resources.
     pub(super) fn new(source: &'a Source, schema: &'a Json, faults: &'a mut Faults) -> Self {
-        Self { source, schema, faults, whole: true }
+        Self { source, schema, faults, whole: true, filled: false }
     }
 
     /// Walks over a document. Its kind decides what it must look like; without one nothing else can be said of it.
     pub(super) fn document(mut self, root: &mut Node) -> Outcome {
         let Some(schema) = self.kind(root) else { return Outcome::Unusable };
         match self.node(root, schema, "the document") {
+            true if self.filled => Outcome::Filled,
             true if self.whole => Outcome::Whole,
             true => Outcome::Pruned,
             false => Outcome::Unusable,
         }
     }
 
+    /// The schema of the document's kind; of the kind that was probably meant, if there is none of that name.
     fn kind(&mut self, root: &mut Node) -> Option<&'a Json> {
-        if !matches!(root.value, Value::Map(_)) {
-            self.fault(root.place(), "a resource starts with `apiVersion: …` and `kind: …` at the left margin");
+        let place = root.place();
+        let Value::Map(fields) = &mut root.value else {
+            self.fault(place, "a resource starts with `apiVersion: …` and `kind: …` at the left margin");
             return None;
-        }
-        let schemas = self.schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
-        let kind_of = |schema: &'a Json| schema.pointer("/properties/kind/const").and_then(Json::as_str);
-        let kinds: Vec<&str> = schemas.iter().filter_map(kind_of).collect();
-        let (place, message, meant) = match root.field("kind") {
-            None => (root.place(), format!("the field `kind` is missing: it is {}", either(&kinds)), None),
-            Some(node) => match &node.value {
-                Value::Scalar(_, kind) => match schemas.iter().find(|schema| kind_of(schema) == Some(kind)) {
-                    Some(schema) => return Some(schema),
-                    None => {
-                        let meant = similar(kind, &kinds);
-                        let hint = meant.map_or(format!("it is {}", either(&kinds)), |meant| format!("did you mean `{meant}`?"));
-                        (node.place(), format!("there is no kind {}: {hint}", quote(kind)), meant)
-                    }
-                },
-                _ => (node.place(), format!("`kind` must be {}", either(&kinds)), None),
-            },
         };
-        self.fault(place, message);
-        // What was probably meant says what else is wrong.
-        let meant = schemas.iter().find(|schema| meant.is_some() && kind_of(schema) == meant)?;
-        if let Value::Map(fields) = &mut root.value {
-            let kind = fields.iter_mut().find(|(name, _)| name == "kind");
-            kind?.1.value = Value::Scalar(Scalar::Text, kind_of(meant)?.to_owned());
+        let schemas = self.schema.get("oneOf").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+        let named = |name: &str| schemas.iter().find(|schema| kind_of(schema) == Some(name));
+        let kinds: Vec<&str> = schemas.iter().filter_map(kind_of).collect();
+        let Some((_, node)) = fields.iter_mut().find(|(name, _)| name == "kind") else {
+            self.fault(place, format!("the field `kind` is missing: it is {}", either(&kinds)));
+            return None;
+        };
+        let place = node.place();
+        let Value::Scalar(_, kind) = &mut node.value else {
+            self.fault(place, format!("`kind` must be {}", either(&kinds)));
+            return None;
+        };
+        if let Some(schema) = named(kind) {
+            return Some(schema);
         }
-        Some(meant)
+        let meant = similar(kind, &kinds);
+        let hint = meant.map_or(format!("it is {}", either(&kinds)), |meant| format!("did you mean `{meant}`?"));
+        self.fault(place, format!("there is no kind {}: {hint}", quote(kind)));
+        meant?.clone_into(kind);
+        named(kind)
     }
 
     /// True if the value can be used. `what` starts the sentences about it.
     fn node(&mut self, node: &mut Node, schema: &'a Json, what: &str) -> bool {
         let schema = self.resolve(schema);
-        if matches!(node.value, Value::Faulty) {
+        // Either the fault has been reported, or there are so many that it would not be.
+        if matches!(node.value, Value::Faulty) || self.faults.enough() {
             self.whole = false;
             return false;
         }
         if matches!(node.value, Value::Scalar(Scalar::Null, _)) {
-            let message = format!("{what} has no value: it must be {}; to leave it out, remove the field", describe(schema));
+            let message = format!("{what} has no value: it must be {}", describe(schema));
             return self.unusable(node.place(), message);
         }
         let choices = choices(schema);
@@ -103,22 +106,26 @@ impl<'a> Walk<'a> {
     fn map(&mut self, node: &mut Node, schema: &'a Json, what: &str) -> bool {
         let place = node.place();
         let Value::Map(fields) = &mut node.value else { return false };
-        let mut usable = true;
         let properties = schema.get("properties").and_then(Json::as_object);
         let required: Vec<&str> = strings(schema.get("required"));
         if fields.is_empty() && schema.get("minProperties").is_some() {
-            usable = self.unusable(place, format!("{what} must not be empty"));
+            self.unusable(place, format!("{what} must not be empty"));
         }
         for name in required.iter().filter(|name| !fields.iter().any(|(field, _)| field == *name)) {
             let about =
                 properties.and_then(|properties| properties.get(*name)).map(|field| self.about(field)).unwrap_or_default();
-            usable = self.unusable(place, format!("{what} lacks the field `{name}`{about}"));
+            self.unusable(place, format!("{what} lacks the field `{name}`{about}"));
         }
-        fields.retain_mut(|(name, value)| {
-            let good = self.field(name, value, schema, what);
-            usable &= good || !required.contains(&name.as_str());
-            good
-        });
+        fields.retain_mut(|(name, value)| self.field(name, value, schema, what));
+        let mut usable = true;
+        for name in required {
+            if !fields.iter().any(|(field, _)| field == name) {
+                let filler = properties.and_then(|properties| filler(self.resolve(properties.get(name)?)));
+                usable &= filler.is_some();
+                self.filled |= filler.is_some();
+                fields.extend(filler.map(|value| (name.to_owned(), Node { span: place, key: None, value })));
+            }
+        }
         usable
     }
 
@@ -137,6 +144,7 @@ impl<'a> Walk<'a> {
                 };
                 self.node(value, others, &quote(name)) && good
             }
+            None if self.faults.enough() => false,
             None => self.unusable(key, unknown(name, properties, what)),
         }
     }
@@ -167,9 +175,12 @@ impl<'a> Walk<'a> {
     fn text(&mut self, place: Span, text: &str, schema: &'a Json, what: &str) -> bool {
         let format = schema.get("format").and_then(Json::as_str).unwrap_or_default();
         match format::wrong(format, text) {
-            Some(fault) => self.unusable(place, format!("{what} {fault}")),
-            None => true,
+            Some(fault) => self.fault(place, format!("{what} {fault}")),
+            None => return true,
         }
+        // Other text can be read all the same, and more may be wrong with what is around it.
+        self.whole = false;
+        format != "ip"
     }
 
     fn choice(&mut self, node: &mut Node, choices: &[&str], what: &str) -> bool {
@@ -195,7 +206,6 @@ impl<'a> Walk<'a> {
                     (Some("string"), Scalar::Integer(_) | Scalar::Number) => ", a number: put it in quotes",
                     (Some("string"), Scalar::Bool(_)) => ", a truth value: put it in quotes",
                     (Some("integer"), Scalar::Text) if text.parse::<i64>().is_ok() => ", text: remove the quotes",
-                    (Some("array"), _) => ": put `- ` before it",
                     _ => "",
                 };
                 format!("{}{hint}", quote(text))
@@ -235,6 +245,10 @@ impl<'a> Walk<'a> {
     }
 }
 
+fn kind_of(schema: &Json) -> Option<&str> {
+    schema.pointer("/properties/kind/const").and_then(Json::as_str)
+}
+
 fn unknown(name: &str, properties: Option<&Map<String, Json>>, what: &str) -> String {
     let names: Vec<&str> = properties.map(|properties| properties.keys().map(String::as_str).collect()).unwrap_or_default();
     match similar(name, &names) {
@@ -266,6 +280,20 @@ fn strings(list: Option<&Json>) -> Vec<&str> {
     list.and_then(Json::as_array).into_iter().flatten().filter_map(Json::as_str).collect()
 }
 
+/// What can stand for a required value that is not there, until it is.
+fn filler(schema: &Json) -> Option<Value> {
+    let text = |text: &str| Value::Scalar(Scalar::Text, text.to_owned());
+    if let Some(choice) = choices(schema).first() {
+        return Some(text(choice));
+    }
+    let is_address = schema.get("format").is_some_and(|format| format == "ip");
+    match schema.get("type").and_then(Json::as_str)? {
+        "string" if !is_address => Some(text("")),
+        "array" => Some(Value::List(Vec::new())),
+        _ => None,
+    }
+}
+
 /// What a value must be, as part of a sentence.
 fn describe(schema: &Json) -> String {
     let choices = choices(schema);
@@ -274,7 +302,7 @@ fn describe(schema: &Json) -> String {
     }
     match schema.get("type").and_then(Json::as_str).unwrap_or_default() {
         "object" => "a group of fields, each `name: value`".to_owned(),
-        "array" => "a list, each entry with `- ` before it".to_owned(),
+        "array" => "a list, as in `[a, b]`".to_owned(),
         "boolean" => "`true` or `false`".to_owned(),
         "integer" => match (schema.get("minimum"), schema.get("maximum")) {
             (Some(least), Some(most)) => format!("a whole number from {least} to {most}"),

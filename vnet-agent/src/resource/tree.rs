@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
-use serde_saphyr::granit_parser::{Event, Options, Parser, ScalarStyle, ScanError, Span as Marks, Tag, options};
+use serde_saphyr::granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle, ScanError, Span as Marks, Tag, options};
 
 use super::source::{Faults, Source, Span, quote};
 
@@ -53,8 +53,8 @@ impl Node {
     /// Where to point for a fault of this value.
     pub(super) fn place(&self) -> Span {
         match (&self.value, self.key) {
-            (Value::Scalar(Scalar::Null, text), Some(key)) if text.is_empty() => key,
             (Value::List(_) | Value::Map(_), Some(key)) => key,
+            (_, Some(key)) if self.span.start == self.span.end => key,
             _ => self.span,
         }
     }
@@ -221,11 +221,23 @@ impl Reader<'_> {
         let at = error.marker();
         let start = at.byte_offset().unwrap_or(self.source.text.len());
         let place = Span { line: number(at.line()), column: number(at.col() + 1), start, end: start };
-        self.fault(place, format!("this is not YAML: {}", error.info()));
+        self.fault(place, format!("this is not YAML: {}{}", error.info(), hint(error.kind())));
     }
 
     fn fault(&mut self, span: Span, message: impl Into<String>) {
         self.faults.push(self.source.fault(span, message));
+    }
+}
+
+/// What to do about a syntax error, where the parser's words leave that open.
+fn hint(kind: &ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::MappingValueNotAllowed => " (wrong indentation? Or text with `: ` in it, which needs quotes)",
+        ErrorKind::ExpectedBlockMappingKey | ErrorKind::InvalidIndentation => " (wrong indentation?)",
+        ErrorKind::SimpleKeyExpected => " (a field without `: value`?)",
+        ErrorKind::TabNotAllowed | ErrorKind::TabInBlockIndentation | ErrorKind::TabInIndentation => " (use spaces)",
+        ErrorKind::RecursionLimitExceeded => " (values lie too deep in each other)",
+        _ => "",
     }
 }
 

@@ -161,7 +161,7 @@ pub fn row(ifindex: u32, id: u32, slot: u32) -> EndpointRow {
 /// One VIP with one TCP and one UDP group, each of one member.
 pub fn balance(d: &Datapath, member: Ipv4Addr) {
     let maps = d.maps();
-    maps.set_flow_quota(10_000).unwrap();
+    maps.set_flow_quota(100_000).unwrap();
     for (group, protocol) in [(0u32, 6u8), (1, 17)] {
         let serial = 100 + group;
         let row = MemberRow {
@@ -273,8 +273,13 @@ pub fn ping(m: &Machine, to: Ipv4Addr, count: u32, interval: &str) -> (u32, u32)
     (numbers[0], numbers[1])
 }
 
-/// Everything under a directory.
+/// Everything under a directory; nothing if there is none.
 pub fn files(dir: &str) -> Vec<String> {
-    let out = Command::new("find").args([dir, "-mindepth", "1"]).output().unwrap();
-    String::from_utf8_lossy(&out.stdout).lines().map(str::to_owned).collect()
+    let mut all = Vec::new();
+    for file in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = file.path().display().to_string();
+        all.append(&mut files(&path));
+        all.push(path);
+    }
+    all
 }

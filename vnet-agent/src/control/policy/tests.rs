@@ -269,3 +269,22 @@ fn selectors_follow_endpoint_resources() {
     rig.policy.change(vec![], vec![("Endpoint".into(), "vm1".into())], false).unwrap();
     assert_eq!(rig.members(), []);
 }
+
+#[test]
+fn a_member_that_was_down_is_down_after_a_restart() {
+    let mut rig = rig();
+    let Resource::LoadBalancer(mut checked) = web(&["10.9.0.1", "10.9.0.2"]) else { unreachable!() };
+    checked.spec.health_check =
+        Some(crate::resource::HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
+    rig.apply(Resource::LoadBalancer(checked)).unwrap();
+    let first = rig.policy.desired().groups[0].members[0].check.unwrap();
+    rig.policy.inputs_mut().health.insert(first, (Health::Down, None));
+    rig.policy.refresh();
+    let down = [(1, state::DOWN), (2, state::ACTIVE)];
+    assert_eq!(rig.members(), down);
+    let mut again = Policy::load(Box::new(std::sync::Arc::clone(&rig.store)), Rc::clone(&rig.maps), Inputs::default()).unwrap();
+    again.recall_health().unwrap();
+    again.refresh();
+    assert_eq!(rig.members(), down);
+    assert_eq!(again.inputs().health[&first].0, Health::Down);
+}

@@ -270,6 +270,19 @@ fn what_flows_depend_on_bumps_the_generation() {
     for other in [vec![group_of(&[1])], vec![], vec![other_flags], vec![other_port]] {
         assert!(change(&old, &other).bump, "{other:?}");
     }
+    let mut two_vips = group_of(&[1, 2]);
+    two_vips.vips.push([10, 0, 0, 2].into());
+    assert!(change(&[two_vips], &old).bump, "the group stays, and one of its VIPs goes");
+}
+
+#[test]
+fn a_member_that_moves_bumps_the_generation_if_flows_know_where_it_was() {
+    for (flags, bump) in [(0, false), (flags::REDIRECT, true)] {
+        let (mut here, mut there) = (group_of(&[1, 2]), group_of(&[1, 2]));
+        (here.flags, there.flags) = (flags, flags);
+        there.members[0].place.ifindex = 5;
+        assert_eq!(change(&[here], &[there]).bump, bump);
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Faults between resources.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
 
@@ -52,18 +52,8 @@ impl<'a> Party<'a> {
         }
     }
 
-    fn load_balancer(&self) -> Option<&'a LoadBalancer> {
-        match self.resource {
-            Resource::LoadBalancer(load_balancer) => Some(load_balancer),
-            Resource::Endpoint(_) => None,
-        }
-    }
-
-    fn endpoint(&self) -> Option<&'a Endpoint> {
-        match self.resource {
-            Resource::Endpoint(endpoint) => Some(endpoint),
-            Resource::LoadBalancer(_) => None,
-        }
+    fn is(&self, other: &Self) -> bool {
+        std::ptr::eq(self.resource, other.resource)
     }
 }
 
@@ -77,28 +67,25 @@ impl std::fmt::Display for Party<'_> {
 /// Who has each VIP, with the VIP's index.
 type Owners<'a> = HashMap<IpAddr, (Party<'a>, usize)>;
 
+/// A load balancer with a VIP, and the VIP's index.
+type Use<'a> = (&'a LoadBalancer, Party<'a>, usize);
+
 /// One VIP, protocol and port belongs to one load balancer.
 fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
-    let mut taken: HashMap<(IpAddr, Protocol, u16), Party<'a>> = HashMap::new();
     let mut owners = Owners::new();
+    let mut sharing: BTreeMap<(IpAddr, Protocol), Vec<Use<'a>>> = BTreeMap::new();
     for party in all {
-        let Some(LoadBalancer { spec, .. }) = party.load_balancer() else { continue };
-        for (index, vip) in spec.vips.iter().enumerate() {
+        let Resource::LoadBalancer(load_balancer) = party.resource else { continue };
+        for (index, vip) in load_balancer.spec.vips.iter().enumerate() {
             owners.entry(*vip).or_insert((*party, index));
-            let mut overlaps: Vec<(Party<'a>, Vec<String>)> = Vec::new();
-            for port in &spec.ports {
-                let first = *taken.entry((*vip, spec.protocol, *port)).or_insert(*party);
-                if std::ptr::eq(first.resource, party.resource) {
-                    continue;
-                }
-                match overlaps.iter_mut().find(|(other, _)| std::ptr::eq(other.resource, first.resource)) {
-                    Some((_, ports)) => ports.push(port.to_string()),
-                    None => overlaps.push((first, vec![port.to_string()])),
-                }
-            }
-            for (other, ports) in overlaps {
-                let (protocol, ports) = (protocol(spec.protocol), ports.join(", "));
-                let name = party.resource.name();
+            sharing.entry((*vip, load_balancer.spec.protocol)).or_default().push((load_balancer, *party, index));
+        }
+    }
+    for ((vip, protocol), users) in sharing.into_iter().filter(|(_, users)| users.len() > 1) {
+        let mut taken: HashMap<u16, Party<'a>> = HashMap::new();
+        for (load_balancer, party, index) in users {
+            for (other, ports) in overlaps(&mut taken, &load_balancer.spec.ports, party) {
+                let (protocol, name) = (protocol_name(protocol), party.resource.name());
                 let message = format!(
                     "VIP {vip} {protocol} port {ports} of LoadBalancer `{name}` belongs to {other}: use another VIP or port"
                 );
@@ -109,7 +96,23 @@ fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
     owners
 }
 
-fn protocol(protocol: Protocol) -> &'static str {
+/// Takes `ports` for `party`: gives those that others have taken, by who has them.
+fn overlaps<'a>(taken: &mut HashMap<u16, Party<'a>>, ports: &[u16], party: Party<'a>) -> Vec<(Party<'a>, String)> {
+    let mut overlaps: Vec<(Party<'a>, String)> = Vec::new();
+    for port in ports {
+        let first = *taken.entry(*port).or_insert(party);
+        if first.is(&party) {
+            continue;
+        }
+        match overlaps.iter_mut().find(|(other, _)| other.is(&first)) {
+            Some((_, ports)) => *ports += &format!(", {port}"),
+            None => overlaps.push((first, port.to_string())),
+        }
+    }
+    overlaps
+}
+
+fn protocol_name(protocol: Protocol) -> &'static str {
     match protocol {
         Protocol::Tcp => "TCP",
         Protocol::Udp => "UDP",
@@ -143,7 +146,7 @@ fn endpoints(all: &[Party<'_>], faults: &mut Faults) {
     let mut macs = Claims::default();
     let mut addresses = Claims::default();
     for party in all {
-        let Some(Endpoint { spec, .. }) = party.endpoint() else { continue };
+        let Resource::Endpoint(Endpoint { spec, .. }) = party.resource else { continue };
         devices.claim(spec.device.as_str(), *party, "/spec/device", &format!("device `{}`", spec.device), faults);
         if let Some((text, mac)) = spec.mac.as_deref().and_then(|text| Some((text, parse_mac(text)?))) {
             macs.claim(mac, *party, "/spec/mac", &format!("MAC {text}"), faults);
@@ -166,7 +169,7 @@ impl<K> Default for Claims<'_, K> {
 impl<'a, K: Eq + Hash> Claims<'a, K> {
     fn claim(&mut self, key: K, party: Party<'a>, pointer: &str, what: &str, faults: &mut Faults) {
         let first = *self.0.entry(key).or_insert(party);
-        if !std::ptr::eq(first.resource, party.resource) {
+        if !first.is(&party) {
             party.report(faults, pointer, format!("{first} has {what} already: two endpoints cannot share it"));
         }
     }

@@ -1,0 +1,81 @@
+//! Resources beside each other, in the files and in force.
+
+use super::fields::{BALANCER, ENDPOINT};
+use super::*;
+
+/// Where the faults are and how they start; none more, none less.
+fn assert_faults(found: &[Fault], expected: &[(u32, u32, &str)]) {
+    let same = |(fault, (line, column, message)): (&Fault, &(u32, u32, &str))| {
+        (fault.line, fault.column) == (*line, *column) && fault.message.starts_with(message)
+    };
+    assert!(found.len() == expected.len() && found.iter().zip(expected).all(same), "{expected:#?}\n{}", show(found));
+}
+
+fn in_force(text: &str) -> Vec<Resource> {
+    good(text).into_iter().map(|located| located.resource).collect()
+}
+
+#[test]
+fn vips_belong_to_one_load_balancer() {
+    let other = BALANCER.replace("name: web", "name: api");
+    let expected = [(33, 10, "VIP 10.96.0.10 TCP port 80, 81 of LoadBalancer `api` belongs to LoadBalancer `web` (t.yaml:1)")];
+    assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &expected);
+
+    let expected = [(7, 10, "VIP 10.96.0.10 TCP port 81 of LoadBalancer `api` belongs to LoadBalancer `web` (in force)")];
+    assert_faults(&check(&good(&other.replace("[80, 81]", "[81, 82]")), &in_force(BALANCER)), &expected);
+
+    good(&format!("{BALANCER}---\n{}", other.replace("[80, 81]", "[82]")));
+    good(&format!("{BALANCER}---\n{}", other.replace("TCP", "UDP")));
+}
+
+#[test]
+fn what_is_replaced_is_in_nobodys_way() {
+    assert_faults(&check(&good(BALANCER), &in_force(BALANCER)), &[]);
+}
+
+#[test]
+fn names_are_unique_in_their_kind() {
+    let expected = [(30, 9, "LoadBalancer `web` is at t.yaml:1 already")];
+    assert_faults(&bad(&format!("{BALANCER}---\n{}", BALANCER.replace("TCP", "UDP"))), &expected);
+    good(&format!("{BALANCER}---\n{}", ENDPOINT.replace("vm1", "web")));
+}
+
+#[test]
+fn a_vip_is_no_hosts_address() {
+    let endpoint = ENDPOINT.replace("10.0.0.1", "10.96.0.10");
+    let expected = [(7, 15, "10.96.0.10 is a VIP of LoadBalancer `web` (in force)")];
+    assert_faults(&check(&good(&endpoint), &in_force(BALANCER)), &expected);
+    let expected = [(7, 10, "the VIP 10.96.0.10 is a host's address in Endpoint `vm1` (in force)")];
+    assert_faults(&check(&good(BALANCER), &in_force(&endpoint)), &expected);
+}
+
+#[test]
+fn endpoints_share_nothing() {
+    let other = ENDPOINT.replace("vm1", "vm2").replace("52:54:00:00:00:01", "'52:54:00:00:00:01'");
+    let expected = [
+        (5, 11, "Endpoint `vm1` (in force) has device `tap0` already"),
+        (6, 8, "Endpoint `vm1` (in force) has MAC 52:54:00:00:00:01 already"),
+        (7, 15, "Endpoint `vm1` (in force) has address 10.0.0.1 already"),
+        (7, 25, "Endpoint `vm1` (in force) has address fd00::1 already"),
+    ];
+    assert_faults(&check(&good(&other), &in_force(ENDPOINT)), &expected);
+}
+
+#[test]
+fn what_is_faulty_elsewhere_still_overlaps() {
+    let other = BALANCER.replace("name: web", "name: api").replace("    - address: 10.0.1.12", "    - weight: 1");
+    let expected = [(33, 10, "VIP 10.96.0.10 TCP port 80, 81"), (42, 7, "an entry of `members` lacks the field `address`")];
+    assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &expected);
+}
+
+/// What stands for a value that is not there is not held against anyone.
+#[test]
+fn what_nobody_wrote_is_no_fault() {
+    let other = BALANCER.replace("name: web", "name: api").replace("TCP", "SCTP");
+    assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &[(34, 13, "`protocol` must be `TCP` or `UDP`, but is `SCTP`")]);
+    let nameless = BALANCER.replace("name: web", "{}").replace("  labels: { tier: front }\n", "").replace("TCP", "UDP");
+    let expected = [(3, 1, "`metadata` lacks the field `name`"), (28, 1, "`metadata` lacks the field `name`")];
+    assert_faults(&bad(&format!("{nameless}---\n{nameless}")), &expected);
+    let expected = [(7, 10, "an entry of `vips` must be an IP address")];
+    assert_faults(&bad(&BALANCER.replace("10.96.0.10", "10.96")), &expected);
+}
