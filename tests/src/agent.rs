@@ -15,6 +15,7 @@ pub struct Agent<'host> {
     process: Option<Process>,
     program: PathBuf,
     attach: Vec<String>,
+    more: Vec<String>,
     dir: TempDir,
 }
 
@@ -27,13 +28,26 @@ impl<'host> Agent<'host> {
         Self::start_program(host, &bin_dir()?.join("vnet-agent"), attach)
     }
 
+    /// The same with further arguments.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn start_with(host: &'host Host, attach: &[&str], more: &[&str]) -> Result<Self> {
+        Self::make(host, &bin_dir()?.join("vnet-agent"), attach, more)
+    }
+
     /// The same with another build of the agent.
     ///
     /// # Errors
     /// See [`Agent::start`].
     pub fn start_program(host: &'host Host, program: &Path, attach: &[&str]) -> Result<Self> {
-        let attach = attach.iter().map(|&glob| glob.to_owned()).collect();
-        let mut agent = Self { host, process: None, program: program.to_owned(), attach, dir: TempDir::new()? };
+        Self::make(host, program, attach, &[])
+    }
+
+    fn make(host: &'host Host, program: &Path, attach: &[&str], more: &[&str]) -> Result<Self> {
+        let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
+        let (attach, more) = (owned(attach), owned(more));
+        let mut agent = Self { host, process: None, program: program.to_owned(), attach, more, dir: TempDir::new()? };
         agent.begin()?;
         Ok(agent)
     }
@@ -47,6 +61,7 @@ impl<'host> Agent<'host> {
         command.arg("--state-dir").arg(self.state_dir()).arg("--run-dir").arg(self.dir.path());
         command.args(["--bpffs", "/sys/fs/bpf"]);
         command.args(self.attach.iter().flat_map(|glob| ["--attach", glob]));
+        command.args(&self.more);
         // A socket that a killed agent left would answer nobody, yet be there.
         let socket = self.socket();
         let mut process = Process::start(command)?;

@@ -204,11 +204,11 @@ impl Host {
     /// Waits until a device carries packets, which is some time after it was set up: what is sent before is lost.
     ///
     /// # Errors
-    /// It does not within 5 s.
+    /// It does not within 10 s.
     pub fn wait_up(&self, device: &str) -> Result<()> {
         let path = format!("/sys/class/net/{device}/operstate");
         let up = || std::fs::read_to_string(&path).is_ok_and(|state| state.trim_end() == "up").then_some(());
-        self.run(|| wait_for(&format!("{}: {device} to be up", self.name), Duration::from_secs(5), up))?
+        self.run(|| wait_for(&format!("{}: {device} to be up", self.name), Duration::from_secs(10), up))?
     }
 }
 

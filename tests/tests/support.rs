@@ -19,8 +19,8 @@ fn pair() -> Result<(Host, Host)> {
 fn the_first_packet_arrives_each_time() -> Result<()> {
     for _ in 0..30 {
         let (one, _other) = pair()?;
-        one.output("ping", &["-c", "1", "-W", "0.5", "10.0.0.2"])?;
-        one.output("ping", &["-c", "1", "-W", "0.5", "fd00::2"])?;
+        one.output("ping", &["-c", "1", "-W", "0.9", "10.0.0.2"])?;
+        one.output("ping", &["-c", "1", "-W", "0.9", "fd00::2"])?;
     }
     Ok(())
 }
@@ -34,8 +34,8 @@ fn a_host_routes() -> Result<()> {
     right.ip("route add default via 10.0.1.1\nroute add default via fd00:1::1")?;
     ensure!(left.output("ping", &["-c", "1", "-W", "0.3", "10.0.1.2"]).is_err(), "routed before it was told to");
     router.forward()?;
-    left.output("ping", &["-c", "1", "-W", "0.5", "10.0.1.2"])?;
-    left.output("ping", &["-c", "1", "-W", "0.5", "fd00:1::2"])?;
+    left.output("ping", &["-c", "1", "-W", "0.9", "10.0.1.2"])?;
+    left.output("ping", &["-c", "1", "-W", "0.9", "fd00:1::2"])?;
     Ok(())
 }
 
@@ -46,7 +46,7 @@ fn a_bridge_joins_its_devices() -> Result<()> {
     connect((&switch, "two", &[]), (&two, "eth0", &["10.0.0.12/24", "fd00::12/64"]))?;
     switch.bridge("br0", &["one", "two"], &["10.0.0.1/24", "fd00::1/64"])?;
     for address in ["10.0.0.12", "fd00::12", "10.0.0.1", "fd00::1"] {
-        one.output("ping", &["-c", "1", "-W", "0.5", address])?;
+        one.output("ping", &["-c", "1", "-W", "0.9", address])?;
     }
     Ok(())
 }

@@ -29,7 +29,9 @@ const TRACES: Duration = Duration::from_millis(50);
 
 fn main() -> ExitCode {
     let options = Options::parse();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    // The loader of the eBPF object tells every relocation at level debug.
+    let filter = env_logger::Env::default().default_filter_or("info");
+    env_logger::Builder::from_env(filter).filter_module("aya_obj", log::LevelFilter::Info).init();
     match start(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

@@ -70,7 +70,7 @@ fn connections(client: &Machine) -> Vec<TcpStream> {
 }
 
 fn established(d: &Datapath) -> Vec<Flow> {
-    d.flows(1000, |_| true).unwrap().0.into_iter().filter(|f| f.state == FlowState::Established).collect()
+    d.flows(100_000, |_| true).unwrap().0.into_iter().filter(|f| f.state == FlowState::Established).collect()
 }
 
 /// Every connection goes on, known as the flow that it was.
@@ -277,7 +277,7 @@ fn an_agent_killed_while_it_moves_everything_is_no_loss() {
     let mut streams = connections(&client);
     let load = Load::start(connect(&client));
     let mut half_moved = 0;
-    for moment in MOMENTS.iter().cycle().take(12) {
+    for moment in MOMENTS.iter().cycle().take(8) {
         let mut helper = Command::new(std::env::current_exe().unwrap());
         let helper = helper.args(["--exact", "helper_resizer"]).env("VNET_TEST_HELPER", "1").stdout(std::process::Stdio::null());
         let mut helper = helper.spawn().unwrap();

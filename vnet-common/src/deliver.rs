@@ -103,7 +103,7 @@ where
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
     let hash = hash::flow(&w.seen.key);
     let stamp = m.stamp(hash);
-    let cached = m.cached(hash, |s| if s.stamp == stamp && s.key == w.seen.key { Some(s.flags) } else { None });
+    let cached = m.cached(hash, |s| if s.stamp == stamp && s.key.is(&w.seen.key) { Some(s.flags) } else { None });
     let flags = match cached {
         Some(Some(flags)) => flags,
         _ if m.flow(Table::Main, &w.seen.key, &mut w.entry) => w.entry.flags,

@@ -12,10 +12,14 @@ usage: cargo xtask COMMAND
                            --once: end after the report; --help: everything it takes
   test [--long] [FILTER]   every check and test; with FILTER only the tests whose name contains it.
                            --long: also those that take minutes
+  bench [SUITE] [OPTION…]  what the datapath costs, with goals. --json; --quick; --help: everything it takes
+  budget                   how many instructions the verifier walks for each program
+  schema                   writes policies/schema.json from the agent's types
   build-ebpf [--previous-abi]
                            the kernel half alone; prints where the object is
 
-Each installs what it lacks with ./setup, and says what. Those that make network namespaces need root, and use sudo.
+Each installs what it lacks with ./setup, and says what. Those that make network namespaces or
+load programs need root, and use sudo.
 ";
 
 fn main() -> ExitCode {
@@ -25,6 +29,9 @@ fn main() -> ExitCode {
     let done = match command.as_str() {
         "lab" => commands::lab::run(&args),
         "test" => commands::test::run(&args),
+        "bench" => commands::bench::run(&args),
+        "budget" => commands::budget::run(&args),
+        "schema" => commands::schema::run(&args),
         "build-ebpf" => commands::build_ebpf::run(&args),
         // As root, and only by `test` itself.
         commands::test::AS_ROOT => commands::test::run_as_root(&args),

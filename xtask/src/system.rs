@@ -54,7 +54,7 @@ pub fn as_root(program: &Path, why: &str) -> Result<Command, String> {
     if !env::split_paths(&path).any(|dir| dir.join("sudo").is_file()) {
         return Err(format!("root is needed, since {why}; there is no sudo: run this command as root"));
     }
-    println!("root is needed, since {why}: using sudo");
+    eprintln!("root is needed, since {why}: using sudo");
     let mut sudo = Command::new("sudo");
     sudo.arg("--").arg(program);
     Ok(sudo)

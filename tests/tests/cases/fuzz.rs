@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use vnet_common::endpoint::flags as endpoint_flags;
 use vnet_common::host::Frame;
@@ -14,14 +14,12 @@ use vnet_common::verdict::{Direction, Reason, Verdict};
 
 use super::kernel::{self, Kernel};
 use super::packet::{L4, Packet};
-use super::row::{action, hex, on_host};
+use super::row::{SHORT, action, hex, on_host};
 use super::snapshot::Snapshot;
 use super::sums;
 use super::world::{CLIENT, FAMILIES, FAR, Family, NEAR, World};
 
 const PACKETS_PER_WORLD: u64 = 40;
-/// Shorter than the time after which a cached flow is written back: after a longer run counts may lie elsewhere.
-const SHORT: Duration = Duration::from_millis(100);
 
 /// What a run must have reached to have shown anything.
 const REACHED: &[&str] = &[

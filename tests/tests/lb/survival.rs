@@ -224,7 +224,7 @@ fn an_upgrade_with_another_map_layout_under_load() -> Result<()> {
     let previous = bin_dir()?.join("vnet-agent-previous-abi");
     let mut agent = Agent::start_program(&net.host, &previous, &["client0"])?;
     agent.apply(&policy)?;
-    let pins = |agent: &Agent| net.host.output("ls", &["/sys/fs/bpf"]).with_context(|| agent.logged());
+    let pins = |agent: &Agent| net.host.output("ls", &["/sys/fs/bpf/vnet"]).with_context(|| agent.logged());
     let before = pins(&agent)?;
     let load = Load::start(&net.client, 8)?;
     goes_on(&load)?;

@@ -48,7 +48,8 @@ impl<R: Rows> Policy<R> {
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
         let (applier, endpoints, desired) = (Applier::default(), Vec::new(), Desired::default());
-        Ok(Self { store, rows, applier, inputs, endpoints, desired, trouble: None, store_trouble: None })
+        let trouble = Some("the datapath does not follow the resources: the agent is starting".to_owned());
+        Ok(Self { store, rows, applier, inputs, endpoints, desired, trouble, store_trouble: None })
     }
 
     /// What everything follows from.
@@ -110,7 +111,11 @@ impl<R: Rows> Policy<R> {
     /// Brings the maps to what follows from the inputs now. On an error they keep saying what they can.
     pub fn refresh(&mut self) {
         self.endpoints = self.inputs.endpoints();
-        self.desired = self.inputs.desired(&self.endpoints);
+        let desired = self.inputs.desired(&self.endpoints);
+        if desired == self.desired && self.trouble.is_none() {
+            return;
+        }
+        self.desired = desired;
         self.trouble = self.write().err().map(|e| format!("the datapath does not follow the resources: {e:#}"));
     }
 

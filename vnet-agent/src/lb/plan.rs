@@ -307,6 +307,7 @@ impl<'a> Planner<'a> {
             }
         }
     }
+
     /// A word whose bits are both set and cleared is written twice.
     fn filter(&mut self) {
         let first_of_members = FILTER_WORDS / 2;

@@ -4,7 +4,7 @@ use crate::system::{cargo, target_dir};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The package whose tests make network namespaces.
+/// The package whose tests make network namespaces. Integration tests of others load programs, at least.
 const ROOTED: &str = "tests";
 
 /// One test function.
@@ -39,14 +39,19 @@ impl Test {
 /// Builds everything that tests run, and lists the tests whose name contains `filter`; with `long` those marked `#[ignore]` too.
 pub fn build_and_list(long: bool, filter: Option<&str>) -> Result<Vec<Test>, String> {
     build_programs()?;
+    list(long, filter)
+}
+
+/// The same without the programs that end-to-end tests start.
+pub fn list(long: bool, filter: Option<&str>) -> Result<Vec<Test>, String> {
     let mut tests = Vec::new();
-    for (binary, dir) in build_tests()? {
+    for Built { binary, dir, integration } in build_tests()? {
         let suite = suite(&binary, &dir);
         let all = names(&binary, &dir, &[])?;
         let ignored = if long { Vec::new() } else { names(&binary, &dir, &["--ignored"])? };
         tests.extend(all.into_iter().filter(|name| !ignored.contains(name)).map(|name| Test {
             binary: binary.clone(),
-            needs_root: dir.file_name().is_some_and(|folder| folder == ROOTED),
+            needs_root: integration || dir.file_name().is_some_and(|folder| folder == ROOTED),
             dir: dir.clone(),
             suite: suite.clone(),
             name,
@@ -72,8 +77,18 @@ fn build(cargo: &mut Command) -> Result<(), String> {
     if status.success() { Ok(()) } else { Err(format!("{cargo:?}: {status}")) }
 }
 
-/// Every test binary of the workspace, with the folder of its package.
-fn build_tests() -> Result<Vec<(PathBuf, PathBuf)>, String> {
+/// A test binary.
+#[derive(Debug, PartialEq, Eq)]
+struct Built {
+    binary: PathBuf,
+    /// Of its package.
+    dir: PathBuf,
+    /// It is one of those below `tests/`.
+    integration: bool,
+}
+
+/// Every test binary of the workspace.
+fn build_tests() -> Result<Vec<Built>, String> {
     let mut cargo = cargo()?;
     cargo.args(["test", "--quiet", "--workspace", "--exclude=vnet-ebpf", "--no-run", "--message-format=json-render-diagnostics"]);
     let out = cargo.stderr(Stdio::inherit()).output().map_err(|error| format!("running {cargo:?}: {error}"))?;
@@ -84,16 +99,16 @@ fn build_tests() -> Result<Vec<(PathBuf, PathBuf)>, String> {
     Ok(messages.lines().filter_map(test_binary).collect())
 }
 
-/// The binary and its package's folder, if this message of cargo is about a test.
-fn test_binary(message: &str) -> Option<(PathBuf, PathBuf)> {
+/// The test that this message of cargo is about, if it is about one.
+fn test_binary(message: &str) -> Option<Built> {
     // The target has a field `test` too: whether it can have tests.
     let profile = message.split_once("\"profile\":{")?.1.split_once('}')?.0;
     if !profile.contains("\"test\":true") {
         return None;
     }
-    let binary = field(message, "executable")?;
-    let manifest = field(message, "manifest_path")?;
-    Some((binary.into(), Path::new(manifest).parent()?.to_owned()))
+    let binary = field(message, "executable")?.into();
+    let dir = Path::new(field(message, "manifest_path")?).parent()?.to_owned();
+    Some(Built { binary, dir, integration: message.contains("\"kind\":[\"test\"]") })
 }
 
 /// The text of a field of a message. Paths that JSON has to escape are not expected here.
@@ -129,7 +144,9 @@ mod tests {
     #[test]
     fn only_messages_about_tests_are_taken() {
         let test = r#"{"reason":"compiler-artifact","manifest_path":"/w/a/Cargo.toml","target":{"test":true},"profile":{"opt_level":"0","test":true},"executable":"/w/t/a-1f","fresh":true}"#;
-        assert_eq!(test_binary(test), Some(("/w/t/a-1f".into(), "/w/a".into())));
+        let built = |integration| Some(Built { binary: "/w/t/a-1f".into(), dir: "/w/a".into(), integration });
+        assert_eq!(test_binary(test), built(false));
+        assert_eq!(test_binary(&test.replace("\"target\":{", "\"target\":{\"kind\":[\"test\"],")), built(true));
         let program = test.replace("\"opt_level\":\"0\",\"test\":true", "\"opt_level\":\"0\",\"test\":false");
         assert_eq!(test_binary(&program), None);
         assert_eq!(test_binary(r#"{"reason":"build-finished","success":true}"#), None);

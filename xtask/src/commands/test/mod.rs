@@ -3,7 +3,7 @@
 //! A process for each test gives each a duration, a time limit and its own output, and whatever a test started ends with it.
 
 mod checks;
-mod discover;
+pub mod discover;
 mod manifests;
 mod runner;
 
