@@ -19,8 +19,8 @@ fn pair() -> Result<(Host, Host)> {
 fn the_first_packet_arrives_each_time() -> Result<()> {
     for _ in 0..30 {
         let (one, _other) = pair()?;
-        one.output("ping", &["-c", "1", "-W", "0.9", "10.0.0.2"])?;
-        one.output("ping", &["-c", "1", "-W", "0.9", "fd00::2"])?;
+        one.output("ping", &["-c", "1", "-W", "3", "10.0.0.2"])?;
+        one.output("ping", &["-c", "1", "-W", "3", "fd00::2"])?;
     }
     Ok(())
 }

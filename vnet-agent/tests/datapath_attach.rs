@@ -123,7 +123,7 @@ fn a_device_that_was_deleted_and_made_again_is_attached_anew() {
     ip("link del c0");
     let (d, report) = open();
     assert_eq!(report.devices, Vec::<u32>::new());
-    assert!(!d.attach(old).is_ok(), "there is no such device");
+    assert!(d.attach(old).is_err(), "there is no such device");
     assert!(!files(support::PINS).iter().any(|f| f.contains("links/")), "dead links are left: {:?}", files(support::PINS));
 }
 

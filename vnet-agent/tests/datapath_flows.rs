@@ -81,7 +81,10 @@ fn key(n: u32, endpoint: u32) -> FlowKey<[u8; 4]> {
     }
 }
 
-fn pair(n: u32, endpoint: u32, last_seen: [u32; 2]) -> [(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>); 2] {
+/// Both entries of a flow.
+type Pair = [(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>); 2];
+
+fn pair(n: u32, endpoint: u32, last_seen: [u32; 2]) -> Pair {
     let key = key(n, endpoint);
     let rewrite = Rewrite { addr: MEMBER.octets(), port: PORT.to_be_bytes(), client_port: key.sport };
     let forward = FlowEntry { rewrite, last_seen: last_seen[0], serial: 1, ..FlowEntry::default() };
@@ -89,7 +92,7 @@ fn pair(n: u32, endpoint: u32, last_seen: [u32; 2]) -> [(FlowKey<[u8; 4]>, FlowE
     [(key, forward), (key.partner(&rewrite), reverse)]
 }
 
-fn fill(d: &Datapath, flows: impl Iterator<Item = [(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>); 2]>) {
+fn fill(d: &Datapath, flows: impl Iterator<Item = Pair>) {
     let (keys, entries): (Vec<_>, Vec<_>) = flows.flatten().unzip();
     d.maps().import_flows4(&keys, &entries).unwrap();
 }

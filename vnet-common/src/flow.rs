@@ -102,7 +102,7 @@ pub struct FlowEntry<A: Address> {
     pub generation: u32,
     /// Row of the member.
     pub member: u32,
-    /// [`crate::lb::Member::serial`] at the time: the row may since have gone to another member.
+    /// [`crate::lb::MemberRow::serial`] at the time: the row may since have gone to another member.
     pub serial: u32,
     /// Row of the group.
     pub group: u32,

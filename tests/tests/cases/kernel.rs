@@ -87,6 +87,7 @@ impl Kernel {
         let mut ebpf = EbpfLoader::new()
             .override_global("CACHE_ON", &1u32, true)
             .override_global("CACHE_MASK", &(CACHE_SLOTS - 1), true)
+            .override_global("CACHE_MASK6", &(CACHE_SLOTS - 1), true)
             .map_max_entries("CACHE4", CACHE_SLOTS * cpus)
             .map_max_entries("CACHE6", CACHE_SLOTS * cpus)
             .load(vnet_agent::object::object())

@@ -172,7 +172,9 @@ fn by_the_stack_after_all() {
         let stack = |r: Row| r.egress(CLIENT, &c.up(SYN)).becomes(Reason::HalfOpen, &c.up_there(SYN)).by(c.member);
         let member = c.member;
         rows.push(stack(first(s.row("the member left this host")).change(move |w| w.edit(member).ifindex = 0)));
-        rows.push(stack(first(s.row("the member's endpoint is gone")).change(|w| drop(w.maps.endpoints.remove(&NEAR)))));
+        rows.push(stack(first(s.row("the member's endpoint is gone")).change(|w| {
+            w.maps.endpoints.remove(&NEAR);
+        })));
         let mut w = s.world();
         w.maps.locals.clear();
         let r = row(format!("{s:?}: the client's address is not its endpoint's"), w).egress(CLIENT, &c.up(SYN));

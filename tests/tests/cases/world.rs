@@ -22,10 +22,6 @@ pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 /// Blocks of the pick table that each group has.
 const BLOCKS: u32 = 4;
 
-pub fn ip(text: &str) -> IpAddr {
-    text.parse().unwrap_or_else(|e| panic!("{text}: {e}"))
-}
-
 /// An address in each family: `10.0.<net>.<host>`, `fd00::<net>:<host>`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {

@@ -2,7 +2,7 @@
 //! together.
 //!
 //! [`inputs`] holds all that the datapath follows from and says what follows; [`policy`] changes what is desired;
-//! [`attachments`] follows the devices; [`views`] is what users see; [`run`] brings events. One lock guards it all, and is
+//! [`attachments`] follows the devices; `views` is what users see; [`run`] brings events. One lock guards it all, and is
 //! not held while flow tables are read.
 
 pub mod attachments;

@@ -53,7 +53,7 @@ pub struct ForeignProgram {
     pub hook: Hook,
 }
 
-/// What [`Tcx::attach`] found and did.
+/// What attaching found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attached {
     /// Both links were there already.
