@@ -58,9 +58,9 @@ static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max
 #[map]
 static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, PREALLOC);
 #[map]
-static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, NO_PREALLOC);
+static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 17, PREALLOC);
 #[map]
-static HALF_OPEN6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, NO_PREALLOC);
+static HALF_OPEN6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 16, PREALLOC);
 #[map]
 static RING4: Array<FlowKey<[u8; 4]>> = Array::with_max_entries(256 << 10, MMAPABLE);
 #[map]
