@@ -41,20 +41,3 @@ fn both_directions_pass_by_the_hosts_stack() -> Result<()> {
     ensure!(text.contains("m1") && text.contains("m2"), "{text}");
     Ok(())
 }
-
-#[test]
-fn what_only_the_stack_can_do_is_left_to_it() -> Result<()> {
-    let mut net = Routed::new(1)?;
-    for m in &mut net.members {
-        m.serve_http(8080)?;
-    }
-    let agent = Agent::start(&net.host, &[])?;
-    agent.apply(&policy(&net)?)?;
-    // A TTL of 1 ends at the host, which says so.
-    let trace = net.client.host.printed("traceroute", &["-n", "-T", "-p", "80", "-f", "1", "-m", "1", "-q", "1", "-w", "1", VIP]);
-    if let Ok(trace) = trace {
-        ensure!(trace.contains("10.0.0.1") || trace.contains("not found"), "{trace}");
-    }
-    ensure!(total(&ask(&net.client.host, VIP, 3)?) == 3);
-    Ok(())
-}
