@@ -10,6 +10,7 @@ use support::{
 use vnet_agent::datapath::flows::FlowState;
 use vnet_agent::datapath::gc::{Collected, Collector};
 use vnet_agent::datapath::{Datapath, Sizes};
+use vnet_common::addr::V4;
 use vnet_common::flow::{FlowEntry, FlowKey, Rewrite};
 
 /// A whole sweep over all tables.
@@ -68,12 +69,12 @@ fn a_connection_is_listed_with_what_caches_hold() {
     drop(d);
 }
 
-fn key(n: u32, endpoint: u32) -> FlowKey<[u8; 4]> {
+fn key(n: u32, endpoint: u32) -> FlowKey<V4> {
     let [_, b, c, d] = n.to_be_bytes();
     FlowKey {
         endpoint,
-        src: [11, b, c, d],
-        dst: VIP.octets(),
+        src: V4::from([11, b, c, d]),
+        dst: V4::from(VIP),
         sport: [4, 210],
         dport: PORT.to_be_bytes(),
         protocol: 17,
@@ -82,11 +83,11 @@ fn key(n: u32, endpoint: u32) -> FlowKey<[u8; 4]> {
 }
 
 /// Both entries of a flow.
-type Pair = [(FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>); 2];
+type Pair = [(FlowKey<V4>, FlowEntry<V4>); 2];
 
 fn pair(n: u32, endpoint: u32, last_seen: [u32; 2]) -> Pair {
     let key = key(n, endpoint);
-    let rewrite = Rewrite { addr: MEMBER.octets(), port: PORT.to_be_bytes(), client_port: key.sport };
+    let rewrite = Rewrite { addr: V4::from(MEMBER), port: PORT.to_be_bytes(), client_port: key.sport };
     let forward = FlowEntry { rewrite, last_seen: last_seen[0], serial: 1, ..FlowEntry::default() };
     let reverse = FlowEntry { rewrite: key.unrewrite(), last_seen: last_seen[1], ..forward };
     [(key, forward), (key.partner(&rewrite), reverse)]

@@ -4,11 +4,10 @@
 //! turned round; where the device or the kernel is still to complete a checksum in it (see [`crate::checksum::Field`]), the
 //! answer is made so that this gives the right sum.
 
-use crate::addr::Address;
+use crate::addr::{Address, V4, V6};
 use crate::checksum::{self, Field};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol, tcp};
-use crate::rewrite::write_address;
 
 /// TTL and hop limit of answers; neighbour advertisements must have 255.
 const TTL: u8 = 64;
@@ -24,7 +23,7 @@ fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
 #[inline(always)]
 fn may_be_refused<P: Packet, A: Address>(p: &P, h: &Headers<A>) -> bool {
     let first = h.src.widen()[0];
-    let one_host = if A::VERSION == 4 { first != 0 && first < 224 } else { first != 0xff && !h.src.is(&A::default()) };
+    let one_host = if A::VERSION == 4 { first != 0 && first < 224 } else { first != 0xff && h.src != A::default() };
     one_host && h.is_plain() && p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0)
 }
 
@@ -51,8 +50,8 @@ fn ip_header<P: Packet, A: Address>(p: &mut P, src: &A, dst: &A, protocol: u8, p
     } else {
         let n = payload.to_be_bytes();
         p.write(ETH, [0x60, 0, 0, 0, n[0], n[1], protocol, ttl])?;
-        write_address(p, ETH + 8, src)?;
-        write_address(p, ETH + 24, dst)
+        src.write(p, ETH + 8)?;
+        dst.write(p, ETH + 24)
     }
 }
 
@@ -197,18 +196,18 @@ pub fn echo<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
         p.write(ETH + 12, [d[0], d[1], d[2], d[3], s[0], s[1], s[2], s[3]])
     } else {
         p.write(ETH + 6, [h.protocol, TTL])?;
-        write_address(p, ETH + 8, &h.dst)?;
-        write_address(p, ETH + 24, &h.src)
+        h.dst.write(p, ETH + 8)?;
+        h.src.write(p, ETH + 24)
     }
 }
 
 /// The IPv4 address that an ARP request (RFC 826) asks for; `None` for anything else, and for probes (RFC 5227).
 #[inline(always)]
-pub fn arp_target<P: Packet>(p: &P) -> Option<[u8; 4]> {
+pub fn arp_target<P: Packet>(p: &P) -> Option<V4> {
     let b: [u8; 28] = p.read(ETH)?;
     let request = b[..8] == [0, 1, 0x08, 0, 6, 4, 0, 1];
     let probe = b[14..18] == [0; 4];
-    (request && !probe).then_some([b[24], b[25], b[26], b[27]])
+    (request && !probe).then_some(V4::from([b[24], b[25], b[26], b[27]]))
 }
 
 /// Makes an ARP request into the reply that its target has `mac`.
@@ -227,16 +226,16 @@ pub const SOLICITATION: [u8; 2] = [135, 0];
 /// The IPv6 address that a neighbour solicitation (RFC 4861 §4.3) asks for; `None` for anything else, and for duplicate
 /// address detection.
 #[inline(always)]
-pub fn solicited<P: Packet>(p: &P, h: &Headers<[u8; 16]>) -> Option<[u8; 16]> {
-    if h.protocol != protocol::ICMPV6 || h.dport != SOLICITATION || h.ttl != 255 || h.src == [0; 16] || !h.is_plain() {
+pub fn solicited<P: Packet>(p: &P, h: &Headers<V6>) -> Option<V6> {
+    if h.protocol != protocol::ICMPV6 || h.dport != SOLICITATION || h.ttl != 255 || h.src == V6::default() || !h.is_plain() {
         return None;
     }
-    p.read(h.l4 + 8)
+    Some(V6::of(p.read(h.l4 + 8)?, p.read(h.l4 + 16)?))
 }
 
 /// Makes a neighbour solicitation into the advertisement (RFC 4861 §4.4) that `target` has `mac`.
 #[inline(always)]
-pub fn advertise<P: Packet>(p: &mut P, h: &Headers<[u8; 16]>, target: [u8; 16], mac: [u8; 6]) -> Option<()> {
+pub fn advertise<P: Packet>(p: &mut P, h: &Headers<V6>, target: V6, mac: [u8; 6]) -> Option<()> {
     const SIZE: u16 = 32;
     p.set_len(h.l4 as u32 + u32::from(SIZE))?;
     let from: [u8; 6] = p.read(6)?;
@@ -249,6 +248,6 @@ pub fn advertise<P: Packet>(p: &mut P, h: &Headers<[u8; 16]>, target: [u8; 16], 
     let body = checksum::add(checksum::add(checksum::sum(&head), checksum::sum(&option)), target.sum());
     let c = (!checksum::fold(checksum::add(body, pseudo(&target, &h.src, protocol::ICMPV6, SIZE)))).to_ne_bytes();
     p.write(h.l4, [head[0], head[1], c[0], c[1], head[4], head[5], head[6], head[7]])?;
-    p.write(h.l4 + 8, target)?;
+    target.write(p, h.l4 + 8)?;
     p.write(h.l4 + 24, option)
 }

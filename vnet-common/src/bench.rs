@@ -1,9 +1,13 @@
 //! What the benchmark and its own programs share. They are in the kernel object only with feature `bench`.
 
+use crate::addr::{V4, V6};
 use crate::flow::FlowKey;
 
 /// Bytes of a frame that are restored before every run: Ethernet, IPv6 and TCP headers, in whole words.
-pub const FRAME: usize = 80;
+pub const FRAME: usize = 72;
+/// Where they begin. Addresses and ports then lie each in one of the words, as the programs read them: what was just written in parts, or
+/// in parts of two words, is slow to read. Real packets were written long before.
+pub const FRAME_AT: usize = 6;
 /// Client ports in use per client address; a power of two.
 const PORTS: u32 = 1 << 14;
 /// The multiplier and the increment that visit the flows in order, and those that visit them in a random one.
@@ -15,7 +19,7 @@ pub const AT_RANDOM: (u32, u32) = (1_664_525, 1_013_904_223);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Plan {
-    /// The headers, zeros behind them; in words, so that they are copied in words.
+    /// The headers from [`FRAME_AT`], in words.
     pub frame: [u64; FRAME / 8],
     /// The last four bytes of the first client's address, in host order.
     pub client: u32,
@@ -35,12 +39,12 @@ pub struct Plan {
     pub reply: u32,
     /// Row of the endpoint whose flows these are; see [`crate::endpoint::EndpointRow::slot`].
     pub slot: u32,
-    /// The first flow, as the endpoint sends it.
-    pub key4: FlowKey<[u8; 4]>,
-    /// The same.
-    pub key6: FlowKey<[u8; 16]>,
     /// Where in `BENCH_MEMBERS` the members of these flows begin.
     pub members: u32,
+    /// The first flow, as the endpoint sends it.
+    pub key4: FlowKey<V4>,
+    /// The same.
+    pub key6: FlowKey<V6>,
 }
 
 const _: () = assert!(size_of::<Plan>() == FRAME + 40 + 24 + 48);

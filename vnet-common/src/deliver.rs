@@ -7,8 +7,7 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
-use crate::flow::{FlowMaps, Table, Work, flags as flow_flags};
-use crate::hash;
+use crate::flow::{FlowMaps, Table, Work, flags as flow_flags, track};
 use crate::lb::LocalKey;
 use crate::lb::vip::{self, Decision};
 use crate::packet::Packet;
@@ -101,9 +100,9 @@ where
 /// tracked, and counted, at the client's device.
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    let hash = hash::flow(&w.seen.key);
-    let stamp = m.stamp(hash);
-    let cached = m.cached(hash, |s| if s.stamp == stamp && s.key.is(&w.seen.key) { Some(s.flags) } else { None });
+    let stamp = w.seen.stamp;
+    let slot = track::way(m, w.seen.hash, &w.seen.key);
+    let cached = slot.and_then(|way| m.cached(w.seen.hash, way, |s| if s.stamp == stamp { Some(s.flags) } else { None }));
     let flags = match cached {
         Some(Some(flags)) => flags,
         _ if m.flow(Table::Main, &w.seen.key, &mut w.entry) => w.entry.flags,

@@ -14,7 +14,7 @@
 //! that they are judged again on their next packet. A cached copy also carries the stamp of its key's hash, which every
 //! removal or replacement of such an entry changes: no stale copy outlives its entry on another CPU.
 
-use crate::addr::Address;
+use crate::addr::{Address, V4, V6};
 
 pub mod track;
 
@@ -23,6 +23,10 @@ pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 
 /// A cached flow is written back to the main table after this many jiffies at most (HZ 1000: 0.13 s; HZ 100: 1.3 s).
 pub const FLUSH_JIFFIES: u32 = 128;
+
+/// Neighbouring slots of a CPU's flow cache in one of which a flow may be. With one, a cache twice as large as the flows are many has no room
+/// for a fifth of them; with four, for 4 %. A CPU has at least as many slots.
+pub const CACHE_WAYS: u32 = 4;
 
 /// The tuple of a flow as its packets carry it at the endpoint's device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -153,10 +157,10 @@ pub struct CacheSlot<A: Address> {
     pub slot_pad: A::SlotPad,
 }
 
-const _: () = assert!(size_of::<FlowKey<[u8; 4]>>() == 24 && size_of::<FlowKey<[u8; 16]>>() == 48);
+const _: () = assert!(size_of::<FlowKey<V4>>() == 24 && size_of::<FlowKey<V6>>() == 48);
 #[cfg(not(feature = "previous-abi"))]
-const _: () = assert!(size_of::<FlowEntry<[u8; 4]>>() == 56 && size_of::<FlowEntry<[u8; 16]>>() == 64);
-const _: () = assert!(size_of::<CacheSlot<[u8; 4]>>() == 64 && size_of::<CacheSlot<[u8; 16]>>() == 128);
+const _: () = assert!(size_of::<FlowEntry<V4>>() == 56 && size_of::<FlowEntry<V6>>() == 64);
+const _: () = assert!(size_of::<CacheSlot<V4>>() == 64 && size_of::<CacheSlot<V6>>() == 128);
 
 impl<A: Address> CacheSlot<A> {
     /// A slot that holds no flow.
@@ -187,8 +191,8 @@ impl<A: Address> FlowKey<A> {
             && self.endpoint == o.endpoint
             && self.network == o.network
             && kind(self) == kind(o)
-            && self.src.is(&o.src)
-            && self.dst.is(&o.dst)
+            && self.src == o.src
+            && self.dst == o.dst
     }
 }
 
@@ -197,7 +201,7 @@ impl<A: Address> Rewrite<A> {
     #[inline(always)]
     pub fn is(&self, o: &Self) -> bool {
         let ports = |r: &Self| u32::from_ne_bytes([r.port[0], r.port[1], r.client_port[0], r.client_port[1]]);
-        ports(self) == ports(o) && self.addr.is(&o.addr)
+        ports(self) == ports(o) && self.addr == o.addr
     }
 }
 
@@ -289,8 +293,8 @@ pub struct Work<A: Address> {
 
 /// The flow tables of one address family.
 pub trait FlowMaps<A: Address> {
-    /// Runs `f` on the slot that `hash` has in this CPU's cache; `None` where there is no cache.
-    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
+    /// Runs `f` on one of the [`CACHE_WAYS`] slots that `hash` has in this CPU's cache; `None` where there is no cache.
+    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
     /// The stamp of `hash`.
     fn stamp(&self, hash: u32) -> u32;
     /// Changes the stamp of `hash`.

@@ -18,22 +18,28 @@ const fn finish(mut h: u32) -> u32 {
     h ^ (h >> 16)
 }
 
-/// Of a flow's key: finds its cache slot and its stamp.
+/// Mixes 64 more bits into a hash. The shift matters: a multiplication alone moves no bit down, and tuples differ in their last bytes,
+/// which are the upper ones of a word in memory order.
+#[inline(always)]
+pub(crate) const fn mix(h: u64, word: u64) -> u64 {
+    let h = (h ^ word).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    h ^ h >> 32
+}
+
+/// Of a flow's key: finds its cache slot and its stamp. The network is not asked: an endpoint is in one.
 #[inline(always)]
 pub fn flow<A: Address>(k: &FlowKey<A>) -> u32 {
     let ports = u32::from_ne_bytes([k.sport[0], k.sport[1], k.dport[0], k.dport[1]]);
-    let kind = u32::from(k.protocol) | u32::from(k.direction) << 8;
-    let h = k.src.mix().wrapping_mul(0x9E37_79B1) ^ k.dst.mix().rotate_left(13);
-    let h = h.wrapping_mul(0x85EB_CA77) ^ ports ^ kind.rotate_left(24);
-    finish(h ^ k.endpoint.wrapping_mul(0xC2B2_AE3D) ^ k.network.rotate_left(7))
+    let kind = u32::from(k.protocol) << 16 | u32::from(k.direction) << 24;
+    mix(A::mix_pair(k.src, k.dst), u64::from(ports) | u64::from(k.endpoint ^ kind) << 32) as u32
 }
 
 /// Of a client's tuple: picks the member. `salt` gives further picks.
 #[inline(always)]
 pub fn pick<A: Address>(k: &FlowKey<A>, salt: u32) -> u32 {
     let ports = u32::from_be_bytes([k.sport[0], k.sport[1], k.dport[0], k.dport[1]]);
-    let h = k.src.mix().wrapping_mul(0x9E37_79B1) ^ k.dst.mix().rotate_left(15);
-    finish(h.wrapping_mul(0x85EB_CA77) ^ ports ^ salt.wrapping_mul(0x27D4_EB2F) ^ u32::from(k.protocol))
+    let rest = u32::from(k.protocol) | salt << 8;
+    mix(mix(A::mix_pair(k.src, k.dst), u64::from(ports) | u64::from(rest) << 32), 0) as u32
 }
 
 /// Of an address in a network: finds its bit in the VIP filter.

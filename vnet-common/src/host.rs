@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 
-use crate::addr::Address;
+use crate::addr::{Address, V4, V6};
 use crate::checksum;
 use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, HALF_OPEN_QUOTA, HostMaps};
 use crate::flow::track::{Seen, Treatment};
@@ -91,7 +91,7 @@ pub struct Maps {
     pub flow_quota: u32,
     /// Entries that each flow table may hold.
     pub capacity: usize,
-    /// Slots of the flow cache: a power of two, or 0 for none.
+    /// Slots of the flow cache: a power of two, at least [`crate::flow::CACHE_WAYS`], or 0 for none.
     pub cache_slots: u32,
     /// Endpoints by ifindex.
     pub endpoints: HashMap<u32, EndpointRow>,
@@ -100,9 +100,9 @@ pub struct Maps {
     /// Flows taken less those given back, by slot.
     pub flow_counts: RefCell<HashMap<u32, u32>>,
     /// IPv4 flows.
-    pub flows4: Flows<[u8; 4]>,
+    pub flows4: Flows<V4>,
     /// IPv6 flows.
-    pub flows6: Flows<[u8; 16]>,
+    pub flows6: Flows<V6>,
     /// Stamps by slot.
     pub stamps: RefCell<HashMap<u32, u32>>,
     /// Set bits of the filters, as (word, bit).
@@ -151,12 +151,12 @@ pub trait Family: Address {
     /// Those tables.
     fn flows(maps: &Maps) -> &Flows<Self>;
 }
-impl Family for [u8; 4] {
+impl Family for V4 {
     fn flows(maps: &Maps) -> &Flows<Self> {
         &maps.flows4
     }
 }
-impl Family for [u8; 16] {
+impl Family for V6 {
     fn flows(maps: &Maps) -> &Flows<Self> {
         &maps.flows6
     }
@@ -202,8 +202,8 @@ impl EndpointMaps for Maps {
 }
 
 impl<A: Family> FlowMaps<A> for Maps {
-    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
-        let slot = hash & self.cache_slots.checked_sub(1)?;
+    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
+        let slot = (hash & self.cache_slots.checked_sub(1)?) ^ way;
         let mut cache = A::flows(self).cache.borrow_mut();
         Some(f(cache.entry(slot).or_insert_with(|| CacheSlot::empty(FlowKey::default(), Rewrite::default()))))
     }
@@ -311,7 +311,7 @@ fn work<A: Address>() -> Work<A> {
             dont_fragment: false,
             l4: 0,
         },
-        seen: Seen { key: FlowKey::default(), bytes: 0, generation: 0, now: 0, tcp: 0 },
+        seen: Seen { key: FlowKey::default(), bytes: 0, generation: 0, now: 0, tcp: 0, hash: 0, stamp: 0 },
         treatment: Treatment { rewrite: Rewrite::default(), member: 0, flags: 0 },
         todo: crate::deliver::Todo::Pass,
         reason: Reason::NotOurs,

@@ -3,7 +3,7 @@
 //! IPv4 with options, IPv6 with extension headers (RFC 8200: hop-by-hop, routing, destination options, fragment), TCP,
 //! UDP, ICMP. A header that is cut off or contradicts itself is malformed: `None`.
 
-use crate::addr::Address;
+use crate::addr::{Address, V4, V6};
 use crate::packet::Packet;
 
 /// Length of an Ethernet header.
@@ -121,9 +121,75 @@ fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>, end: u32) -> Optio
     Some(())
 }
 
+/// Does a TCP or UDP header start at `l4`, and is it of no packet that opens or ends a connection?
+#[inline(always)]
+fn is_plain_l4<P: Packet>(p: &P, protocol: u8, l4: usize, room: u32) -> bool {
+    if protocol == protocol::UDP {
+        return room >= 8;
+    }
+    let Some([offset, flags]) = p.read(l4 + 12) else { return false };
+    let size = u32::from(offset >> 4) << 2;
+    protocol == protocol::TCP && size >= 20 && size <= room && flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+}
+
+/// Parses an IPv4 packet as most are.
+#[inline(always)]
+pub fn plain4<P: Packet>(p: &P) -> Option<Headers<V4>> {
+    let [first, _, high, low] = p.read(ETH)?;
+    let [o1, o2, ttl, protocol] = p.read(ETH + 6)?;
+    let total = u32::from(u16::from_be_bytes([high, low]));
+    let fragment = u16::from_be_bytes([o1, o2]) & 0x3fff != 0;
+    if first != 0x45 || fragment || total < 20 || total + ETH as u32 > p.size() || !is_plain_l4(p, protocol, ETH + 20, total - 20)
+    {
+        return None;
+    }
+    let [sport, dport] = ports(p.read(ETH + 20)?);
+    Some(Headers {
+        src: V4::from(p.read(ETH + 12)?),
+        dst: V4::from(p.read(ETH + 16)?),
+        sport,
+        dport,
+        protocol,
+        tcp: tcp::ACK,
+        ttl,
+        fragment: false,
+        dont_fragment: o1 & 0x40 != 0,
+        l4: ETH + 20,
+    })
+}
+
+/// Parses an IPv6 packet as most are.
+#[inline(always)]
+pub fn plain6<P: Packet>(p: &P) -> Option<Headers<V6>> {
+    let [first, _] = p.read(ETH)?;
+    let [high, low, protocol, ttl] = p.read(ETH + 4)?;
+    let payload = u32::from(u16::from_be_bytes([high, low]));
+    if first >> 4 != 6 || payload == 0 || payload + 40 + ETH as u32 > p.size() || !is_plain_l4(p, protocol, ETH + 40, payload) {
+        return None;
+    }
+    let [sport, dport] = ports(p.read(ETH + 40)?);
+    Some(Headers {
+        src: V6::of(p.read(ETH + 8)?, p.read(ETH + 16)?),
+        dst: V6::of(p.read(ETH + 24)?, p.read(ETH + 32)?),
+        sport,
+        dport,
+        protocol,
+        tcp: tcp::ACK,
+        ttl,
+        fragment: false,
+        dont_fragment: true,
+        l4: ETH + 40,
+    })
+}
+
+#[inline(always)]
+fn ports([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
+    [[a, b], [c, d]]
+}
+
 /// Parses an IPv4 packet whose EtherType said so.
 #[inline(always)]
-pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
+pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<V4>> {
     // Field by field: what is taken out of one large read is copied byte by byte.
     let [first, _] = p.read(ETH)?;
     let header = usize::from(first & 0x0f) << 2;
@@ -138,8 +204,8 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
     let offset = u16::from_be_bytes(p.read(ETH + 6)?);
     let [ttl, protocol] = p.read(ETH + 8)?;
     let mut h = Headers {
-        src: p.read(ETH + 12)?,
-        dst: p.read(ETH + 16)?,
+        src: V4::from(p.read(ETH + 12)?),
+        dst: V4::from(p.read(ETH + 16)?),
         sport: [0; 2],
         dport: [0; 2],
         protocol,
@@ -158,7 +224,7 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<[u8; 4]>> {
 
 /// Parses an IPv6 packet whose EtherType said so.
 #[inline(always)]
-pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
+pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
     // In two reads: 40 bytes by value weigh on the 512-byte stack.
     let b: [u8; 8] = p.read(ETH)?;
     if b[0] >> 4 != 6 {
@@ -169,8 +235,8 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
         return None;
     }
     let mut h = Headers {
-        src: p.read(ETH + 8)?,
-        dst: p.read(ETH + 24)?,
+        src: V6::of(p.read(ETH + 8)?, p.read(ETH + 16)?),
+        dst: V6::of(p.read(ETH + 24)?, p.read(ETH + 32)?),
         sport: [0; 2],
         dport: [0; 2],
         protocol: b[6],
@@ -193,7 +259,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<[u8; 16]>> {
 
 /// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4).
 #[inline(always)]
-fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<[u8; 16]>) -> Option<()> {
+fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<()> {
     const FRAGMENT: u8 = 44;
     for _ in 0..MAX_EXTENSIONS {
         match h.protocol {

@@ -5,16 +5,17 @@
 //! ingress: endpoint → parse → flow → rewrite back
 //! ```
 
-use crate::addr::Address;
+use crate::addr::{Address, V4, V6};
 use crate::answer;
 use crate::deliver::{self, Todo};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
+use crate::flow::track::{self, Treatment};
 use crate::flow::{FlowMaps, Work};
 use crate::lb::LbMaps;
 use crate::lb::vip::{self, Decision};
 use crate::packet::Packet;
 use crate::parse::{self, Headers, ethertype, protocol};
-use crate::rewrite::Side;
+use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
 /// Room to work in, per family.
@@ -22,62 +23,159 @@ use crate::verdict::{Direction, Reason, Verdict};
 #[repr(C)]
 pub struct Scratch {
     /// For an IPv4 packet.
-    pub v4: Work<[u8; 4]>,
+    pub v4: Work<V4>,
     /// For an IPv6 packet.
-    pub v6: Work<[u8; 16]>,
+    pub v6: Work<V6>,
 }
 
 /// All the maps of the datapath.
-pub trait Maps: HostMaps + EndpointMaps + LbMaps + FlowMaps<[u8; 4]> + FlowMaps<[u8; 16]> {}
-impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<[u8; 4]> + FlowMaps<[u8; 16]>> Maps for M {}
+pub trait Maps: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6> {}
+impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6>> Maps for M {}
 
-/// Judges a packet that enters at the device `ifindex`: one that its endpoint sends.
+/// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it is needed.
 #[inline(always)]
-pub fn egress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
+pub fn egress<'s, P: Packet, M: Maps>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ifindex: u32,
+    vlan: bool,
+) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = if vlan { Verdict::Next(Reason::Vlan) } else { egress_frame(p, m, s, ep) };
+    let v = if vlan { Verdict::Next(Reason::Vlan) } else { egress_frame(p, m, room, ep) };
     m.count(ep.slot, Direction::Egress, v.reason(), bytes);
     v
 }
 
 /// Judges a packet that leaves through the device `ifindex`: one that reaches its endpoint.
 #[inline(always)]
-pub fn ingress<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ifindex: u32, vlan: bool) -> Verdict {
+pub fn ingress<'s, P: Packet, M: Maps>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ifindex: u32,
+    vlan: bool,
+) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = if vlan { Verdict::Next(Reason::Vlan) } else { ingress_frame(p, m, s, ep) };
+    let v = if vlan { Verdict::Next(Reason::Vlan) } else { ingress_frame(p, m, room, ep) };
     m.count(ep.slot, Direction::Ingress, v.reason(), bytes);
     v
 }
 
 #[inline(always)]
-fn egress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
-    match p.read::<2>(12) {
-        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => egress_ip(p, m, &mut s.v4, ep),
-        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => {
+fn egress_frame<'s, P: Packet, M: Maps>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ep: &EndpointRow,
+) -> Verdict {
+    let Some(kind) = p.read(12) else { return Verdict::Next(Reason::Malformed) };
+    let known = match kind {
+        ethertype::IPV4 => egress_known(p, m, parse::plain4(p), ep),
+        ethertype::IPV6 => egress_known(p, m, parse::plain6(p), ep),
+        _ => Known::No,
+    };
+    if let Known::Done(verdict) = known {
+        return verdict;
+    }
+    let Some(s) = room() else { return Verdict::Drop(Reason::NoMemory) };
+    match kind {
+        ethertype::IPV4 if parse4(p, &mut s.v4) => egress_ip(p, m, &mut s.v4, ep),
+        ethertype::IPV6 if parse6(p, &mut s.v6) => {
             let h = &s.v6.headers;
             if h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor(p, m, h, ep) {
                 return Verdict::Reply(Reason::VipNeighbor);
             }
             egress_ip(p, m, &mut s.v6, ep)
         }
-        Some(ethertype::ARP) if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
-        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
-        Some(_) => Verdict::Next(Reason::NotIp),
-        None => Verdict::Next(Reason::Malformed),
+        ethertype::ARP if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
+        ethertype::IPV4 | ethertype::IPV6 => Verdict::Next(Reason::Malformed),
+        _ => Verdict::Next(Reason::NotIp),
     }
 }
 
 #[inline(always)]
-fn ingress_frame<P: Packet, M: Maps>(p: &mut P, m: &M, s: &mut Scratch, ep: &EndpointRow) -> Verdict {
-    match p.read::<2>(12) {
-        Some(ethertype::IPV4) if parse4(p, &mut s.v4) => ingress_ip(p, m, &mut s.v4, ep),
-        Some(ethertype::IPV6) if parse6(p, &mut s.v6) => ingress_ip(p, m, &mut s.v6, ep),
-        Some(ethertype::IPV4 | ethertype::IPV6) => Verdict::Next(Reason::Malformed),
-        Some(_) => Verdict::Next(Reason::NotIp),
-        None => Verdict::Next(Reason::Malformed),
+fn ingress_frame<'s, P: Packet, M: Maps>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ep: &EndpointRow,
+) -> Verdict {
+    let Some(kind) = p.read(12) else { return Verdict::Next(Reason::Malformed) };
+    let known = match kind {
+        ethertype::IPV4 => ingress_known(p, m, parse::plain4(p), ep),
+        ethertype::IPV6 => ingress_known(p, m, parse::plain6(p), ep),
+        _ => Known::No,
+    };
+    if let Known::Done(verdict) = known {
+        return verdict;
     }
+    let Some(s) = room() else { return Verdict::Drop(Reason::NoMemory) };
+    match kind {
+        ethertype::IPV4 if parse4(p, &mut s.v4) => ingress_ip(p, m, &mut s.v4, ep),
+        ethertype::IPV6 if parse6(p, &mut s.v6) => ingress_ip(p, m, &mut s.v6, ep),
+        ethertype::IPV4 | ethertype::IPV6 => Verdict::Next(Reason::Malformed),
+        _ => Verdict::Next(Reason::NotIp),
+    }
+}
+
+/// What the short way makes of a packet: most are in the middle of a flow that this CPU has cached, or for no VIP at all.
+enum Known {
+    /// That was all.
+    Done(Verdict),
+    /// To be judged the long way.
+    No,
+}
+
+#[inline(always)]
+fn egress_known<A, P, M>(p: &mut P, m: &M, h: Option<Headers<A>>, ep: &EndpointRow) -> Known
+where
+    A: Address,
+    P: Packet,
+    M: Maps + FlowMaps<A>,
+{
+    let Some(h) = h else { return Known::No };
+    if vip::is_no_vip(m, ep, &h.dst) {
+        return if ep.flags & endpoint_flags::REDIRECT_BACK == 0 {
+            Known::Done(Verdict::Next(Reason::NotOurs))
+        } else {
+            Known::No
+        };
+    }
+    if ep.segment != 0 {
+        return Known::No;
+    }
+    let key = vip::key(ep, Direction::Egress, &h);
+    match track::hit::<_, _, true>(m, &key, p.size()) {
+        Some(t) => rewritten(p, &h, &t, Side::Destination, Reason::Established),
+        None => Known::No,
+    }
+}
+
+#[inline(always)]
+fn ingress_known<A, P, M>(p: &mut P, m: &M, h: Option<Headers<A>>, ep: &EndpointRow) -> Known
+where
+    A: Address,
+    P: Packet,
+    M: Maps + FlowMaps<A>,
+{
+    let Some(h) = h else { return Known::No };
+    if vip::is_no_member(m, ep, &h.src) {
+        return Known::Done(Verdict::Next(Reason::NotOurs));
+    }
+    let key = vip::key(ep, Direction::Ingress, &h);
+    match track::hit::<_, _, false>(m, &key, p.size()) {
+        Some(t) => rewritten(p, &h, &t, Side::Source, Reason::Reply),
+        None => Known::No,
+    }
+}
+
+#[inline(always)]
+fn rewritten<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, t: &Treatment<A>, side: Side, reason: Reason) -> Known {
+    let done = rewrite::apply(p, h, &t.rewrite, side).is_some();
+    Known::Done(if done { Verdict::Next(reason) } else { Verdict::Drop(Reason::NoMemory) })
 }
 
 #[inline(always)]
@@ -110,12 +208,12 @@ fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w:
 // bytes, and what is called in sequence uses the same part of it.
 
 #[inline(never)]
-fn parse4<P: Packet>(p: &P, w: &mut Work<[u8; 4]>) -> bool {
+fn parse4<P: Packet>(p: &P, w: &mut Work<V4>) -> bool {
     parse::ipv4(p).map(|h| w.headers = h).is_some()
 }
 
 #[inline(never)]
-fn parse6<P: Packet>(p: &P, w: &mut Work<[u8; 16]>) -> bool {
+fn parse6<P: Packet>(p: &P, w: &mut Work<V6>) -> bool {
     parse::ipv6(p).map(|h| w.headers = h).is_some()
 }
 
@@ -128,7 +226,7 @@ fn arp<P: Packet, M: Maps>(p: &mut P, m: &M, ep: &EndpointRow) -> bool {
 
 /// Answers a neighbour solicitation for a VIP; says if it was one.
 #[inline(never)]
-fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<[u8; 16]>, ep: &EndpointRow) -> bool {
+fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<V6>, ep: &EndpointRow) -> bool {
     let target = answer::solicited(p, h).filter(|target| vip::is_vip(m, ep, target));
     target.and_then(|target| answer::advertise(p, h, target, ep.host_mac)).is_some()
 }

@@ -32,7 +32,7 @@ pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, s
         let c: [u8; 2] = p.read(ETH + 10)?;
         p.write(ETH + 10, checksum::updated(c, addresses))?;
     }
-    write_address(p, addr_at, &r.addr)?;
+    r.addr.write(p, addr_at)?;
     if ports != 0 {
         p.write(h.l4, new_ports)?;
     }
@@ -45,13 +45,6 @@ const fn src_at<A: Address>() -> usize {
 }
 const fn dst_at<A: Address>() -> usize {
     if A::VERSION == 4 { ETH + 16 } else { ETH + 24 }
-}
-
-/// Writes an address of either family at `offset`.
-#[inline(always)]
-pub fn write_address<P: Packet, A: Address>(p: &mut P, offset: usize, addr: &A) -> Option<()> {
-    let w = addr.widen();
-    if A::VERSION == 4 { p.write(offset, [w[0], w[1], w[2], w[3]]) } else { p.write(offset, w) }
 }
 
 /// One hop less to live, on a path that the host would have routed.

@@ -7,8 +7,8 @@ use aya_ebpf::bindings::TC_ACT_UNSPEC;
 use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::TcContext;
-use vnet_common::addr::Address;
-use vnet_common::bench::Plan;
+use vnet_common::addr::{Address, V4, V6};
+use vnet_common::bench::{FRAME, FRAME_AT, Plan};
 use vnet_common::flow::track::forget;
 use vnet_common::flow::{FlowMaps, Table, Work};
 
@@ -32,24 +32,24 @@ pub fn bench_null(_: TcContext) -> i32 {
 /// The next IPv4 packet.
 #[classifier]
 pub fn bench4(ctx: TcContext) -> i32 {
-    next_packet::<4>(&ctx, 26)
+    next_packet::<4>(&ctx)
 }
 
 /// The next IPv6 packet.
 #[classifier]
 pub fn bench6(ctx: TcContext) -> i32 {
-    next_packet::<16>(&ctx, 22)
+    next_packet::<16>(&ctx)
 }
 
 /// Removes the next IPv4 flow.
 #[classifier]
 pub fn bench_forget4(_: TcContext) -> i32 {
     let (Some(plan), Some(s)) = (plan(), scratch()) else { return NEXT };
-    // SAFETY: a map value of this CPU, checked not to be null; nothing else refers to it while this program runs.
-    let w = unsafe { &mut (*s).v4 };
+    let w = &mut s.v4;
     let flow = plan.step();
     w.seen.key = plan.key4;
-    (w.seen.key.src, w.seen.key.sport) = plan.client(flow);
+    let (src, sport) = plan.client(flow);
+    (w.seen.key.src, w.seen.key.sport) = (V4::from(src), sport);
     forget_flow(w, plan.slot)
 }
 
@@ -57,13 +57,12 @@ pub fn bench_forget4(_: TcContext) -> i32 {
 #[classifier]
 pub fn bench_forget6(_: TcContext) -> i32 {
     let (Some(plan), Some(s)) = (plan(), scratch()) else { return NEXT };
-    // SAFETY: as above.
-    let w = unsafe { &mut (*s).v6 };
+    let w = &mut s.v6;
     let flow = plan.step();
     let (a, port) = plan.client(flow);
     (w.seen.key, w.seen.key.sport) = (plan.key6, port);
-    let src = &mut w.seen.key.src;
-    (src[12], src[13], src[14], src[15]) = (a[0], a[1], a[2], a[3]);
+    let [upper, [s, t, u, v, ..]] = w.seen.key.src.halves();
+    w.seen.key.src = V6::of(upper, [s, t, u, v, a[0], a[1], a[2], a[3]]);
     forget_flow(w, plan.slot)
 }
 
@@ -72,8 +71,8 @@ pub fn bench_forget6(_: TcContext) -> i32 {
 pub fn bench_uncache(_: TcContext) -> i32 {
     let Some(plan) = plan() else { return NEXT };
     let slot = plan.step();
-    FlowMaps::<[u8; 4]>::cached(&Kernel, slot, |s| s.key.endpoint = 0);
-    FlowMaps::<[u8; 16]>::cached(&Kernel, slot, |s| s.key.endpoint = 0);
+    FlowMaps::<V4>::cached(&Kernel, slot, 0, |s| s.key.endpoint = 0);
+    FlowMaps::<V6>::cached(&Kernel, slot, 0, |s| s.key.endpoint = 0);
     NEXT
 }
 
@@ -83,33 +82,45 @@ fn plan() -> Option<&'static mut Plan> {
     BENCH_PLAN.get_ptr_mut(0).map(|p| unsafe { &mut *p })
 }
 
-/// Restores the packet, makes it one of the next flow (the source address has `N` bytes and is at `src`), and runs the
-/// program under test on it.
+/// Restores the packet, makes it one of the next flow (addresses have `N` bytes), and runs the program under test on it.
 #[inline(always)]
-fn next_packet<const N: usize>(ctx: &TcContext, src: usize) -> i32 {
+fn next_packet<const N: usize>(ctx: &TcContext) -> i32 {
     let Some(plan) = plan() else { return NEXT };
-    let start = ctx.data();
-    if start + size_of_val(&plan.frame) > ctx.data_end() {
+    let start = ctx.data() + FRAME_AT;
+    if start + FRAME > ctx.data_end() {
         return NEXT;
-    }
-    for (i, &word) in plan.frame.iter().enumerate() {
-        store64(start + 8 * i, word);
     }
     let flow = plan.step();
     let (addr, port) = plan.client(flow);
-    let (src, l4) = (src + N - 4, src + 2 * N);
+    let mut frame = plan.frame;
+    // Of the source, the destination and the ports: the word that ends, or begins, with what changes.
+    let (src, dst, ports) = if N == 4 { (2, 3, 3) } else { (3, 5, 6) };
+    let first_port = if N == 4 { 4 } else { 0 };
     if plan.reply == 0 {
-        store32(start + src, u32::from_ne_bytes(addr));
-        store16(start + l4, u16::from_ne_bytes(port));
+        frame[src] = put(frame[src], 4, addr);
+        frame[ports] = put(frame[ports], first_port, port);
     } else {
         let Some(&member) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
-        store32(start + src, u32::from_ne_bytes(member));
-        store32(start + src + N, u32::from_ne_bytes(addr));
-        store16(start + l4 + 2, u16::from_ne_bytes(port));
+        frame[src] = put(frame[src], 4, member);
+        frame[dst] = put(frame[dst], if N == 4 { 0 } else { 4 }, addr);
+        frame[ports] = put(frame[ports], first_port + 2, port);
+    }
+    for (i, word) in frame.into_iter().enumerate() {
+        store64(start + 8 * i, word);
     }
     // SAFETY: does not return, and nothing here has a destructor.
     unsafe { BENCH_PROGRAMS.tail_call(ctx, plan.program) };
     NEXT
+}
+
+/// `word` with these bytes at `offset`.
+#[inline(always)]
+fn put<const N: usize>(word: u64, offset: usize, bytes: [u8; N]) -> u64 {
+    let mut b = word.to_ne_bytes();
+    for (to, from) in b[offset..].iter_mut().zip(bytes) {
+        *to = from;
+    }
+    u64::from_ne_bytes(b)
 }
 
 /// Removes the entries of the flow whose key is in `w`.
@@ -127,20 +138,9 @@ where
     NEXT
 }
 
-// Packet memory is aligned to nothing, and the compiler would write it byte by byte. The callers have checked the bounds.
-
+/// Packet memory is aligned to nothing, and the compiler would write it byte by byte. The caller has checked the bounds.
 #[inline(always)]
 fn store64(at: usize, value: u64) {
     // SAFETY: writes eight bytes of the packet, whose bounds were checked.
     unsafe { asm!("*(u64 *)({0} + 0) = {1}", in(reg) at, in(reg) value, options(nostack)) }
-}
-#[inline(always)]
-fn store32(at: usize, value: u32) {
-    // SAFETY: as above.
-    unsafe { asm!("*(u32 *)({0} + 0) = {1}", in(reg) at, in(reg) u64::from(value), options(nostack)) }
-}
-#[inline(always)]
-fn store16(at: usize, value: u16) {
-    // SAFETY: as above.
-    unsafe { asm!("*(u16 *)({0} + 0) = {1}", in(reg) at, in(reg) u64::from(value), options(nostack)) }
 }

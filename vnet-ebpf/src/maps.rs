@@ -6,7 +6,7 @@ use core::arch::asm;
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
@@ -54,23 +54,23 @@ static ENDPOINT_COUNTERS: PerCpuArray<EndpointCounters> = PerCpuArray::with_max_
 #[map]
 static FLOW_COUNTS: Array<FlowCount> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
-static FLOWS4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 19, PREALLOC);
+static FLOWS4: HashMap<FlowKey<V4>, FlowEntry<V4>> = HashMap::with_max_entries(1 << 19, PREALLOC);
 #[map]
-static FLOWS6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 18, PREALLOC);
+static FLOWS6: HashMap<FlowKey<V6>, FlowEntry<V6>> = HashMap::with_max_entries(1 << 18, PREALLOC);
 #[map]
-static HALF_OPEN4: HashMap<FlowKey<[u8; 4]>, FlowEntry<[u8; 4]>> = HashMap::with_max_entries(1 << 17, PREALLOC);
+static HALF_OPEN4: HashMap<FlowKey<V4>, FlowEntry<V4>> = HashMap::with_max_entries(1 << 17, PREALLOC);
 #[map]
-static HALF_OPEN6: HashMap<FlowKey<[u8; 16]>, FlowEntry<[u8; 16]>> = HashMap::with_max_entries(1 << 16, PREALLOC);
+static HALF_OPEN6: HashMap<FlowKey<V6>, FlowEntry<V6>> = HashMap::with_max_entries(1 << 16, PREALLOC);
 #[map]
-static RING4: Array<FlowKey<[u8; 4]>> = Array::with_max_entries(256 << 10, MMAPABLE);
+static RING4: Array<FlowKey<V4>> = Array::with_max_entries(256 << 10, MMAPABLE);
 #[map]
-static RING6: Array<FlowKey<[u8; 16]>> = Array::with_max_entries(256 << 10, MMAPABLE);
+static RING6: Array<FlowKey<V6>> = Array::with_max_entries(256 << 10, MMAPABLE);
 #[map]
 static RING_HEADS: Array<[u32; 2]> = Array::with_max_entries(1024, MMAPABLE);
 #[map]
-static CACHE4: Array<CacheSlot<[u8; 4]>> = Array::with_max_entries(1, MMAPABLE);
+static CACHE4: Array<CacheSlot<V4>> = Array::with_max_entries(1, MMAPABLE);
 #[map]
-static CACHE6: Array<CacheSlot<[u8; 16]>> = Array::with_max_entries(1, MMAPABLE);
+static CACHE6: Array<CacheSlot<V6>> = Array::with_max_entries(1, MMAPABLE);
 #[map]
 static STAMPS: Array<u64> = Array::with_max_entries(STAMP_SLOTS, MMAPABLE);
 #[map]
@@ -91,10 +91,11 @@ static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMA
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
-/// This CPU's room to work in. A program runs to its end before another starts on the same CPU.
+/// This CPU's room to work in. A program runs to its end before another starts on the same CPU, and asks once.
 #[inline(always)]
-pub fn scratch() -> Option<*mut Scratch> {
-    SCRATCH.get_ptr_mut(0)
+pub fn scratch() -> Option<&'static mut Scratch> {
+    // SAFETY: a map value of this type, checked not to be null; nothing else refers to it while the program runs.
+    SCRATCH.get_ptr_mut(0).map(|s| unsafe { &mut *aligned(s) })
 }
 
 /// The maps of this object.
@@ -108,7 +109,15 @@ pub struct Kernel;
 fn with<T, R>(value: Option<*mut T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
     // SAFETY: the pointer is a map value of this type that was checked not to be null; it is valid until the program
     // ends, and the verifier checks every access against the value's size.
-    value.map(|p| f(unsafe { &mut *p }))
+    value.map(|p| f(unsafe { &mut *aligned(p) }))
+}
+
+/// Tells the compiler what it cannot know of a pointer that a helper returned: else it would access the value byte by byte.
+#[inline(always)]
+fn aligned<T>(value: *mut T) -> *mut T {
+    // SAFETY: maps align their values to eight bytes, and no type in them asks for more: caches of whole lines start on one.
+    unsafe { core::hint::assert_unchecked(value as usize % 8 == 0) };
+    value
 }
 
 impl HostMaps for Kernel {
@@ -217,19 +226,19 @@ macro_rules! family {
         }
     };
 }
-family!([u8; 4], FLOWS4, HALF_OPEN4, CACHE4, CACHE_MASK, RING4);
-family!([u8; 16], FLOWS6, HALF_OPEN6, CACHE6, CACHE_MASK6, RING6);
+family!(V4, FLOWS4, HALF_OPEN4, CACHE4, CACHE_MASK, RING4);
+family!(V6, FLOWS6, HALF_OPEN6, CACHE6, CACHE_MASK6, RING6);
 
 impl<A: Family> FlowMaps<A> for Kernel {
     #[inline(always)]
-    fn cached<R>(&self, hash: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
+    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
         if global(&CACHE_ON) == 0 {
             return None;
         }
         let mask = A::cache_mask();
         // SAFETY: no arguments, no effects.
         let cpu = unsafe { bpf_get_smp_processor_id() };
-        with(A::cache().get_ptr_mut(cpu * (mask + 1) + (hash & mask)), f)
+        with(A::cache().get_ptr_mut(cpu * (mask + 1) + (hash & mask ^ way)), f)
     }
     #[inline(always)]
     fn stamp(&self, hash: u32) -> u32 {

@@ -1,5 +1,8 @@
 //! The one place where packet memory is touched.
 
+use core::arch::asm;
+use core::mem::offset_of;
+
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
     bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
@@ -26,7 +29,8 @@ impl Skb {
     pub fn new(ctx: &TcContext) -> Self {
         let len = ctx.len();
         let wanted = if len < HEADERS { len } else { HEADERS };
-        if (ctx.data_end() - ctx.data()) < wanted as usize {
+        let (start, end) = bounds(ctx.skb.skb);
+        if end - start < wanted as usize {
             // On failure the packet reads as too short, which the pipeline leaves to the stack.
             // SAFETY: the context of this run.
             unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
@@ -48,24 +52,77 @@ impl Skb {
         if offset > MAX_OFFSET {
             return None;
         }
-        // SAFETY: a field of this run's context.
-        let start = unsafe { (*self.ctx).data } as usize;
-        // SAFETY: as above.
-        let end = unsafe { (*self.ctx).data_end } as usize;
+        let (start, end) = bounds(self.ctx);
         (start + offset + N <= end).then_some((start + offset) as *mut [u8; N])
+    }
+}
+
+/// Where the linear part starts and ends. The fields have 32 bits in the context and are pointers when loaded; the compiler must
+/// not treat them as numbers of 32 bits.
+#[inline(always)]
+fn bounds(ctx: *mut __sk_buff) -> (usize, usize) {
+    let (start, end);
+    // SAFETY: reads two fields of this run's context.
+    unsafe {
+        asm!("{0} = *(u32 *)({1} + {at})", out(reg) start, in(reg) ctx, at = const offset_of!(__sk_buff, data), options(nostack, pure, readonly));
+        asm!("{0} = *(u32 *)({1} + {at})", out(reg) end, in(reg) ctx, at = const offset_of!(__sk_buff, data_end), options(nostack, pure, readonly));
+    }
+    (start, end)
+}
+
+// Packet memory is aligned to nothing, and the compiler would access it byte by byte. The kernel allows words there.
+
+/// Reads `N` bytes of the packet, whose bounds the caller has checked.
+#[inline(always)]
+fn load<const N: usize>(at: *const [u8; N]) -> [u8; N] {
+    macro_rules! word {
+        ($word:ty) => {{
+            let value: u64;
+            // SAFETY: the caller has checked the bounds; the word has `N` bytes.
+            unsafe {
+                asm!(concat!("{0} = *(", stringify!($word), " *)({1} + 0)"), out(reg) value, in(reg) at, options(nostack, pure, readonly));
+                core::ptr::from_ref(&(value as $word)).cast::<[u8; N]>().read()
+            }
+        }};
+    }
+    match N {
+        2 => word!(u16),
+        4 => word!(u32),
+        8 => word!(u64),
+        // SAFETY: as above.
+        _ => unsafe { at.read_unaligned() },
+    }
+}
+
+/// Writes `N` bytes of the packet, whose bounds the caller has checked.
+#[inline(always)]
+fn store<const N: usize>(at: *mut [u8; N], bytes: [u8; N]) {
+    macro_rules! word {
+        ($word:ty) => {{
+            // SAFETY: the caller has checked the bounds; the word has `N` bytes.
+            unsafe {
+                let value = bytes.as_ptr().cast::<$word>().read_unaligned() as u64;
+                asm!(concat!("*(", stringify!($word), " *)({0} + 0) = {1}"), in(reg) at, in(reg) value, options(nostack));
+            }
+        }};
+    }
+    match N {
+        2 => word!(u16),
+        4 => word!(u32),
+        8 => word!(u64),
+        // SAFETY: as above.
+        _ => unsafe { at.write_unaligned(bytes) },
     }
 }
 
 impl Packet for Skb {
     #[inline(always)]
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        // SAFETY: the bounds were just checked, as the verifier sees; the bytes are copied before any helper can move them.
-        self.at::<N>(offset).map(|p| unsafe { p.read_unaligned() })
+        self.at::<N>(offset).map(|p| load(p))
     }
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        // SAFETY: as in `read`; the kernel makes the packet's linear part private to programs that write.
-        self.at::<N>(offset).map(|p| unsafe { p.write_unaligned(bytes) })
+        self.at::<N>(offset).map(|p| store(p, bytes))
     }
     #[inline(always)]
     fn size(&self) -> u32 {

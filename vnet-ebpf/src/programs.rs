@@ -21,9 +21,7 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 pub fn vm_egress(ctx: TcContext) -> i32 {
     let mut p = Skb::new(&ctx);
     let vlan = p.has_vlan();
-    let Some(s) = scratch() else { return NEXT };
-    // SAFETY: a map value of this CPU, checked not to be null; nothing else refers to it while this program runs.
-    let verdict = pipeline::egress(&mut p, &Kernel, unsafe { &mut *s }, ifindex(&ctx), vlan);
+    let verdict = pipeline::egress(&mut p, &Kernel, scratch, ifindex(&ctx), vlan);
     act(&ctx, "egress", verdict)
 }
 
@@ -32,9 +30,7 @@ pub fn vm_egress(ctx: TcContext) -> i32 {
 pub fn vm_ingress(ctx: TcContext) -> i32 {
     let mut p = Skb::new(&ctx);
     let vlan = p.has_vlan();
-    let Some(s) = scratch() else { return NEXT };
-    // SAFETY: a map value of this CPU, checked not to be null; nothing else refers to it while this program runs.
-    let verdict = pipeline::ingress(&mut p, &Kernel, unsafe { &mut *s }, ifindex(&ctx), vlan);
+    let verdict = pipeline::ingress(&mut p, &Kernel, scratch, ifindex(&ctx), vlan);
     act(&ctx, "ingress", verdict)
 }
 

@@ -11,7 +11,7 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
 use vnet_common::host::{Frame, Maps};
@@ -179,8 +179,8 @@ impl Kernel {
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("MEMBER_COUNTERS").set(row, zero, 0).expect("MEMBER_COUNTERS");
         }
-        self.reset_flows::<[u8; 4]>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
-        self.reset_flows::<[u8; 16]>(["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], 1);
+        self.reset_flows::<V4>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
+        self.reset_flows::<V6>(["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], 1);
         for slot in 0..SLOTS {
             self.set("RING_HEADS", slot, [0u32; 2]);
         }
@@ -231,8 +231,8 @@ impl Kernel {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
         }
-        self.add_flows::<[u8; 4]>(&mut s, ["FLOWS4", "HALF_OPEN4", "CACHE4"]);
-        self.add_flows::<[u8; 16]>(&mut s, ["FLOWS6", "HALF_OPEN6", "CACHE6"]);
+        self.add_flows::<V4>(&mut s, ["FLOWS4", "HALF_OPEN4", "CACHE4"]);
+        self.add_flows::<V6>(&mut s, ["FLOWS6", "HALF_OPEN6", "CACHE6"]);
         s.sorted()
     }
 

@@ -1,6 +1,7 @@
 //! Quotas, full tables, and what the flow cache may hold back.
 
-use vnet_common::flow::{FLUSH_JIFFIES, FlowEntry};
+use vnet_common::addr::V4;
+use vnet_common::flow::{CACHE_WAYS, FLUSH_JIFFIES, FlowEntry, FlowKey};
 use vnet_common::host::Frame;
 use vnet_common::lb::MemberEvent::{Established, NewFlow};
 use vnet_common::verdict::{Direction, Reason, Verdict};
@@ -99,7 +100,7 @@ fn full_tables() {
 }
 
 /// The main entry of the client's UDP flow.
-fn entry(w: &World) -> FlowEntry<[u8; 4]> {
+fn entry(w: &World) -> FlowEntry<V4> {
     let main = w.maps.flows4.main.borrow();
     let (_, e) = main.iter().find(|(k, _)| k.direction == Direction::Egress as u8).expect("the flow");
     *e
@@ -148,22 +149,26 @@ fn the_cache_writes_back() {
 #[test]
 fn an_idle_flow_gives_up_its_slot_and_its_counts() {
     let mut w = World::balanced(8080);
-    w.maps.cache_slots = 1;
-    let one: Frame = (&Packet::udp(Family::V4.client(), 5353, Family::V4.vip(), 80)).into();
-    let two: Frame = (&Packet::udp(Family::V4.client(), 5354, Family::V4.vip(), 80)).into();
-    for _ in 0..4 {
-        send(&w, &one);
+    w.maps.cache_slots = CACHE_WAYS;
+    let from = |sport| (&Packet::udp(Family::V4.client(), sport, Family::V4.vip(), 80)).into();
+    let old: Vec<Frame> = (0..CACHE_WAYS as u16).map(|n| from(5353 + n)).collect();
+    let new: Frame = from(6000);
+    for f in old.iter().cycle().take(4 * old.len()) {
+        send(&w, f);
     }
-    assert_eq!(counted(&w), 1, "the cache holds three");
-    send(&w, &two);
-    send(&w, &two);
-    assert_eq!(counted(&w), 3, "the slot is taken: counted at once");
+    let first = u64::from(CACHE_WAYS);
+    assert_eq!(counted(&w), first, "the cache holds three of each");
+    send(&w, &new);
+    send(&w, &new);
+    assert_eq!(counted(&w), first + 2, "the slots are taken: counted at once");
     wait(&w, 2 * FLUSH_JIFFIES);
-    send(&w, &two);
-    assert_eq!(counted(&w), 6, "the idle flow's three were written back, the new one's are held");
+    send(&w, &new);
+    assert_eq!(counted(&w), first + 2 + 3, "an idle flow's three were written back, the new one's are held");
     let main = w.maps.flows4.main.borrow();
-    let packets: Vec<u64> = main.iter().filter(|(k, _)| k.sport == 5353u16.to_be_bytes()).map(|(_, e)| e.packets).collect();
-    assert_eq!(packets, [4]);
+    let is_old = |k: &FlowKey<V4>| k.direction == Direction::Egress as u8 && k.sport != 6000u16.to_be_bytes();
+    let mut packets: Vec<u64> = main.iter().filter(|(k, _)| is_old(k)).map(|(_, e)| e.packets).collect();
+    packets.sort_unstable();
+    assert_eq!(packets, [1, 1, 1, 4]);
 }
 
 #[test]
@@ -177,7 +182,7 @@ fn a_copy_that_is_void_again_and_again_is_still_written_back() {
     for _ in 0..10 {
         wait(&w, FLUSH_JIFFIES / 2);
         // As when another flow with the same stamp goes.
-        FlowMaps::<[u8; 4]>::bump_stamp(&w.maps, hash::flow(&key));
+        FlowMaps::<V4>::bump_stamp(&w.maps, hash::flow(&key));
         send(&w, &p);
     }
     assert!(w.maps.now.get() - entry(&w).last_seen < FLUSH_JIFFIES, "an active flow looks idle");

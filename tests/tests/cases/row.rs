@@ -255,8 +255,8 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
 pub fn on_host(world: &World, direction: Direction, ifindex: u32, frame: &mut Frame, vlan: bool) -> Verdict {
     let mut s = scratch();
     match direction {
-        Direction::Egress => pipeline::egress(frame, &world.maps, &mut s, ifindex, vlan),
-        Direction::Ingress => pipeline::ingress(frame, &world.maps, &mut s, ifindex, vlan),
+        Direction::Egress => pipeline::egress(frame, &world.maps, || Some(&mut s), ifindex, vlan),
+        Direction::Ingress => pipeline::ingress(frame, &world.maps, || Some(&mut s), ifindex, vlan),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::{EndpointRow, flags as endpoint_flags};
 use vnet_common::hash;
 use vnet_common::host::Maps;
@@ -67,8 +68,8 @@ pub fn wide(addr: IpAddr) -> [u8; 16] {
 
 fn filter_hash(network: u32, addr: IpAddr) -> u32 {
     match addr {
-        IpAddr::V4(a) => hash::filter(network, &a.octets()),
-        IpAddr::V6(a) => hash::filter(network, &a.octets()),
+        IpAddr::V4(a) => hash::filter(network, &V4::from(a)),
+        IpAddr::V6(a) => hash::filter(network, &V6::from(a)),
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, flags, tcp};
 use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
@@ -131,8 +131,8 @@ impl Traffic {
 /// What flow caches hold of counts, by flow and by member row.
 #[derive(Clone, Debug, Default)]
 pub struct Pending {
-    flows4: HashMap<FlowKey<[u8; 4]>, Traffic>,
-    flows6: HashMap<FlowKey<[u8; 16]>, Traffic>,
+    flows4: HashMap<FlowKey<V4>, Traffic>,
+    flows6: HashMap<FlowKey<V6>, Traffic>,
     members: HashMap<u32, [Traffic; 2]>,
 }
 
@@ -334,7 +334,7 @@ impl Maps {
     }
 
     /// Puts IPv4 entries into the main table, over those that are there.
-    pub fn import_flows4(&self, keys: &[FlowKey<[u8; 4]>], entries: &[FlowEntry<[u8; 4]>]) -> Result<()> {
+    pub fn import_flows4(&self, keys: &[FlowKey<V4>], entries: &[FlowEntry<V4>]) -> Result<()> {
         self.flows4.main.entries.put_all(keys, entries)
     }
 

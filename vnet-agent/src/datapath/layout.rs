@@ -4,9 +4,9 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapInfo, MapType};
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey};
+use vnet_common::flow::{CACHE_WAYS, CacheSlot, FlowEntry, FlowKey};
 use vnet_common::lb::{GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 
@@ -61,8 +61,10 @@ impl Sizes {
     /// Refuses what cannot be.
     pub fn check(&self) -> Result<()> {
         for (slots, v) in self.cache.iter().zip([4, 6]) {
-            if *slots != 0 && !slots.is_power_of_two() {
-                bail!("flow cache for IPv{v}: {slots} slots is no power of two; give one, or 0 for no cache");
+            if *slots != 0 && !(slots.is_power_of_two() && *slots >= CACHE_WAYS) {
+                bail!(
+                    "flow cache for IPv{v}: {slots} slots is no power of two from {CACHE_WAYS} on; give one, or 0 for no cache"
+                );
             }
         }
         if (self.cache[0] == 0) != (self.cache[1] == 0) {
@@ -113,8 +115,7 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
     let flows = |name, k, v, n| Layout { flags: 0, ..hash(name, k, v, n) };
     let array = |name, v, n| Layout { name, kind: MapType::Array, key_size: 4, value_size: v, max_entries: n, flags: MMAPABLE };
     let per_cpu = |name, v, n| Layout { name, kind: MapType::PerCpuArray, key_size: 4, value_size: v, max_entries: n, flags: 0 };
-    let (key4, entry4, key6, entry6) =
-        (flow_key::<[u8; 4]>(), flow_entry::<[u8; 4]>(), flow_key::<[u8; 16]>(), flow_entry::<[u8; 16]>());
+    let (key4, entry4, key6, entry6) = (flow_key::<V4>(), flow_entry::<V4>(), flow_key::<V6>(), flow_entry::<V6>());
     let ring = sizes.endpoints * HALF_OPEN_QUOTA;
     Ok(vec![
         array("CONFIG", size::<Config>(), default_size("CONFIG")),
@@ -130,8 +131,8 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         array("RING4", key4, ring),
         array("RING6", key6, ring),
         array("RING_HEADS", 8, sizes.endpoints),
-        array("CACHE4", size::<CacheSlot<[u8; 4]>>(), cache4),
-        array("CACHE6", size::<CacheSlot<[u8; 16]>>(), cache6),
+        array("CACHE4", size::<CacheSlot<V4>>(), cache4),
+        array("CACHE6", size::<CacheSlot<V6>>(), cache6),
         array("STAMPS", 8, default_size("STAMPS")),
         array("FILTERS", 8, default_size("FILTERS")),
         hash("LOCALS", size::<LocalKey>(), 4, sizes.locals),

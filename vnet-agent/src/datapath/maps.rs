@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context, Result, bail};
+use vnet_common::addr::{V4, V6};
 use vnet_common::api::MapStatus;
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
 use vnet_common::lb::{GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
@@ -41,9 +42,9 @@ pub struct Maps {
     member_counters: PerCpu<MemberCounters>,
     maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
     /// IPv4 flows.
-    pub(super) flows4: FlowTables<[u8; 4]>,
+    pub(super) flows4: FlowTables<V4>,
     /// IPv6 flows.
-    pub(super) flows6: FlowTables<[u8; 16]>,
+    pub(super) flows6: FlowTables<V6>,
     all: Vec<(Layout, OwnedFd)>,
 }
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use aya::maps::{MapInfo, MapType};
 #[cfg(not(feature = "previous-abi"))]
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::FlowCount;
 use vnet_common::flow::ABI;
 #[cfg(not(feature = "previous-abi"))]
@@ -225,10 +225,10 @@ fn conversion(now: &Layout, abi: u32) -> Result<(Layout, Option<Convert>)> {
     match (abi, now.name) {
         (ABI, _) => Ok((*now, None)),
         (1, "FLOWS4" | "HALF_OPEN4") => {
-            Ok((Layout { value_size: size_of::<Entry1<[u8; 4], 0>>() as u32, ..*now }, Some(entry_from_1::<[u8; 4], 0>)))
+            Ok((Layout { value_size: size_of::<Entry1<V4, 0>>() as u32, ..*now }, Some(entry_from_1::<V4, 0>)))
         }
         (1, "FLOWS6" | "HALF_OPEN6") => {
-            Ok((Layout { value_size: size_of::<Entry1<[u8; 16], 4>>() as u32, ..*now }, Some(entry_from_1::<[u8; 16], 4>)))
+            Ok((Layout { value_size: size_of::<Entry1<V6, 4>>() as u32, ..*now }, Some(entry_from_1::<V6, 4>)))
         }
         (1, _) => Ok((*now, None)),
         _ => bail!("this agent (map layout {ABI}) cannot read layout {abi}: upgrade by way of a version with layout {}", ABI - 1),
@@ -264,7 +264,7 @@ struct Entry1<A, const PAD: usize> {
 }
 
 #[cfg(not(feature = "previous-abi"))]
-const _: () = assert!(size_of::<Entry1<[u8; 4], 0>>() == 48 && size_of::<Entry1<[u8; 16], 4>>() == 64);
+const _: () = assert!(size_of::<Entry1<V4, 0>>() == 48 && size_of::<Entry1<V6, 4>>() == 64);
 // SAFETY: repr(C) over integers and bytes, without padding (sizes asserted above), every bit pattern valid.
 #[cfg(not(feature = "previous-abi"))]
 unsafe impl<A: Address, const PAD: usize> aya::Pod for Entry1<A, PAD> {}

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
+use vnet_common::addr::{Address, V4, V6};
 use vnet_common::hash::{self, FILTER_BITS};
 use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
 use vnet_common::map::MAGLEV_BLOCK;
@@ -152,7 +153,7 @@ pub fn table_blocks(word: u64) -> std::ops::Range<u32> {
 /// An address as it lies in a row.
 pub fn wide(address: IpAddr) -> [u8; 16] {
     match address {
-        IpAddr::V4(a) => vnet_common::addr::Address::widen(&a.octets()),
+        IpAddr::V4(a) => V4::from(a).widen(),
         IpAddr::V6(a) => a.octets(),
     }
 }
@@ -189,8 +190,8 @@ pub fn member_key(group: u32, m: &Member) -> MemberKey {
 /// Where an address's bit is in a filter: word, and bit in it.
 pub fn filter_bit(kind: Filter, address: IpAddr) -> (usize, u64) {
     let hash = match address {
-        IpAddr::V4(a) => hash::filter(0, &a.octets()),
-        IpAddr::V6(a) => hash::filter(0, &a.octets()),
+        IpAddr::V4(a) => hash::filter(0, &V4::from(a)),
+        IpAddr::V6(a) => hash::filter(0, &V6::from(a)),
     };
     let (word, bit) = kind.place(hash);
     (word as usize, 1 << bit)

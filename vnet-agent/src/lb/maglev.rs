@@ -246,13 +246,14 @@ mod tests {
 
     #[test]
     fn picks_by_hash_follow_the_weights() {
+        use vnet_common::addr::V4;
         use vnet_common::flow::FlowKey;
         let table = fill(&members(&[1, 2, 3]));
         let mut n = [0u32; 3];
         for client in 0..60_000u32 {
             let key = FlowKey {
-                src: (0x0A01_0000 + client / 30_000).to_be_bytes(),
-                dst: [10, 0, 0, 1],
+                src: V4::from((0x0A01_0000 + client / 30_000).to_be_bytes()),
+                dst: V4::from([10, 0, 0, 1]),
                 sport: ((client % 30_000) as u16 + 1024).to_be_bytes(),
                 dport: [0, 80],
                 protocol: 6,

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use vnet_agent::datapath::{Datapath, OpenReport, Options, Order, Sizes};
-use vnet_common::addr::Address;
+use vnet_common::addr::{Address, V4};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::hash;
 use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
@@ -165,7 +165,7 @@ pub fn balance(d: &Datapath, member: Ipv4Addr) {
     for (group, protocol) in [(0u32, 6u8), (1, 17)] {
         let serial = 100 + group;
         let row = MemberRow {
-            addr: member.octets().widen(),
+            addr: V4::from(member).widen(),
             port: PORT.to_be_bytes(),
             serial,
             group,
@@ -179,14 +179,14 @@ pub fn balance(d: &Datapath, member: Ipv4Addr) {
     }
     maps.put_vip(&vip_key(0, 0), &VipRow::default()).unwrap();
     for (kind, addr) in [(Filter::Vip, VIP), (Filter::Member, member)] {
-        let (word, bit) = kind.place(hash::filter(0, &addr.octets()));
+        let (word, bit) = kind.place(hash::filter(0, &V4::from(addr)));
         maps.set_filter_word(word, 1 << bit).unwrap();
     }
     maps.bump_generation().unwrap();
 }
 
 pub fn vip_key(port: u16, protocol: u8) -> VipKey {
-    VipKey { network: 0, addr: VIP.octets().widen(), port: port.to_be_bytes(), protocol, version: 4 }
+    VipKey { network: 0, addr: V4::from(VIP).widen(), port: port.to_be_bytes(), protocol, version: 4 }
 }
 
 /// An echo server on every connection.

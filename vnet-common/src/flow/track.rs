@@ -3,9 +3,9 @@
 //! The hot path is [`find`] with a hit in the CPU's cache: one line is read and written, and the main table is touched
 //! only when [`FLUSH_JIFFIES`] have passed.
 
-use super::{CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
+use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
 use crate::addr::Address;
-use crate::endpoint::EndpointMaps;
+use crate::endpoint::{EndpointMaps, HostMaps};
 use crate::hash;
 use crate::lb::{LbMaps, MemberEvent};
 use crate::parse::{protocol, tcp};
@@ -30,6 +30,10 @@ pub struct Seen<A: Address> {
     pub now: u32,
     /// TCP flags, or 0.
     pub tcp: u32,
+    /// [`hash::flow`] of the key.
+    pub hash: u32,
+    /// The hash's stamp, read before any table.
+    pub stamp: u32,
 }
 
 /// What a valid entry says to do.
@@ -44,16 +48,25 @@ pub struct Treatment<A> {
     pub flags: u16,
 }
 
-/// What is known of a packet's flow.
+/// Where a packet's flow was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Found {
+    /// In the cache: the packet is counted; apply [`Work::treatment`].
+    Cached,
+    /// In a table: the entry is in [`Work::entry`], and [`Work::table`] says where it came from. [`proceed`] goes on.
+    Entry,
+    /// Nowhere.
+    None,
+}
+
+/// What becomes of a packet whose flow has an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Course {
     /// Apply [`Work::treatment`].
     Valid,
-    /// There is an entry of another generation, in [`Work::entry`] and [`Work::table`]: judge it again.
-    Stale,
     /// The flow may not go on.
     Refused,
-    /// No entry.
+    /// The entry was of an earlier connection, and is gone.
     None,
 }
 
@@ -69,36 +82,111 @@ pub fn direction<A: Address>(key: &FlowKey<A>) -> Direction {
     if key.direction == Direction::Egress as u8 { Direction::Egress } else { Direction::Ingress }
 }
 
-/// Finds the packet's flow, counts the packet and advances the flow's state.
+/// Finds the packet's flow.
 #[inline(always)]
-pub fn find<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32, w: &mut Work<A>) -> Found {
-    let hash = hash::flow(&w.seen.key);
-    let stamp = m.stamp(hash);
-    let plain = w.seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0;
-    if plain {
-        match m.cached(hash, |s| from_cache(s, &w.seen, stamp, &mut w.treatment)).unwrap_or(Cached::Miss) {
-            Cached::Hit => return valid(w),
+pub fn find<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>) -> Found {
+    if is_plain(&w.seen)
+        && let Some(way) = way(m, w.seen.hash, &w.seen.key)
+    {
+        match m.cached(w.seen.hash, way, |s| from_cache(s, &w.seen, &mut w.treatment)).unwrap_or(Cached::Miss) {
+            Cached::Hit => return cached(w),
             Cached::Due(packets, bytes) => {
                 m.member_traffic(w.treatment.member, direction(&w.seen.key), packets, bytes);
                 if m.add(Table::Main, &w.seen.key, packets, bytes, w.seen.now) {
-                    return valid(w);
+                    return cached(w);
                 }
             }
             Cached::Miss => {}
         }
     }
+    w.table = Table::Main;
     if m.flow(Table::Main, &w.seen.key, &mut w.entry) {
-        return from_main(m, slot, w, hash, stamp, plain);
+        return Found::Entry;
     }
+    w.table = Table::HalfOpen;
     if w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry) {
-        return from_half_open(m, slot, w);
+        return Found::Entry;
     }
     Found::None
 }
 
+/// Counts a packet whose flow has a valid entry, and advances the flow's state.
 #[inline(always)]
-fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &mut Treatment<A>) -> Cached {
-    if s.generation != seen.generation || s.stamp != stamp || !s.key.is(&seen.key) {
+pub fn proceed<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32, w: &mut Work<A>) -> Course {
+    match w.table {
+        Table::Main => from_main(m, slot, w),
+        Table::HalfOpen => from_half_open(m, slot, w),
+    }
+}
+
+/// Is it in the middle of its flow?
+#[inline(always)]
+fn is_plain<A: Address>(seen: &Seen<A>) -> bool {
+    seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0
+}
+
+#[inline(always)]
+fn cached<A: Address>(w: &mut Work<A>) -> Found {
+    w.reason = usual(&w.seen.key);
+    Found::Cached
+}
+
+/// What a packet of a known flow is counted as.
+#[inline(always)]
+fn usual<A: Address>(key: &FlowKey<A>) -> Reason {
+    if key.direction == Direction::Egress as u8 { Reason::Established } else { Reason::Reply }
+}
+
+/// The first way that passes. No loop: the verifier would lose count of it.
+#[inline(always)]
+fn first(mut test: impl FnMut(u32) -> bool) -> Option<u32> {
+    const { assert!(CACHE_WAYS == 4) };
+    if test(0) {
+        Some(0)
+    } else if test(1) {
+        Some(1)
+    } else if test(2) {
+        Some(2)
+    } else if test(3) {
+        Some(3)
+    } else {
+        None
+    }
+}
+
+/// In which of its hash's slots this CPU's cache has the flow.
+#[inline(always)]
+pub fn way<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Option<u32> {
+    first(|way| m.cached(hash, way, |s| s.key.is(key)) == Some(true))
+}
+
+/// The short way: finds the flow of a packet in the middle of it in this CPU's cache, and counts the packet there. `None`: do it the
+/// long way; for flows that go past the stack, too.
+///
+/// Called once in each program (`EGRESS`): what is called twice the compiler makes a subprogram.
+#[inline(always)]
+pub fn hit<A: Address, M: FlowMaps<A> + HostMaps, const EGRESS: bool>(
+    m: &M,
+    key: &FlowKey<A>,
+    bytes: u32,
+) -> Option<Treatment<A>> {
+    let (generation, now) = (m.generation(), m.now());
+    let hash = hash::flow(key);
+    let stamp = m.stamp(hash);
+    m.cached(hash, way(m, hash, key)?, |s| {
+        let counted = s.bytes.wrapping_add(bytes);
+        let usable = s.generation == generation && s.stamp == stamp && s.flags & flags::REDIRECT == 0;
+        if !usable || now.wrapping_sub(s.flushed) >= FLUSH_JIFFIES || counted >= FLUSH_BYTES {
+            return None;
+        }
+        (s.packets, s.bytes) = (s.packets.wrapping_add(1), counted);
+        Some(Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags })
+    })?
+}
+
+#[inline(always)]
+fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, t: &mut Treatment<A>) -> Cached {
+    if s.generation != seen.generation || s.stamp != seen.stamp {
         return Cached::Miss;
     }
     *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
@@ -113,7 +201,7 @@ fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, stamp: u32, t: &
 }
 
 #[inline(always)]
-fn from_main<A, M>(m: &M, slot: u32, w: &mut Work<A>, hash: u32, stamp: u32, plain: bool) -> Found
+fn from_main<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Course
 where
     A: Address,
     M: FlowMaps<A> + EndpointMaps + LbMaps,
@@ -123,14 +211,10 @@ where
     if fresh_syn && seen.key.direction == Direction::Egress as u8 && state::is_closed(e.tcp) {
         w.partner = seen.key.partner(&e.rewrite);
         forget(m, slot, Table::Main, &w.seen.key, &w.partner); // the client reuses the port
-        return Found::None;
+        return Course::None;
     }
-    if e.generation != seen.generation {
-        w.table = Table::Main;
-        return Found::Stale;
-    }
-    if plain {
-        remember(m, w, hash, stamp);
+    if is_plain(seen) {
+        remember(m, w);
     } else {
         count(m, Table::Main, seen, e);
     }
@@ -142,13 +226,8 @@ where
         }
     }
     treat(w);
-    valid(w)
-}
-
-#[inline(always)]
-fn valid<A: Address>(w: &mut Work<A>) -> Found {
-    w.reason = if w.seen.key.direction == Direction::Egress as u8 { Reason::Established } else { Reason::Reply };
-    Found::Valid
+    w.reason = usual(&w.seen.key);
+    Course::Valid
 }
 
 /// The entry at hand says what to do.
@@ -181,16 +260,16 @@ fn count<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, table: Table, seen: &Seen<A
 
 /// Puts the flow into its cache slot, unless a flow in use is there; what the slot had not yet written back is written.
 #[inline(never)]
-fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u32, stamp: u32) {
+fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>) {
     let Work { seen, entry, spare, .. } = w;
     // Whether the packet was counted in the slot, and what the slot owes to the entry of `spare`.
     let (mut counted, mut owed) = (false, (0, 0, 0));
     let mut last_seen = seen.now;
-    m.cached(hash, |s| {
+    let idle = |s: &mut CacheSlot<A>| s.key.endpoint == 0 || seen.now.wrapping_sub(s.flushed) >= IDLE_JIFFIES;
+    let way = way(m, seen.hash, &seen.key).or_else(|| first(|way| m.cached(seen.hash, way, idle) == Some(true)));
+    let Some(way) = way else { return count(m, Table::Main, seen, entry) };
+    m.cached(seen.hash, way, |s| {
         let same = s.key.is(&seen.key);
-        if !same && s.key.endpoint != 0 && seen.now.wrapping_sub(s.flushed) < IDLE_JIFFIES {
-            return;
-        }
         // Also where the flow stays: one whose copy is time and again made invalid would never be written back.
         (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
         if !same {
@@ -198,7 +277,7 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u
             s.key = seen.key;
         }
         s.rewrite = entry.rewrite;
-        (s.generation, s.stamp, s.member, s.flags) = (entry.generation, stamp, entry.member, entry.flags);
+        (s.generation, s.stamp, s.member, s.flags) = (entry.generation, seen.stamp, entry.member, entry.flags);
         (s.packets, s.bytes, s.flushed) = (1, seen.bytes, seen.now);
         counted = true;
     });
@@ -213,15 +292,11 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>, hash: u
 }
 
 #[inline(never)]
-fn from_half_open<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Found
+fn from_half_open<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Course
 where
     A: Address,
     M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
-    if w.entry.generation != w.seen.generation {
-        w.table = Table::HalfOpen;
-        return Found::Stale;
-    }
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
     let egress = key.direction == Direction::Egress as u8;
@@ -232,7 +307,7 @@ where
     } else if egress && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {
             w.reason = r;
-            return Found::Refused;
+            return Course::Refused;
         }
         reason = Reason::Established;
     } else {
@@ -245,7 +320,7 @@ where
     m.member_traffic(member, direction(&w.seen.key), 1, w.seen.bytes);
     treat(w);
     w.reason = reason;
-    Found::Valid
+    Course::Valid
 }
 
 /// Moves both entries of a connection to the main table: its handshake is complete.

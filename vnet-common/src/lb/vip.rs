@@ -4,10 +4,10 @@ use super::pick::{self, Outcome, vip_key};
 use super::{Filter, LbMaps, flags as group_flags, state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
-use crate::flow::track::{Found, find, forget};
+use crate::flow::track::{Course, Found, find, forget, proceed};
 use crate::flow::{FlowKey, FlowMaps, Work};
 use crate::hash;
-use crate::parse::{protocol, tcp};
+use crate::parse::{Headers, protocol, tcp};
 use crate::verdict::{Direction, Reason};
 
 /// What the load balancer wants done with a packet.
@@ -139,23 +139,25 @@ where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
-    // Twice at most: after the entry was brought up to date. A loop, so that the programs hold `find` once.
-    for _ in 0..2 {
-        match find(m, slot, w) {
-            Found::Valid => return Known::Valid,
-            Found::Refused => return Known::Refused,
-            Found::None => return Known::None,
-            Found::Stale => match judge_again(m, w) {
-                Known::Valid => {
-                    let generation = w.seen.generation;
-                    m.update(w.table, &w.seen.key, |e| e.generation = generation);
-                }
-                gone => return gone,
-            },
-        }
+    match find(m, w) {
+        Found::Cached => return Known::Valid,
+        Found::None => return Known::None,
+        Found::Entry => {}
     }
-    w.reason = Reason::BadRow;
-    Known::Refused
+    if w.entry.generation != w.seen.generation {
+        let judged = judge_again(m, w);
+        if judged != Known::Valid {
+            return judged;
+        }
+        w.entry.generation = w.seen.generation;
+        let generation = w.seen.generation;
+        m.update(w.table, &w.seen.key, |e| e.generation = generation);
+    }
+    match proceed(m, slot, w) {
+        Course::Valid => Known::Valid,
+        Course::Refused => Known::Refused,
+        Course::None => Known::None,
+    }
 }
 
 /// A flow keeps its member while the VIP's port still has the group and the group still has the member, in any state.
@@ -179,9 +181,18 @@ fn judge_again<A: Address, M: LbMaps>(m: &M, w: &Work<A>) -> Known {
 
 /// Notes what tracking needs to know of a packet.
 #[inline(never)]
-pub fn see<A: Address, M: HostMaps>(m: &M, ep: &EndpointRow, direction: Direction, bytes: u32, w: &mut Work<A>) {
-    let h = &w.headers;
-    w.seen.key = FlowKey {
+pub fn see<A: Address, M: HostMaps + FlowMaps<A>>(m: &M, ep: &EndpointRow, direction: Direction, bytes: u32, w: &mut Work<A>) {
+    w.seen.key = key(ep, direction, &w.headers);
+    (w.seen.tcp, w.seen.bytes) = (u32::from(w.headers.tcp), bytes);
+    (w.seen.generation, w.seen.now) = (m.generation(), m.now());
+    w.seen.hash = hash::flow(&w.seen.key);
+    w.seen.stamp = m.stamp(w.seen.hash);
+}
+
+/// The key of a packet's flow.
+#[inline(always)]
+pub fn key<A: Address>(ep: &EndpointRow, direction: Direction, h: &Headers<A>) -> FlowKey<A> {
+    FlowKey {
         endpoint: ep.id,
         network: ep.network,
         src: h.src,
@@ -191,7 +202,5 @@ pub fn see<A: Address, M: HostMaps>(m: &M, ep: &EndpointRow, direction: Directio
         protocol: h.protocol,
         direction: direction as u8,
         pad: [0; 2],
-    };
-    (w.seen.tcp, w.seen.bytes) = (u32::from(w.headers.tcp), bytes);
-    (w.seen.generation, w.seen.now) = (m.generation(), m.now());
+    }
 }

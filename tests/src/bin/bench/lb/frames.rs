@@ -2,8 +2,8 @@
 
 use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
-use vnet_common::addr::Address;
-use vnet_common::bench::{FRAME, Plan};
+use vnet_common::addr::{Address, V4, V6};
+use vnet_common::bench::{FRAME, FRAME_AT, Plan};
 use vnet_common::flow::FlowKey;
 use vnet_common::lb::VipKey;
 use vnet_common::verdict::Direction;
@@ -52,11 +52,11 @@ pub struct Traffic {
 }
 
 /// An address: of a family, in one of the networks that are used here, with a number.
-fn ip4(net: u8, host: u8) -> [u8; 4] {
-    [10, net, 0, host]
+fn ip4(net: u8, host: u8) -> V4 {
+    V4::from([10, net, 0, host])
 }
-fn ip6(net: u8, host: u8) -> [u8; 16] {
-    [0xfd, 0, 0, 0, 0, 0, 0, 0, 0, net, 0, 0, 0, 0, 0, host]
+fn ip6(net: u8, host: u8) -> V6 {
+    V6::from([0xfd, 0, 0, 0, 0, 0, 0, 0, 0, net, 0, 0, 0, 0, 0, host])
 }
 fn place(peer: Peer) -> (u8, u8) {
     match peer {
@@ -68,26 +68,26 @@ fn place(peer: Peer) -> (u8, u8) {
 const CLIENT: (u8, u8) = (0, 10);
 
 /// The client's first address, in IPv4 or in IPv6.
-pub fn client4() -> [u8; 4] {
+pub fn client4() -> V4 {
     ip4(CLIENT.0, CLIENT.1)
 }
 /// See [`client4`].
-pub fn client6() -> [u8; 16] {
+pub fn client6() -> V6 {
     ip6(CLIENT.0, CLIENT.1)
 }
 /// The address of a peer.
-pub fn peer4(peer: Peer) -> [u8; 4] {
+pub fn peer4(peer: Peer) -> V4 {
     ip4(place(peer).0, place(peer).1)
 }
 /// See [`peer4`].
-pub fn peer6(peer: Peer) -> [u8; 16] {
+pub fn peer6(peer: Peer) -> V6 {
     ip6(place(peer).0, place(peer).1)
 }
 /// The address of member `n`, as in its row.
 pub fn member(family: Family, n: u32) -> [u8; 16] {
     match family {
         Family::V4 => ip4(1, 1 + n as u8).widen(),
-        Family::V6 => ip6(1, 1 + n as u8),
+        Family::V6 => ip6(1, 1 + n as u8).widen(),
     }
 }
 
@@ -103,7 +103,7 @@ impl Traffic {
     pub fn vip_key(self) -> VipKey {
         let (addr, version) = match self.family {
             Family::V4 => (peer4(Peer::Vip).widen(), 4),
-            Family::V6 => (peer6(Peer::Vip), 6),
+            Family::V6 => (peer6(Peer::Vip).widen(), 6),
         };
         VipKey { network: 0, addr, port: VIP_PORT.to_be_bytes(), protocol: self.protocol.number(), version }
     }
@@ -124,8 +124,8 @@ impl Traffic {
         let (src, dst) = if self.direction == Direction::Egress { (client, peer) } else { (peer, client) };
         let ethernet = PacketBuilder::ethernet2([2, 0, 0, 0, 0, 1], [2, 0, 0, 0, 0, 2]);
         let ip = match self.family {
-            Family::V4 => ethernet.ipv4(src.0, dst.0, 64),
-            Family::V6 => ethernet.ipv6(src.1, dst.1, 64),
+            Family::V4 => ethernet.ipv4(src.0.octets(), dst.0.octets(), 64),
+            Family::V6 => ethernet.ipv6(src.1.octets(), dst.1.octets(), 64),
         };
         let mut frame = Vec::new();
         let headers = 14 + if self.family == Family::V4 { 20 } else { 40 };
@@ -144,12 +144,12 @@ impl Traffic {
     /// A plan that makes these packets.
     pub fn plan(self) -> Result<Plan> {
         let mut bytes = [0; FRAME];
-        bytes.copy_from_slice(&self.frame()?[..FRAME]);
+        bytes.copy_from_slice(&self.frame()?[FRAME_AT..FRAME_AT + FRAME]);
         let mut frame = [0; FRAME / 8];
         for (word, b) in frame.iter_mut().zip(bytes.chunks_exact(8)) {
             *word = u64::from_ne_bytes([b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]]);
         }
-        let c = if self.family == Family::V4 { client4() } else { [0, 0, 0, client6()[15]] };
+        let c = if self.family == Family::V4 { client4().octets() } else { [0, 0, 0, client6().octets()[15]] };
         let bits = self.flows.ilog2();
         Ok(Plan {
             frame,

@@ -7,7 +7,7 @@ use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
-use vnet_common::addr::Address as _;
+use vnet_common::addr::{Address as _, V4, V6};
 use vnet_common::bench::{AT_RANDOM, IN_ORDER, Plan};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
 use vnet_common::flow::FlowKey;
@@ -17,7 +17,7 @@ use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 use vnet_common::verdict::{Direction, Reason};
 
 /// Slots of a CPU's flow cache, as the agent has them: IPv4, IPv6.
-const CACHE: [u32; 2] = [1 << 17, 1 << 15];
+const CACHE: [u32; 2] = [1 << 17, 1 << 17];
 /// Slots of the group's pick table.
 const PICKS: u32 = 1024;
 /// `lo`: what a test run's packet seems to have come from.
@@ -173,11 +173,11 @@ impl Kernel {
         for flow in 0..t.flows {
             let (addr, port) = plan.client(flow);
             let hash = match t.family {
-                Family::V4 => hash::pick(&FlowKey { src: addr, sport: port, ..plan.key4 }, 0),
+                Family::V4 => hash::pick(&FlowKey { src: V4::from(addr), sport: port, ..plan.key4 }, 0),
                 Family::V6 => {
-                    let mut src = plan.key6.src;
+                    let mut src = plan.key6.src.octets();
                     src[12..].copy_from_slice(&addr);
-                    hash::pick(&FlowKey { src, sport: port, ..plan.key6 }, 0)
+                    hash::pick(&FlowKey { src: V6::from(src), sport: port, ..plan.key6 }, 0)
                 }
             };
             let slot = (u64::from(hash) * u64::from(PICKS)) >> 32;
@@ -190,7 +190,9 @@ impl Kernel {
 
     /// An address that shares its filter bit with a VIP or a member is looked up like one: a rare case, and not the one measured.
     fn check_strangers(&mut self) -> Result<()> {
-        for (family, addr) in [(Family::V4, frames::peer4(Peer::Stranger).widen()), (Family::V6, frames::peer6(Peer::Stranger))] {
+        for (family, addr) in
+            [(Family::V4, frames::peer4(Peer::Stranger).widen()), (Family::V6, frames::peer6(Peer::Stranger).widen())]
+        {
             let (word, bit) = Filter::Vip.place(filter_of(family, addr));
             let words: Array<_, u64> = Array::try_from(self.map("FILTERS")?)?;
             ensure!(words.get(&word, 0)? >> bit & 1 == 0, "the stranger's address has the filter bit of a VIP: choose another");
@@ -279,8 +281,8 @@ impl Kernel {
         }
         for place in SLOT * HALF_OPEN_QUOTA..(SLOT + 1) * HALF_OPEN_QUOTA {
             match t.family {
-                Family::V4 => self.put("RING4", place, FlowKey::<[u8; 4]>::default())?,
-                Family::V6 => self.put("RING6", place, FlowKey::<[u8; 16]>::default())?,
+                Family::V4 => self.put("RING4", place, FlowKey::<V4>::default())?,
+                Family::V6 => self.put("RING6", place, FlowKey::<V6>::default())?,
             }
         }
         Ok(())
@@ -307,7 +309,7 @@ fn in_order(plan: Plan) -> Plan {
 
 fn filter_of(family: Family, addr: [u8; 16]) -> u32 {
     match family {
-        Family::V4 => hash::filter(0, &[addr[0], addr[1], addr[2], addr[3]]),
-        Family::V6 => hash::filter(0, &addr),
+        Family::V4 => hash::filter(0, &V4::narrow(&addr)),
+        Family::V6 => hash::filter(0, &V6::narrow(&addr)),
     }
 }
