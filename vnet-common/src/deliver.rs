@@ -7,11 +7,12 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
-use crate::flow::{FlowMaps, Table, Work, flags as flow_flags, track};
-use crate::lb::LocalKey;
+use crate::flow::track::{self, Treatment};
+use crate::flow::{FlowMaps, Table, Work, flags as flow_flags};
 use crate::lb::vip::{self, Decision};
+use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
-use crate::parse::ETH;
+use crate::parse::{ETH, Headers};
 use crate::pipeline::{Maps, judge_ingress};
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
@@ -55,7 +56,7 @@ pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &End
         && member.ifindex != 0
         && let Some(to) = m.endpoint(member.ifindex)
     {
-        match passage(ep, w, to, bytes, segment) {
+        match note_passage(ep, w, to, bytes, segment) {
             Passage::Fits => return Todo::Hand,
             Passage::TooBig => return Todo::TooBig,
             Passage::Stack => {}
@@ -78,7 +79,7 @@ where
     A: Address,
     M: Maps + FlowMaps<A>,
 {
-    if passage(ep, w, to, bytes, segment) != Passage::Fits {
+    if note_passage(ep, w, to, bytes, segment) != Passage::Fits {
         return Todo::Pass;
     }
     vip::see(m, to, Direction::Ingress, bytes, w);
@@ -120,20 +121,30 @@ enum Passage {
     Stack,
 }
 
-/// Can the packet go straight to the device of `to`? Notes the way in `w`.
+/// [`passage`], and notes the way in `w`.
 #[inline(never)]
-fn passage<A: Address>(from: &EndpointRow, w: &mut Work<A>, to: &EndpointRow, bytes: u32, segment: u32) -> Passage {
-    let h = &w.headers;
-    w.routed = from.segment == 0 || from.segment != to.segment;
-    (w.device, w.mtu) = (to.ifindex, to.mtu);
-    if w.routed && h.ttl <= 1 {
+fn note_passage<A: Address>(from: &EndpointRow, w: &mut Work<A>, to: &EndpointRow, bytes: u32, segment: u32) -> Passage {
+    (w.routed, w.device, w.mtu) = (is_routed(from, to), to.ifindex, to.mtu);
+    passage(&w.headers, to, w.routed, bytes, segment)
+}
+
+/// Would a router be between the two?
+#[inline(always)]
+fn is_routed(from: &EndpointRow, to: &EndpointRow) -> bool {
+    from.segment == 0 || from.segment != to.segment
+}
+
+/// Can the packet go straight to the device of `to`?
+#[inline(always)]
+fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u32, segment: u32) -> Passage {
+    if routed && h.ttl <= 1 {
         return Passage::Stack;
     }
     // What a GSO packet is cut into: the headers (TCP: 20 to 60 bytes, of which options take 12 in practice) and a segment.
     let size = if segment == 0 { bytes } else { h.l4 as u32 + if h.is_tcp() { 32 } else { 8 } + segment };
     if size <= to.mtu + ETH as u32 {
         Passage::Fits
-    } else if w.routed && h.dont_fragment {
+    } else if routed && h.dont_fragment {
         Passage::TooBig
     } else {
         Passage::Stack
@@ -173,7 +184,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut 
             _ => {}
         }
     }
-    if !(done && address_to(p, w, to)) {
+    if !(done && address_to(p, &w.headers, to, w.routed).is_some()) {
         return Verdict::Drop(Reason::NoMemory);
     }
     if peer {
@@ -218,14 +229,78 @@ fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, to
 }
 
 /// Addresses the frame to the endpoint `to`; one hop less to live if a router was spared.
-#[inline(never)]
-fn address_to<A: Address, P: Packet>(p: &mut P, w: &Work<A>, to: &EndpointRow) -> bool {
+#[inline(always)]
+fn address_to<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool) -> Option<()> {
     let (d, s) = (to.mac, to.host_mac);
-    if !w.routed {
-        return p.write(0, d).is_some();
+    if !routed {
+        return p.write(0, d);
     }
-    let macs = [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1], s[2], s[3], s[4], s[5]];
-    p.write(0, macs).and_then(|()| rewrite::decrement_ttl(p, &w.headers)).is_some()
+    p.write(0, [d[0], d[1], d[2], d[3], d[4], d[5], s[0], s[1]])?;
+    p.write(8, [s[2], s[3], s[4], s[5]])?;
+    rewrite::decrement_ttl(p, h)
+}
+
+/// Where the short way leads, if not to the stack.
+#[derive(Clone, Copy, Default)]
+pub struct Shortcut<'m> {
+    /// To this endpoint of the host.
+    to: Option<&'m EndpointRow>,
+    /// To this member, over the client's bridge.
+    via: Option<&'m MemberRow>,
+}
+
+/// [`route`] for the short way; `None` where only the long way can tell.
+#[inline(always)]
+pub fn shortcut<'m, A: Address, M: Maps>(
+    m: &'m M,
+    h: &Headers<A>,
+    t: &Treatment<A>,
+    from: &EndpointRow,
+    bytes: u32,
+    segment: u32,
+) -> Option<Shortcut<'m>> {
+    let redirect = t.flags & flow_flags::REDIRECT != 0;
+    if !redirect && from.segment == 0 {
+        return Some(Shortcut::default());
+    }
+    let member = m.member(t.member)?;
+    if redirect && member.ifindex != 0 {
+        let to = m.endpoint(member.ifindex)?;
+        // A member that may itself be a client has ingress stages of its own.
+        let client = to.flags & endpoint_flags::PEER != 0 && !vip::is_no_member(m, to, &h.src);
+        let fits = passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits;
+        return (fits && !client).then_some(Shortcut { to: Some(to), via: None });
+    }
+    let near = from.segment != 0 && from.segment == member.segment && member.mac != [0; 6];
+    Some(Shortcut { to: None, via: near.then_some(member) })
+}
+
+/// [`carry_out`] for the short way.
+#[inline(always)]
+pub fn take<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, t: &Treatment<A>, from: &EndpointRow, way: Shortcut<'_>) -> Verdict
+where
+    A: Address,
+    P: Packet,
+    M: Maps,
+{
+    const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
+    let bytes = p.size();
+    if rewrite::apply(p, h, &t.rewrite, Side::Destination).is_none() {
+        return FAILED;
+    }
+    let Some(to) = way.to else {
+        let done = way.via.is_none_or(|member| p.write(0, member.mac).is_some());
+        return if done { Verdict::Next(Reason::Established) } else { FAILED };
+    };
+    if address_to(p, h, to, is_routed(from, to)).is_none() {
+        return FAILED;
+    }
+    let peer = to.flags & endpoint_flags::PEER != 0;
+    if peer {
+        m.count(to.slot, Direction::Ingress, Reason::NotOurs, bytes);
+        p.set_to_host();
+    }
+    Verdict::Redirect { ifindex: to.ifindex, peer, reason: Reason::Established }
 }
 
 /// The packet was made into an answer, or must go unanswered.

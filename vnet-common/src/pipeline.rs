@@ -4,13 +4,15 @@
 //! egress:  endpoint → parse → ARP/ND for a VIP → flow or pick → rewrite → deliver
 //! ingress: endpoint → parse → flow → rewrite back
 //! ```
+//!
+//! Most packets take a short way through it (`egress_known`, `ingress_known`) that needs no subprogram and no room to work in; what it cannot settle goes the
+//! long way from the beginning.
 
 use crate::addr::{Address, V4, V6};
 use crate::answer;
-use crate::deliver::{self, Todo};
+use crate::deliver::{self, Shortcut, Todo};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
-use crate::flow::track::{self, Treatment};
-use crate::flow::{FlowMaps, Work};
+use crate::flow::{FlowMaps, Work, track};
 use crate::lb::LbMaps;
 use crate::lb::vip::{self, Decision};
 use crate::packet::Packet;
@@ -31,6 +33,9 @@ pub struct Scratch {
 /// All the maps of the datapath.
 pub trait Maps: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6> {}
 impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6>> Maps for M {}
+
+/// There is always room; the verifier wants to see the question.
+const NO_ROOM: Verdict = Verdict::Drop(Reason::NoMemory);
 
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it is needed.
 #[inline(always)]
@@ -72,26 +77,16 @@ fn egress_frame<'s, P: Packet, M: Maps>(
     ep: &EndpointRow,
 ) -> Verdict {
     let Some(kind) = p.read(12) else { return Verdict::Next(Reason::Malformed) };
-    let known = match kind {
-        ethertype::IPV4 => egress_known(p, m, parse::plain4(p), ep),
-        ethertype::IPV6 => egress_known(p, m, parse::plain6(p), ep),
-        _ => Known::No,
-    };
-    if let Known::Done(verdict) = known {
-        return verdict;
-    }
-    let Some(s) = room() else { return Verdict::Drop(Reason::NoMemory) };
     match kind {
-        ethertype::IPV4 if parse4(p, &mut s.v4) => egress_ip(p, m, &mut s.v4, ep),
-        ethertype::IPV6 if parse6(p, &mut s.v6) => {
-            let h = &s.v6.headers;
-            if h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor(p, m, h, ep) {
-                return Verdict::Reply(Reason::VipNeighbor);
-            }
-            egress_ip(p, m, &mut s.v6, ep)
-        }
+        ethertype::IPV4 => match egress_known::<V4, _, _>(p, m, ep) {
+            Some(verdict) => verdict,
+            None => room().map_or(NO_ROOM, |s| egress_ip(p, m, &mut s.v4, ep)),
+        },
+        ethertype::IPV6 => match egress_known::<V6, _, _>(p, m, ep) {
+            Some(verdict) => verdict,
+            None => room().map_or(NO_ROOM, |s| egress_ip(p, m, &mut s.v6, ep)),
+        },
         ethertype::ARP if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
-        ethertype::IPV4 | ethertype::IPV6 => Verdict::Next(Reason::Malformed),
         _ => Verdict::Next(Reason::NotIp),
     }
 }
@@ -104,83 +99,58 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
     ep: &EndpointRow,
 ) -> Verdict {
     let Some(kind) = p.read(12) else { return Verdict::Next(Reason::Malformed) };
-    let known = match kind {
-        ethertype::IPV4 => ingress_known(p, m, parse::plain4(p), ep),
-        ethertype::IPV6 => ingress_known(p, m, parse::plain6(p), ep),
-        _ => Known::No,
-    };
-    if let Known::Done(verdict) = known {
-        return verdict;
-    }
-    let Some(s) = room() else { return Verdict::Drop(Reason::NoMemory) };
     match kind {
-        ethertype::IPV4 if parse4(p, &mut s.v4) => ingress_ip(p, m, &mut s.v4, ep),
-        ethertype::IPV6 if parse6(p, &mut s.v6) => ingress_ip(p, m, &mut s.v6, ep),
-        ethertype::IPV4 | ethertype::IPV6 => Verdict::Next(Reason::Malformed),
+        ethertype::IPV4 => match ingress_known::<V4, _, _>(p, m, ep) {
+            Some(verdict) => verdict,
+            None => room().map_or(NO_ROOM, |s| ingress_ip(p, m, &mut s.v4, ep)),
+        },
+        ethertype::IPV6 => match ingress_known::<V6, _, _>(p, m, ep) {
+            Some(verdict) => verdict,
+            None => room().map_or(NO_ROOM, |s| ingress_ip(p, m, &mut s.v6, ep)),
+        },
         _ => Verdict::Next(Reason::NotIp),
     }
 }
 
-/// What the short way makes of a packet: most are in the middle of a flow that this CPU has cached, or for no VIP at all.
-enum Known {
-    /// That was all.
-    Done(Verdict),
-    /// To be judged the long way.
-    No,
-}
-
+/// The short way: for a packet in the middle of a flow that this CPU has cached, or for no VIP at all; most are. `None`: the long way, from
+/// the beginning.
 #[inline(always)]
-fn egress_known<A, P, M>(p: &mut P, m: &M, h: Option<Headers<A>>, ep: &EndpointRow) -> Known
-where
-    A: Address,
-    P: Packet,
-    M: Maps + FlowMaps<A>,
-{
-    let Some(h) = h else { return Known::No };
+fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+    let h = A::plain(p)?;
     if vip::is_no_vip(m, ep, &h.dst) {
-        return if ep.flags & endpoint_flags::REDIRECT_BACK == 0 {
-            Known::Done(Verdict::Next(Reason::NotOurs))
-        } else {
-            Known::No
-        };
-    }
-    if ep.segment != 0 {
-        return Known::No;
+        return (ep.flags & endpoint_flags::REDIRECT_BACK == 0).then_some(Verdict::Next(Reason::NotOurs));
     }
     let key = vip::key(ep, Direction::Egress, &h);
-    match track::hit::<_, _, true>(m, &key, p.size()) {
-        Some(t) => rewritten(p, &h, &t, Side::Destination, Reason::Established),
-        None => Known::No,
-    }
+    let (bytes, segment) = (p.size(), p.segment());
+    let mut route = Shortcut::default();
+    let t = track::hit::<_, _, true>(m, &key, bytes, |t| {
+        route = deliver::shortcut(m, &h, t, ep, bytes, segment)?;
+        Some(())
+    })?;
+    Some(deliver::take(p, m, &h, &t, ep, route))
 }
 
 #[inline(always)]
-fn ingress_known<A, P, M>(p: &mut P, m: &M, h: Option<Headers<A>>, ep: &EndpointRow) -> Known
-where
-    A: Address,
-    P: Packet,
-    M: Maps + FlowMaps<A>,
-{
-    let Some(h) = h else { return Known::No };
+fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+    let h = A::plain(p)?;
     if vip::is_no_member(m, ep, &h.src) {
-        return Known::Done(Verdict::Next(Reason::NotOurs));
+        return Some(Verdict::Next(Reason::NotOurs));
     }
     let key = vip::key(ep, Direction::Ingress, &h);
-    match track::hit::<_, _, false>(m, &key, p.size()) {
-        Some(t) => rewritten(p, &h, &t, Side::Source, Reason::Reply),
-        None => Known::No,
-    }
+    let t = track::hit::<_, _, false>(m, &key, p.size(), |_| Some(()))?;
+    let done = rewrite::apply(p, &h, &t.rewrite, Side::Source).is_some();
+    Some(if done { Verdict::Next(Reason::Reply) } else { Verdict::Drop(Reason::NoMemory) })
 }
 
 #[inline(always)]
-fn rewritten<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, t: &Treatment<A>, side: Side, reason: Reason) -> Known {
-    let done = rewrite::apply(p, h, &t.rewrite, side).is_some();
-    Known::Done(if done { Verdict::Next(reason) } else { Verdict::Drop(Reason::NoMemory) })
-}
-
-#[inline(always)]
-fn egress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
     let (bytes, segment) = (p.size(), p.segment());
+    if !A::parse(p, w) {
+        return Verdict::Next(Reason::Malformed);
+    }
+    if A::neighbor(p, m, &w.headers, ep) {
+        return Verdict::Reply(Reason::VipNeighbor);
+    }
     if !vip::is_no_vip(m, ep, &w.headers.dst) {
         judge_egress(m, w, ep, bytes, segment);
     } else if ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
@@ -192,7 +162,10 @@ fn egress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: 
 }
 
 #[inline(always)]
-fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+    if !A::parse(p, w) {
+        return Verdict::Next(Reason::Malformed);
+    }
     if vip::is_no_member(m, ep, &w.headers.src) {
         return Verdict::Next(Reason::NotOurs);
     }
@@ -204,18 +177,47 @@ fn ingress_ip<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w:
     }
 }
 
-// The functions below are subprograms of their own in the kernel: a program's whole call chain shares one stack of 512
-// bytes, and what is called in sequence uses the same part of it.
-
-#[inline(never)]
-fn parse4<P: Packet>(p: &P, w: &mut Work<V4>) -> bool {
-    parse::ipv4(p).map(|h| w.headers = h).is_some()
+/// Where the families differ.
+trait Family: Address {
+    /// Headers as most packets have them.
+    fn plain<P: Packet>(p: &P) -> Option<Headers<Self>>;
+    /// All headers; says if they are well-formed.
+    fn parse<P: Packet>(p: &P, w: &mut Work<Self>) -> bool;
+    /// Answers a question for a VIP's link-layer address; says if it was one.
+    #[inline(always)]
+    fn neighbor<P: Packet, M: Maps>(_: &mut P, _: &M, _: &Headers<Self>, _: &EndpointRow) -> bool {
+        false
+    }
 }
 
-#[inline(never)]
-fn parse6<P: Packet>(p: &P, w: &mut Work<V6>) -> bool {
-    parse::ipv6(p).map(|h| w.headers = h).is_some()
+impl Family for V4 {
+    #[inline(always)]
+    fn plain<P: Packet>(p: &P) -> Option<Headers<Self>> {
+        parse::plain4(p)
+    }
+    #[inline(never)]
+    fn parse<P: Packet>(p: &P, w: &mut Work<Self>) -> bool {
+        parse::ipv4(p).map(|h| w.headers = h).is_some()
+    }
 }
+
+impl Family for V6 {
+    #[inline(always)]
+    fn plain<P: Packet>(p: &P) -> Option<Headers<Self>> {
+        parse::plain6(p)
+    }
+    #[inline(never)]
+    fn parse<P: Packet>(p: &P, w: &mut Work<Self>) -> bool {
+        parse::ipv6(p).map(|h| w.headers = h).is_some()
+    }
+    #[inline(always)]
+    fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<Self>, ep: &EndpointRow) -> bool {
+        h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor(p, m, h, ep)
+    }
+}
+
+// The functions below, and `Family::parse`, are subprograms of their own in the kernel: a program's whole call chain shares one
+// stack of 512 bytes, and what is called in sequence uses the same part of it.
 
 /// Answers an ARP request for a VIP; says if it was one.
 #[inline(never)]

@@ -141,7 +141,8 @@ pub fn jiffies() -> u64 {
 impl EndpointMaps for Kernel {
     #[inline(always)]
     fn endpoint(&self, ifindex: u32) -> Option<&EndpointRow> {
-        let row = ENDPOINTS.get(ifindex % ENDPOINT_ROWS)?;
+        // SAFETY: a map value of this type, checked not to be null.
+        let row = unsafe { &*aligned(ENDPOINTS.get_ptr_mut(ifindex % ENDPOINT_ROWS)?) };
         if row.ifindex == ifindex {
             return Some(row);
         }

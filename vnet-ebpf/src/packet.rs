@@ -161,8 +161,11 @@ impl Packet for Skb {
     }
     #[inline(always)]
     fn set_to_host(&mut self) {
-        // A failure would leave the type as it was, and the receiver drops the packet.
-        // SAFETY: as above.
-        unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) };
+        // SAFETY: a field of this run's context.
+        if unsafe { (*self.ctx).pkt_type } != PACKET_HOST {
+            // A failure would leave the type as it was, and the receiver drops the packet.
+            // SAFETY: as above.
+            unsafe { bpf_skb_change_type(self.ctx, PACKET_HOST) };
+        }
     }
 }

@@ -160,8 +160,8 @@ pub fn way<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Op
     first(|way| m.cached(hash, way, |s| s.key.is(key)) == Some(true))
 }
 
-/// The short way: finds the flow of a packet in the middle of it in this CPU's cache, and counts the packet there. `None`: do it the
-/// long way; for flows that go past the stack, too.
+/// The short way: finds the flow of a packet in the middle of it in this CPU's cache, and counts the packet there, once `accept` has seen the
+/// treatment. `None`, with nothing changed: do it the long way.
 ///
 /// Called once in each program (`EGRESS`): what is called twice the compiler makes a subprogram.
 #[inline(always)]
@@ -169,18 +169,21 @@ pub fn hit<A: Address, M: FlowMaps<A> + HostMaps, const EGRESS: bool>(
     m: &M,
     key: &FlowKey<A>,
     bytes: u32,
+    accept: impl FnOnce(&Treatment<A>) -> Option<()>,
 ) -> Option<Treatment<A>> {
     let (generation, now) = (m.generation(), m.now());
     let hash = hash::flow(key);
     let stamp = m.stamp(hash);
     m.cached(hash, way(m, hash, key)?, |s| {
         let counted = s.bytes.wrapping_add(bytes);
-        let usable = s.generation == generation && s.stamp == stamp && s.flags & flags::REDIRECT == 0;
+        let usable = s.generation == generation && s.stamp == stamp;
         if !usable || now.wrapping_sub(s.flushed) >= FLUSH_JIFFIES || counted >= FLUSH_BYTES {
             return None;
         }
+        let t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
+        accept(&t)?;
         (s.packets, s.bytes) = (s.packets.wrapping_add(1), counted);
-        Some(Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags })
+        Some(t)
     })?
 }
 

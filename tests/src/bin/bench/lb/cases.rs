@@ -21,6 +21,8 @@ struct Case {
     traffic: Traffic,
     /// What every packet must be counted as.
     expect: Reason,
+    /// The members are endpoints of this host, delivered to past its stack.
+    past_the_stack: bool,
     /// ns above the floor.
     goal: Option<f64>,
     /// One value a round; and of the null program in the same harness.
@@ -38,16 +40,21 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     // The caches are per CPU.
     stay_on(0)?;
     let object = options.object()?;
-    let mut usual = Kernel::load(&object, None)?;
+    let mut usual = Kernel::load(&object, None, false)?;
+    let past = cases.iter().any(|case| case.past_the_stack);
+    let mut past = past.then(|| Kernel::load(&object, None, true)).transpose()?;
     let big = cases.iter().any(|case| case.traffic.flows > DEFAULT_FLOWS);
-    let mut big = big.then(|| Kernel::load(&object, Some(MORE_ENTRIES))).transpose()?;
+    let mut big = big.then(|| Kernel::load(&object, Some(MORE_ENTRIES), false)).transpose()?;
     let (rounds, repeat) = if options.quick { (3, 200_000) } else { (15, 1_000_000) };
     let mut null = Vec::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         null.push(usual.bare_null(repeat)?);
         for case in &mut cases {
-            let kernel = if case.traffic.flows > DEFAULT_FLOWS { big.as_mut().context("no big tables")? } else { &mut usual };
+            let other = if case.past_the_stack { &mut past } else { &mut big };
+            let kernel =
+                if case.past_the_stack || case.traffic.flows > DEFAULT_FLOWS { other.as_mut() } else { Some(&mut usual) };
+            let kernel = kernel.context("no datapath for this case")?;
             case.measure(kernel, repeat).with_context(|| format!("measuring {}", case.name))?;
         }
     }
@@ -65,6 +72,7 @@ fn cases() -> Vec<Case> {
         for protocol in [Protocol::Udp, Protocol::Ack] {
             all.extend(COUNTS.map(|count| established(family, protocol, Direction::Egress, count)));
             all.push(established(family, protocol, Direction::Ingress, COUNTS[1]));
+            all.push(past_the_stack(family, protocol));
         }
         for protocol in [Protocol::Udp, Protocol::Syn] {
             all.extend(COUNTS.map(|count| new(family, protocol, count)));
@@ -104,6 +112,13 @@ fn established(family: Family, protocol: Protocol, direction: Direction, (flows,
     )
 }
 
+fn past_the_stack(family: Family, protocol: Protocol) -> Case {
+    let (f, p) = names(family, protocol);
+    let traffic = Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Vip, flows: 1024 };
+    let case = Case::new(format!("established, {f} {p}, past the stack, 1K flows"), traffic, Reason::Established, None);
+    Case { past_the_stack: true, ..case }
+}
+
 fn new(family: Family, protocol: Protocol, (flows, count): (u32, &str)) -> Case {
     let (f, p) = names(family, protocol);
     let traffic = Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Vip, flows };
@@ -113,7 +128,7 @@ fn new(family: Family, protocol: Protocol, (flows, count): (u32, &str)) -> Case 
 
 impl Case {
     fn new(name: String, traffic: Traffic, expect: Reason, goal: Option<f64>) -> Self {
-        Self { name, traffic, expect, goal, values: Vec::new(), floors: Vec::new() }
+        Self { name, traffic, expect, past_the_stack: false, goal, values: Vec::new(), floors: Vec::new() }
     }
 
     fn measure(&mut self, kernel: &mut Kernel, repeat: u32) -> Result<()> {

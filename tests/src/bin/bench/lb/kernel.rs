@@ -9,10 +9,10 @@ use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use vnet_common::addr::{Address as _, V4, V6};
 use vnet_common::bench::{AT_RANDOM, IN_ORDER, Plan};
-use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
+use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA, flags as endpoint_flags};
 use vnet_common::flow::FlowKey;
 use vnet_common::hash;
-use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
+use vnet_common::lb::{Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow, flags as group_flags, state};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 use vnet_common::verdict::{Direction, Reason};
 
@@ -22,6 +22,8 @@ const CACHE: [u32; 2] = [1 << 17, 1 << 17];
 const PICKS: u32 = 1024;
 /// `lo`: what a test run's packet seems to have come from.
 const DEVICE: u32 = 1;
+/// The first member's device, where members are endpoints of this host.
+const MEMBER_DEVICES: u32 = 100;
 const GROUP: u32 = 1;
 const SERIAL: u32 = 1;
 
@@ -53,10 +55,10 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads the object, with room for so many entries in the main tables instead of the default; sets up the endpoint, the
-    /// group and its members.
-    pub fn load(object: &[u8], entries: Option<u32>) -> Result<Self> {
+    /// group and its members: on other hosts, or behind veths of this one and delivered to past the stack.
+    pub fn load(object: &[u8], entries: Option<u32>, past_the_stack: bool) -> Result<Self> {
         let mut kernel = Self::load_empty(object, entries)?;
-        kernel.set_up()?;
+        kernel.set_up(past_the_stack)?;
         Ok(kernel)
     }
 
@@ -138,24 +140,34 @@ impl Kernel {
         self.insert("VIPS", key, VipRow { group, serial: SERIAL })
     }
 
-    fn set_up(&mut self) -> Result<()> {
+    fn set_up(&mut self, past_the_stack: bool) -> Result<()> {
         self.set_up_config()?;
         let row = EndpointRow { ifindex: DEVICE, id: ENDPOINT, slot: SLOT, mtu: 1500, ..EndpointRow::default() };
         self.put("ENDPOINTS", DEVICE, row)?;
         for family in [Family::V4, Family::V6] {
-            self.set_up_group(family)?;
+            self.set_up_group(family, past_the_stack)?;
+            let (addr, version) = match family {
+                Family::V4 => (frames::client4().widen(), 4),
+                Family::V6 => (frames::client6().widen(), 6),
+            };
+            self.insert("LOCALS", LocalKey { network: 0, version, addr }, DEVICE)?;
         }
         self.check_strangers()
     }
 
     /// A group of each family, for UDP and TCP.
-    fn set_up_group(&mut self, family: Family) -> Result<()> {
+    fn set_up_group(&mut self, family: Family, past_the_stack: bool) -> Result<()> {
         let number = if family == Family::V4 { 0 } else { 1 };
         let (group, first_member) = (GROUP + number, 16 + number * MEMBERS);
-        self.set_group(group, first_member, MEMBERS, 0)?;
+        self.set_group(group, first_member, MEMBERS, if past_the_stack { group_flags::REDIRECT } else { 0 })?;
         for n in 0..MEMBERS {
             let (addr, port) = (frames::member(family, n), MEMBER_PORT.to_be_bytes());
-            let row = MemberRow { addr, port, serial: SERIAL, group, state: state::ACTIVE, ..MemberRow::default() };
+            let ifindex = if past_the_stack { MEMBER_DEVICES + n } else { 0 };
+            if ifindex != 0 {
+                let (id, slot, flags) = (ENDPOINT + 1 + n, SLOT + 1 + n, endpoint_flags::PEER);
+                self.put("ENDPOINTS", ifindex, EndpointRow { ifindex, id, slot, mtu: 1500, flags, ..EndpointRow::default() })?;
+            }
+            let row = MemberRow { addr, port, serial: SERIAL, group, ifindex, state: state::ACTIVE, ..MemberRow::default() };
             self.put_member(first_member + n, row)?;
         }
         for protocol in [Protocol::Udp, Protocol::Ack] {
