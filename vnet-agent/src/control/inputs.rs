@@ -1,12 +1,12 @@
 //! All that the datapath follows from, and what follows: which devices are endpoints, and which groups there are.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
-use crate::lb::compile::{Desired, Input, Local, Mac, Neighbour, compile};
+use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::health::{Check, Health};
 use crate::resource::{Endpoint, LoadBalancer, Resource, parse_mac};
 use crate::store::MemberOverride;
@@ -120,20 +120,41 @@ impl Inputs {
         Nic { mac, addresses, link: Some(link.clone()), segment, host_mac, ..nic }
     }
 
-    /// The groups that there should be, given these endpoints.
-    pub fn desired(&self, endpoints: &[Nic]) -> Desired {
-        let segments: Vec<u32> = endpoints.iter().map(|n| n.segment).filter(|s| *s != 0).collect();
+    /// Where members may be, given these endpoints.
+    pub fn surroundings(&self, endpoints: &[Nic]) -> Surroundings {
+        let segments: HashSet<u32> = endpoints.iter().map(|n| n.segment).filter(|s| *s != 0).collect();
         let on_segment = self.world.neighbours.iter().filter(|((device, _), _)| segments.contains(device));
         let neighbours = on_segment.map(|((segment, ip), mac)| (*ip, Neighbour { segment: *segment, mac: *mac })).collect();
-        let down = self.health.iter().filter(|(_, (h, _))| *h == Health::Down).map(|(c, _)| *c).collect();
-        compile(&Input {
-            load_balancers: self.load_balancers().cloned().collect(),
-            overrides: self.overrides.clone(),
-            endpoints: endpoints.iter().map(Nic::as_member).collect(),
-            neighbours,
-            down,
-        })
+        Surroundings::new(endpoints.iter().map(Nic::as_member).collect(), &neighbours)
     }
+
+    /// The load balancer of this name, and the groups that it should have.
+    pub fn compile(&self, name: &str, surroundings: &Surroundings) -> (Option<&LoadBalancer>, Vec<Group>) {
+        let context = Context { overrides: &self.overrides, health: &self.health, surroundings };
+        match self.resources.get(&load_balancer_key(name)) {
+            Some(Resource::LoadBalancer(lb)) => (Some(lb), compile(lb, context)),
+            _ => (None, Vec::new()),
+        }
+    }
+
+    /// Puts resources into the place of others, or takes them away; gives what undoes it.
+    pub fn replace(&mut self, resources: Vec<(Key, Option<Resource>)>) -> Vec<(Key, Option<Resource>)> {
+        let swap = |(key, new): (Key, Option<Resource>)| {
+            let old = match new {
+                Some(new) => self.resources.insert(key.clone(), new),
+                None => self.resources.remove(&key),
+            };
+            (key, old)
+        };
+        let mut undo: Vec<_> = resources.into_iter().map(swap).collect();
+        undo.reverse();
+        undo
+    }
+}
+
+/// The key of the load balancer of this name.
+pub fn load_balancer_key(name: &str) -> Key {
+    ("LoadBalancer".to_owned(), name.to_owned())
 }
 
 #[cfg(test)]
@@ -201,8 +222,8 @@ mod tests {
         let mut i = inputs(vec![]);
         let lb = Resource::LoadBalancer(lb("x", &["10.1.0.1"], vec![member("10.0.0.3"), member("10.0.0.9")]));
         i.resources.insert(key(&lb), lb);
-        let desired = i.desired(&i.endpoints());
-        let segments: Vec<u32> = desired.groups[0].members.iter().map(|m| m.place.segment).collect();
+        let (_, groups) = i.compile("x", &i.surroundings(&i.endpoints()));
+        let segments: Vec<u32> = groups[0].members.iter().map(|m| m.place.segment).collect();
         assert_eq!(segments, [0, 3], "10.0.0.3 is behind a device that is no bridge");
     }
 }

@@ -92,9 +92,9 @@ impl Agent {
             s.attachments.forget(&s.datapath, &snapshot.gone);
             let gone = !snapshot.gone.is_empty();
             let world = World::from(snapshot);
-            let first = s.policy.live().is_none();
+            let first = s.policy.known().is_none();
             if gone || first || s.policy.inputs().world != world {
-                s.policy.inputs_mut().world = world;
+                s.policy.set_world(world);
                 if first && let Err(e) = s.policy.recall_health() {
                     log::error!("{e:#}");
                 }
@@ -117,10 +117,9 @@ impl Agent {
                     Some(error) => log::warn!("{} is down: {error}", e.check.target),
                     None => log::info!("{} is up", e.check.target),
                 }
-                s.policy.inputs_mut().health.insert(e.check, (e.health, e.error));
+                s.policy.set_health(e.check, e.health, e.error);
             }
             s.policy.refresh();
-            s.follow(false);
         });
     }
 
@@ -166,10 +165,12 @@ impl State {
         let members = policy.desired().redirect_members();
         attachments.reconcile(datapath, policy.endpoints(), &members, |device| policy.endpoint_id(device), again);
         let _runtime = self.runtime.enter();
-        let checks = self.policy.desired().checks();
-        let health = &self.policy.inputs().health;
-        checker.set(&checks, |c| health.get(c).map(|h| h.0).unwrap_or_default());
-        self.policy.inputs_mut().health.retain(|c, _| checks.contains(c));
+        for check in policy.take_checks() {
+            match policy.desired().has_check(&check) {
+                true => checker.start(check, policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default()),
+                false => checker.stop(&check),
+            }
+        }
     }
 }
 
@@ -196,7 +197,7 @@ impl Control for Agent {
         self.ask(|s| {
             let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
             let inputs = s.policy.inputs().resources.iter();
-            let others: Vec<Resource> = inputs.filter(|(k, _)| !applied.contains(k)).map(|(_, r)| r.clone()).collect();
+            let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
             let faults = resource::check(&located, &others);
             if !faults.is_empty() {
                 return Err(refuse(faults));
@@ -244,11 +245,7 @@ impl Control for Agent {
     }
 
     fn change_member(&self, lb: &str, member: &str, change: MemberChange) -> Result<LbStatus, Refusal> {
-        self.ask(|s| {
-            s.policy.change_member(lb, member, &change)?;
-            s.follow(false);
-            Ok(())
-        })?;
+        self.ask(|s| s.policy.change_member(lb, member, &change))?;
         self.lb(lb)
     }
 

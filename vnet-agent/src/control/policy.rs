@@ -3,19 +3,22 @@
 //! Everything that can refuse a change comes before the first write. Then the store is written, then the maps; if the
 //! maps fail, both are taken back.
 
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::mem::take;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use vnet_common::api::{Action, ApplyResponse, Change, MemberChange};
 use vnet_common::lb::state;
 
-use super::inputs::{Inputs, Key, Nic, key};
+use super::inputs::{Inputs, Key, Nic, key, load_balancer_key};
+use super::world::World;
 use super::{diff, warn};
 use crate::api::Refusal;
-use crate::lb::apply::{Applier, PlanError, Rows};
-use crate::lb::compile::Desired;
-use crate::lb::health::Health;
-use crate::lb::live::Live;
+use crate::lb::apply::{Applier, PlanError, Rows, Target};
+use crate::lb::compile::{Desired, Group, Surroundings, members};
+use crate::lb::health::{Check, Health};
+use crate::lb::known::Known;
 use crate::lb::status::MemberRows;
 use crate::resource::{Resource, to_yaml};
 use crate::store::{MemberOverride, Store};
@@ -27,11 +30,32 @@ pub struct Policy<R: Rows> {
     applier: Applier,
     inputs: Inputs,
     endpoints: Vec<Nic>,
+    surroundings: Surroundings,
+    /// What follows from the inputs, but for what is stale.
     desired: Desired,
+    /// Load balancers of which something changed that their groups follow from.
+    stale: BTreeSet<String>,
+    /// Checks that groups began to ask for, or stopped to.
+    checks: HashSet<Check>,
     /// Why the maps do not say what is desired.
     trouble: Option<String>,
     /// Why the last change could not be stored.
     store_trouble: Option<String>,
+}
+
+/// A change of what is desired.
+enum Edit {
+    /// Resources by their keys; `None` takes one away.
+    Resources(Vec<(Key, Option<Resource>)>),
+    /// What operators changed about a member of a load balancer.
+    Override((String, String), MemberOverride),
+}
+
+/// Groups that are not to be as they were: what they were, and what they are to be.
+#[derive(Default)]
+struct Turn {
+    old: Vec<Group>,
+    new: Vec<Group>,
 }
 
 /// A change of the store and its opposite.
@@ -47,9 +71,23 @@ impl<R: Rows> Policy<R> {
         inputs.resources = resources.into_iter().map(|r| (key(&r), r)).collect();
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
-        let (applier, endpoints, desired) = (Applier::default(), Vec::new(), Desired::default());
+        let stale = inputs.load_balancers().map(|lb| lb.metadata.name.clone()).collect();
         let trouble = Some("the datapath does not follow the resources: the agent is starting".to_owned());
-        Ok(Self { store, rows, applier, inputs, endpoints, desired, trouble, store_trouble: None })
+        let mut policy = Self {
+            store,
+            rows,
+            inputs,
+            stale,
+            trouble,
+            applier: Applier::default(),
+            endpoints: Vec::new(),
+            surroundings: Surroundings::default(),
+            desired: Desired::default(),
+            checks: HashSet::new(),
+            store_trouble: None,
+        };
+        policy.look_around();
+        Ok(policy)
     }
 
     /// What everything follows from.
@@ -57,9 +95,52 @@ impl<R: Rows> Policy<R> {
         &self.inputs
     }
 
-    /// Changes what comes from this host: devices, neighbours, health. Call [`Policy::refresh`] afterwards.
-    pub fn inputs_mut(&mut self) -> &mut Inputs {
-        &mut self.inputs
+    /// This host changed. Call [`Policy::refresh`] afterwards.
+    pub fn set_world(&mut self, world: World) {
+        self.inputs.world = world;
+        self.look_around();
+    }
+
+    /// A member's health changed. Call [`Policy::refresh`] afterwards.
+    pub fn set_health(&mut self, check: Check, health: Health, error: Option<String>) {
+        self.inputs.health.insert(check, (health, error));
+        self.stale.extend(self.desired.checked_by(&check).cloned());
+    }
+
+    /// The checks that groups began to ask for, or stopped to, since this was asked last. What is known of the latter is
+    /// forgotten.
+    pub fn take_checks(&mut self) -> HashSet<Check> {
+        let checks = take(&mut self.checks);
+        checks.iter().filter(|c| !self.desired.has_check(c)).for_each(|c| drop(self.inputs.health.remove(c)));
+        checks
+    }
+
+    /// Finds out where members may be.
+    fn look_around(&mut self) {
+        self.endpoints = self.inputs.endpoints();
+        let now = self.inputs.surroundings(&self.endpoints);
+        if now != self.surroundings {
+            self.stale.extend(self.surroundings.affected(&now, &self.desired));
+            self.surroundings = now;
+        }
+    }
+
+    /// Makes the desired groups follow from the inputs again.
+    fn follow(&mut self) -> Turn {
+        let mut turn = Turn::default();
+        for name in take(&mut self.stale) {
+            let (lb, groups) = self.inputs.compile(&name, &self.surroundings);
+            if self.desired.of(&name) == groups {
+                self.desired.put(&name, lb, groups);
+                continue;
+            }
+            turn.new.extend_from_slice(&groups);
+            let old = self.desired.put(&name, lb, groups);
+            let both = members(&old).chain(members(self.desired.of(&name)));
+            self.checks.extend(both.filter_map(|(_, m)| m.check));
+            turn.old.extend(old);
+        }
+        turn
     }
 
     /// The endpoints, as of the last change or refresh.
@@ -73,8 +154,8 @@ impl<R: Rows> Policy<R> {
     }
 
     /// What the maps say, if that is known.
-    pub fn live(&self) -> Option<&Live> {
-        self.applier.live()
+    pub fn known(&self) -> Option<&Known> {
+        self.applier.known()
     }
 
     /// Why the maps do not say what is desired, if they do not.
@@ -93,72 +174,70 @@ impl<R: Rows> Policy<R> {
     }
 
     /// Takes over what the maps say of health: a member that was down when the agent before this one ended is down until a
-    /// check says otherwise.
+    /// check says otherwise. To be called before the first [`Policy::refresh`].
     pub fn recall_health(&mut self) -> Result<()> {
-        let desired = self.inputs.desired(&self.inputs.endpoints());
-        let live = self.applier.read(&self.rows)?;
-        let rows = MemberRows::new(live);
-        for (g, m) in desired.groups.iter().flat_map(|g| g.members.iter().map(move |m| (g, m))) {
-            let Some((row, check)) = rows.find(g, m).and_then(|(row, _)| live.members.get(&row)).zip(m.check) else { continue };
-            if row.state == state::DOWN {
-                let why = format!("{} was down when the agent started", check.target);
-                self.inputs.health.insert(check, (Health::Down, Some(why)));
-            }
+        self.follow();
+        self.applier.unsettle();
+        let known = self.applier.read(&self.rows)?;
+        let rows = MemberRows::new(known, self.desired.groups());
+        let mut down = Vec::new();
+        for (g, m) in members(self.desired.groups()) {
+            let row = rows.find(g, m).and_then(|(row, _)| known.live().members.get(&row));
+            down.extend(m.check.filter(|_| row.is_some_and(|row| row.state == state::DOWN)));
+        }
+        for check in down {
+            self.set_health(check, Health::Down, Some(format!("{} was down when the agent started", check.target)));
         }
         Ok(())
     }
 
     /// Brings the maps to what follows from the inputs now. On an error they keep saying what they can.
     pub fn refresh(&mut self) {
-        self.endpoints = self.inputs.endpoints();
-        let desired = self.inputs.desired(&self.endpoints);
-        if desired == self.desired && self.trouble.is_none() {
+        let turn = self.follow();
+        if turn.old.is_empty() && turn.new.is_empty() && self.trouble.is_none() {
             return;
         }
-        self.desired = desired;
-        self.trouble = self.write().err().map(|e| format!("the datapath does not follow the resources: {e:#}"));
+        self.trouble = self.write(&turn).err().map(|e| format!("the datapath does not follow the resources: {e:#}"));
     }
 
-    fn write(&mut self) -> Result<()> {
+    fn write(&mut self, turn: &Turn) -> Result<()> {
         let start = Instant::now();
-        let plan = self.applier.plan(&self.rows, &self.desired.groups)?;
-        self.applier.run(&self.rows, &plan)?;
+        let target = Target { all: self.desired.groups(), old: &turn.old, new: &turn.new };
+        let plan = self.applier.plan(&self.rows, target).inspect_err(|_| self.applier.unsettle())?;
+        self.applier.run(&self.rows, &plan, target)?;
         log::debug!("{} writes, planned and done in {:?}", plan.writes.len(), start.elapsed());
         Ok(())
     }
 
     /// Puts and deletes resources together, or says what that would do.
     pub fn change(&mut self, put: Vec<Resource>, delete: Vec<Key>, dry_run: bool) -> Result<ApplyResponse, Refusal> {
-        let mut next = self.inputs.clone();
-        let mut changes = Vec::new();
-        for r in &put {
-            let old = next.resources.insert(key(r), r.clone());
-            changes.push(describe(&key(r), old.as_ref(), Some(r)));
-        }
-        for k in &delete {
-            let old = next.resources.remove(k);
-            changes.push(describe(k, old.as_ref(), None));
-        }
-        let changed: Vec<Key> =
-            put.iter().map(key).chain(delete).filter(|k| self.inputs.resources.get(k) != next.resources.get(k)).collect();
-        let split = |resources: &super::inputs::Resources| {
-            let there: Vec<Resource> = changed.iter().filter_map(|k| resources.get(k).cloned()).collect();
-            let gone: Vec<Key> = changed.iter().filter(|k| !resources.contains_key(*k)).cloned().collect();
-            (there, gone)
-        };
-        let (new, old) = (split(&next.resources), split(&self.inputs.resources));
-        let change = StoreChange { commit: &|s| s.change(&new.0, &new.1), undo: &|s| s.change(&old.0, &old.1) };
-        let mut warnings = self.transact(next, &change, dry_run)?;
-        if !dry_run && let Err(e) = self.drop_overrides() {
+        // The last one of a name counts.
+        let mut wanted: BTreeMap<Key, Option<Resource>> = put.iter().map(|r| (key(r), Some(r.clone()))).collect();
+        wanted.extend(delete.iter().map(|k| (k.clone(), None)));
+        let named = put.iter().map(key).chain(delete);
+        let changes =
+            named.map(|k| describe(&k, self.inputs.resources.get(&k), wanted.get(&k).and_then(Option::as_ref))).collect();
+        wanted.retain(|k, r| self.inputs.resources.get(k) != r.as_ref());
+        let there = |k: &Key| self.inputs.resources.get(k).cloned();
+        let old: Vec<Resource> = wanted.keys().filter_map(there).collect();
+        let created: Vec<Key> = wanted.keys().filter(|k| !self.inputs.resources.contains_key(*k)).cloned().collect();
+        let new: Vec<Resource> = wanted.values().flatten().cloned().collect();
+        let deleted: Vec<Key> = wanted.iter().filter(|(_, r)| r.is_none()).map(|(k, _)| k.clone()).collect();
+        let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &|s| s.change(&old, &created) };
+        let mut warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
+        if !dry_run && let Err(e) = self.drop_overrides(&deleted) {
             warnings.push(format!("{e:#}"));
         }
         Ok(ApplyResponse { changes, warnings })
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.
-    fn drop_overrides(&mut self) -> Result<()> {
+    fn drop_overrides(&mut self, deleted: &[Key]) -> Result<()> {
+        if deleted.is_empty() {
+            return Ok(());
+        }
         let Inputs { overrides, resources, .. } = &mut self.inputs;
-        let gone = |lb: &str| !resources.contains_key(&("LoadBalancer".to_owned(), lb.to_owned()));
+        let gone = |lb: &str| !resources.contains_key(&load_balancer_key(lb));
         for (lb, member) in overrides.keys().filter(|(lb, _)| gone(lb)) {
             let dropped = self.store.set_override(lb, member, &MemberOverride::default());
             dropped.with_context(|| format!("forgetting that member {member} of {lb} was changed"))?;
@@ -169,11 +248,10 @@ impl<R: Rows> Policy<R> {
 
     /// Drains a member, or gives it another weight.
     pub fn change_member(&mut self, lb: &str, member: &str, change: &MemberChange) -> Result<(), Refusal> {
-        let mut groups = self.desired.groups.iter().filter(|g| g.lb == lb);
-        if !self.inputs.resources.contains_key(&("LoadBalancer".into(), lb.into())) {
+        if !self.inputs.resources.contains_key(&load_balancer_key(lb)) {
             return Err(Refusal::not_found(format!("there is no load balancer '{lb}'")));
         }
-        if !groups.any(|g| g.members.iter().any(|m| m.name == member)) {
+        if !members(self.desired.of(lb)).any(|(_, m)| m.name == member) {
             return Err(Refusal::not_found(format!("load balancer '{lb}' has no member '{member}'")));
         }
         let id = (lb.to_owned(), member.to_owned());
@@ -184,39 +262,75 @@ impl<R: Rows> Policy<R> {
             Some(w) => Some(u16::try_from(w).map_err(|_| Refusal::invalid(format!("weight {w}: give 0 to 1000, or -1")))?),
         };
         let new = MemberOverride { drained: change.drained.unwrap_or(old.drained), weight };
-        let mut next = self.inputs.clone();
-        next.overrides.insert(id, new.clone());
         let change = StoreChange { commit: &|s| s.set_override(lb, member, &new), undo: &|s| s.set_override(lb, member, &old) };
-        self.transact(next, &change, false).map(drop)
+        self.transact(Edit::Override(id, new.clone()), &change, false).map(drop)
     }
 
     /// Gives the warnings.
-    fn transact(&mut self, next: Inputs, change: &StoreChange, dry_run: bool) -> Result<Vec<String>, Refusal> {
-        let endpoints = next.endpoints();
-        let desired = next.desired(&endpoints);
-        let plan = self.applier.plan(&self.rows, &desired.groups).map_err(|e| match e {
+    fn transact(&mut self, edit: Edit, change: &StoreChange, dry_run: bool) -> Result<Vec<String>, Refusal> {
+        let undo = self.edit(edit);
+        let turn = self.follow();
+        let back = |policy: &mut Self| {
+            policy.edit(undo);
+            policy.follow();
+        };
+        let target = Target { all: self.desired.groups(), old: &turn.old, new: &turn.new };
+        let planned = self.applier.plan(&self.rows, target).map_err(|e| match e {
             PlanError::NoRoom(e) => Refusal::invalid(format!("{e}. Nothing was changed")),
             PlanError::Maps(e) => Refusal::from(e.context("nothing was changed")),
-        })?;
-        let mut warnings = desired.warnings.clone();
-        if dry_run {
-            warnings.extend(warn::of_removal(&self.desired.groups, &desired.groups));
-            return Ok(warnings);
-        }
+        });
+        let mut warnings = self.desired.warnings();
+        let plan = match planned {
+            Ok(plan) if !dry_run => plan,
+            other => {
+                back(self);
+                warnings.extend(warn::of_removal(&turn.old, &turn.new));
+                return other.map(|_| warnings);
+            }
+        };
         let stored = (change.commit)(self.store.as_ref()).context("writing the store; nothing was changed");
         self.store_trouble = stored.as_ref().err().map(|e| format!("{e:#}"));
-        stored?;
-        if let Err(e) = self.applier.run(&self.rows, &plan) {
+        if let Err(e) = stored {
+            back(self);
+            return Err(e.into());
+        }
+        let target = Target { all: self.desired.groups(), old: &turn.old, new: &turn.new };
+        if let Err(e) = self.applier.run(&self.rows, &plan, target) {
+            back(self);
             return Err(self.take_back(change, &e));
         }
-        (self.inputs, self.endpoints, self.desired, self.trouble) = (next, endpoints, desired, None);
+        self.trouble = None;
         Ok(warnings)
+    }
+
+    /// Changes the inputs; gives what undoes it.
+    fn edit(&mut self, edit: Edit) -> Edit {
+        match edit {
+            Edit::Resources(resources) => {
+                let names = resources.iter().filter(|((kind, _), _)| kind == "LoadBalancer").map(|((_, name), _)| name.clone());
+                self.stale.extend(names);
+                let endpoints = resources.iter().any(|((kind, _), _)| kind == "Endpoint");
+                let undo = self.inputs.replace(resources);
+                if endpoints {
+                    self.look_around();
+                }
+                Edit::Resources(undo)
+            }
+            Edit::Override(id, value) => {
+                self.stale.insert(id.0.clone());
+                let old = match value == MemberOverride::default() {
+                    true => self.inputs.overrides.remove(&id),
+                    false => self.inputs.overrides.insert(id.clone(), value),
+                };
+                Edit::Override(id, old.unwrap_or_default())
+            }
+        }
     }
 
     /// Goes back to what was before, in the store and in the maps.
     fn take_back(&mut self, change: &StoreChange, why: &anyhow::Error) -> Refusal {
         let stored = (change.undo)(self.store.as_ref());
-        let written = self.write();
+        let written = self.write(&Turn::default());
         match stored.context("taking the change out of the store").and(written.context("taking the change out of the maps")) {
             Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back")),
             Err(e) => {

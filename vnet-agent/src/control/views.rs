@@ -28,7 +28,7 @@ const NEARLY_FULL: u64 = 80;
 /// The agent as a whole.
 pub fn status(agent: &Agent) -> Result<Status, Refusal> {
     let (mut status, datapath, used) = agent.ask(|s| {
-        let used = s.policy.live().map(used_rows).unwrap_or_default();
+        let used = s.policy.known().map(|known| used_rows(known.live())).unwrap_or_default();
         Ok((summary(s), Arc::clone(&s.datapath), used))
     })?;
     let maps = datapath.maps();
@@ -53,7 +53,7 @@ fn summary(s: &State) -> Status {
         alarms.extend(foreign_alarm(nic, a));
         alarms.extend(s.drops.alarms(a.row.id, &nic.name));
     }
-    alarms.extend(health_alarms(&s.policy.desired().groups));
+    alarms.extend(health_alarms(s.policy.desired().groups()));
     let late = s.checker.late();
     if late > 0 {
         alarms.push(format!(
@@ -195,13 +195,14 @@ fn copy(agent: &Agent, lb: Option<&str>) -> Result<Copied, Refusal> {
     agent.ask(|s| {
         let inputs = s.policy.inputs();
         let wanted = |name: &str| lb.is_none_or(|lb| lb == name);
+        let groups = lb.map_or(s.policy.desired().groups(), |lb| s.policy.desired().of(lb));
         let endpoints =
             s.policy.endpoints().iter().filter_map(|n| Some((s.attachments.get(n.ifindex())?.row.id, n.name.clone())));
         Ok(Copied {
             datapath: Arc::clone(&s.datapath),
             load_balancers: inputs.load_balancers().filter(|l| wanted(&l.metadata.name)).cloned().collect(),
-            groups: s.policy.desired().groups.iter().filter(|g| wanted(&g.lb)).cloned().collect(),
-            rows: s.policy.live().map(MemberRows::new).unwrap_or_default(),
+            rows: s.policy.known().map(|known| MemberRows::new(known, groups)).unwrap_or_default(),
+            groups: groups.to_vec(),
             health: inputs.health.clone(),
             devices: inputs.world.devices.values().map(|d| (d.ifindex, d.name.clone())).collect(),
             endpoints: endpoints.collect(),

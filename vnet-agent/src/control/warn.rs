@@ -39,8 +39,7 @@ fn of_member(group: &Group, m: &Member) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lb::compile::fixtures::{lb, member};
-    use crate::lb::compile::{Input, compile};
+    use crate::lb::compile::fixtures::{Input, compile, lb, member};
     use crate::resource::OnMemberRemoved;
 
     #[test]
@@ -48,7 +47,7 @@ mod tests {
         let groups = |members: &[&str], vips: &[&str], removed| {
             let mut lb = lb("web", vips, members.iter().map(|m| member(m)).collect());
             lb.spec.on_member_removed = removed;
-            compile(&Input { load_balancers: vec![lb], ..Input::default() }).groups
+            compile(&Input { load_balancers: vec![lb], ..Input::default() }).groups().to_vec()
         };
         let old = groups(&["10.9.0.1", "10.9.0.2"], &["10.0.0.1", "10.0.0.2"], OnMemberRemoved::Reset);
         assert!(of_removal(&old, &old).is_empty());

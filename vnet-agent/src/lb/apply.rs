@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use super::compile::Group;
+use super::known::Known;
 use super::live::{Live, Write};
-use super::plan::{Limits, NoRoom, Plan, plan};
+use super::plan::{Limits, NoRoom, Plan, plan, plan_change};
+use super::tally::Tally;
 
 /// Blocks of tables are used again after this long at the earliest. A program reads a table within microseconds.
 const REUSE_AFTER: Duration = Duration::from_secs(1);
@@ -37,11 +39,25 @@ pub enum PlanError {
     Maps(anyhow::Error),
 }
 
+/// Which groups there should be, and what of that changed since the last plan that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// All groups that there should be.
+    pub all: &'a [Group],
+    /// Of those that there should have been, what is not to be any more.
+    pub old: &'a [Group],
+    /// What of `all` takes the place of `old`; the rest is as it was.
+    pub new: &'a [Group],
+}
+
 /// Plans changes of the maps and carries them out.
 #[derive(Debug)]
 pub struct Applier {
     /// What the maps say; `None` before they were read, and after a write failed.
-    live: Option<Live>,
+    known: Option<Known>,
+    /// Of the groups that the maps stand for; `None` until a plan for all of them was carried out. While it is there, only
+    /// what changes is planned.
+    settled: Option<Tally>,
     /// Blocks that were freed, and when.
     freed: Vec<(Instant, Range<u32>)>,
     /// Something went away since the generation was bumped last.
@@ -51,53 +67,71 @@ pub struct Applier {
 impl Default for Applier {
     /// The agent before this one may have died between its last write and the bump that belonged to it.
     fn default() -> Self {
-        Self { live: None, freed: Vec::new(), bump_owed: true }
+        Self { known: None, settled: None, freed: Vec::new(), bump_owed: true }
     }
 }
 
 impl Applier {
     /// What the maps say, as far as that is known.
-    pub fn live(&self) -> Option<&Live> {
-        self.live.as_ref()
+    pub fn known(&self) -> Option<&Known> {
+        self.known.as_ref()
     }
 
     /// What the maps say; reads them if need be.
-    pub fn read(&mut self, rows: &impl Rows) -> Result<&Live> {
-        if self.live.is_none() {
-            self.live = Some(rows.read().context("reading the load balancer's maps")?);
+    pub fn read(&mut self, rows: &impl Rows) -> Result<&Known> {
+        if self.known.is_none() {
+            self.known = Some(Known::new(rows.read().context("reading the load balancer's maps")?));
         }
-        Ok(self.live.get_or_insert_default())
+        Ok(self.known.get_or_insert_default())
     }
 
     /// How to get from what is to what should be.
-    pub fn plan(&mut self, rows: &impl Rows, desired: &[Group]) -> Result<Plan, PlanError> {
+    pub fn plan(&mut self, rows: &impl Rows, target: Target<'_>) -> Result<Plan, PlanError> {
         let limits = rows.limits().map_err(PlanError::Maps)?;
         self.freed.retain(|(when, _)| when.elapsed() < REUSE_AFTER);
-        let busy: Vec<Range<u32>> = self.freed.iter().map(|(_, r)| r.clone()).collect();
-        let live = self.read(rows).map_err(PlanError::Maps)?;
-        match plan(desired, live, &limits, &busy) {
-            Err(_) if !busy.is_empty() => {
+        self.read(rows).map_err(PlanError::Maps)?;
+        match self.plan_beside(target, &limits) {
+            Err(_) if !self.freed.is_empty() => {
                 // Perhaps what was freed a moment ago is what is missing.
                 rows.wait_for_programs();
                 self.freed.clear();
-                let live = self.read(rows).map_err(PlanError::Maps)?;
-                Ok(plan(desired, live, &limits, &[])?)
+                Ok(self.plan_beside(target, &limits)?)
             }
             result => Ok(result?),
         }
     }
 
-    /// Carries a plan out; it must be the last one that was made. If a write fails the datapath is whole, in a state
+    /// The next plan looks at all groups: what changed since the last one that was carried out is not known.
+    pub fn unsettle(&mut self) {
+        self.settled = None;
+    }
+
+    fn plan_beside(&mut self, target: Target<'_>, limits: &Limits) -> Result<Plan, NoRoom> {
+        let busy: Vec<Range<u32>> = self.freed.iter().map(|(_, r)| r.clone()).collect();
+        let known = self.known.get_or_insert_default();
+        let Some(tally) = &self.settled else { return plan(target.all, known, limits, &busy) };
+        let planned = plan_change((target.old, target.new), known, tally, limits, &busy);
+        #[cfg(test)]
+        assert_same(&planned, &plan(target.all, known, limits, &busy), known);
+        planned
+    }
+
+    /// Carries a plan out; it must be the last one that was made, with what it was made for. If a write fails the datapath is whole, in a state
     /// between the two, and the next plan starts from there.
-    pub fn run(&mut self, rows: &impl Rows, plan: &Plan) -> Result<()> {
+    pub fn run(&mut self, rows: &impl Rows, plan: &Plan, target: Target<'_>) -> Result<()> {
         self.bump_owed |= plan.bump;
         if let Err(e) = self.write_all(rows, plan) {
-            self.live = None;
+            (self.known, self.settled) = (None, None);
             return Err(e);
+        }
+        match &mut self.settled {
+            Some(tally) => tally.change(&Tally::between(target.old, target.new)),
+            None => self.settled = Some(Tally::of(target.all)),
         }
         self.freed.extend(plan.freed.iter().map(|r| (Instant::now(), r.clone())));
         if self.bump_owed {
-            rows.bump_generation().context("starting a new policy generation")?;
+            // Who is told that the plan failed does not take its groups for what the maps stand for.
+            rows.bump_generation().context("starting a new policy generation").inspect_err(|_| self.settled = None)?;
             self.bump_owed = false;
         }
         Ok(())
@@ -106,12 +140,24 @@ impl Applier {
     fn write_all(&mut self, rows: &impl Rows, plan: &Plan) -> Result<()> {
         for write in &plan.writes {
             rows.write(write).with_context(|| format!("writing {}", write.what()))?;
-            if let Some(live) = &mut self.live {
-                live.record(write);
+            if let Some(known) = &mut self.known {
+                known.record(write);
             }
         }
         Ok(())
     }
+}
+
+/// Whatever is planned in any test of this crate: a plan of what changed is the plan of everything, and what is known is
+/// what the rows say.
+#[cfg(test)]
+fn assert_same(change: &Result<Plan, NoRoom>, all: &Result<Plan, NoRoom>, known: &Known) {
+    match (change, all) {
+        (Ok(change), Ok(all)) => assert!(change == all, "planned {change:#?}\nnot {all:#?}"),
+        // Of several that do not fit, another may be named.
+        (change, all) => assert_eq!(change.is_err(), all.is_err(), "planned {change:#?}\nnot {all:#?}"),
+    }
+    assert_eq!(*known, Known::new(known.live().clone()));
 }
 
 #[cfg(test)]
@@ -133,6 +179,7 @@ mod tests {
         generation: Cell<u32>,
         waited: Cell<u32>,
         blocks: u32,
+        desired: RefCell<Vec<Group>>,
     }
 
     impl Rows for Maps {
@@ -176,8 +223,10 @@ mod tests {
     }
 
     fn to(applier: &mut Applier, maps: &Maps, groups: &[Group]) -> Result<()> {
-        let plan = applier.plan(maps, groups)?;
-        applier.run(maps, &plan)
+        let old = maps.desired.replace(groups.to_vec());
+        let target = Target { all: groups, old: &old, new: groups };
+        let plan = applier.plan(maps, target)?;
+        applier.run(maps, &plan, target)
     }
 
     #[test]
@@ -202,10 +251,10 @@ mod tests {
                 assert!(writes >= 4, "table, group and two members");
                 break;
             }
-            assert!(applier.live().is_none() && maps.generation.get() == generation);
+            assert!(applier.known().is_none() && maps.generation.get() == generation);
             maps.writes_left.set(None);
             to(&mut applier, &maps, &[group(3)]).unwrap();
-            assert_eq!(applier.live(), Some(&*maps.live.borrow()));
+            assert_eq!(applier.known(), Some(&Known::new(maps.live.borrow().clone())));
             assert_eq!(maps.generation.get(), generation + 1);
         }
     }

@@ -1,31 +1,77 @@
 //! From resources to what the maps should say: one group for each load balancer, address family and port.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 use std::time::Duration;
 
 use vnet_common::lb::{flags, state};
 
-use super::health::Check;
-use crate::resource::{Delivery, HealthCheck, LoadBalancer, OnMemberRemoved, OnNoMember, Protocol, parse_mac};
+use super::health::{Check, Health};
+use crate::resource::{Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac};
 use crate::store::MemberOverride;
 
 /// A MAC; zero when not known.
 pub type Mac = [u8; 6];
 
-/// Everything that the groups follow from.
-#[derive(Clone, Debug, Default)]
-pub struct Input {
-    /// The load balancers in force.
-    pub load_balancers: Vec<LoadBalancer>,
+/// What the groups of a load balancer follow from, beside itself.
+#[derive(Clone, Copy, Debug)]
+pub struct Context<'a> {
     /// What operators changed, by load balancer and member name.
-    pub overrides: HashMap<(String, String), MemberOverride>,
-    /// The endpoints on this host.
-    pub endpoints: Vec<Local>,
-    /// Who else is on the bridges of this host.
-    pub neighbours: HashMap<IpAddr, Neighbour>,
-    /// The checks that fail.
-    pub down: HashSet<Check>,
+    pub overrides: &'a HashMap<(String, String), MemberOverride>,
+    /// What is known of the members' health.
+    pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// Where members may be.
+    pub surroundings: &'a Surroundings,
+}
+
+/// The endpoints on this host, and who else is on its bridges.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Surroundings {
+    endpoints: Vec<Local>,
+    places: HashMap<IpAddr, Place>,
+    /// The one bridge that this host has endpoints on; 0 if there are none or several.
+    only_segment: u32,
+}
+
+impl Surroundings {
+    /// Of the endpoints, and the neighbours on their bridges.
+    pub fn new(endpoints: Vec<Local>, neighbours: &HashMap<IpAddr, Neighbour>) -> Self {
+        let elsewhere = neighbours.iter().map(|(a, n)| (*a, Place { mac: n.mac, ifindex: 0, segment: n.segment }));
+        let mut places: HashMap<IpAddr, Place> = elsewhere.collect();
+        for e in endpoints.iter().filter(|e| e.ifindex != 0) {
+            let place = Place { mac: e.mac, ifindex: e.ifindex, segment: e.segment };
+            places.extend(e.addresses.iter().map(|a| (*a, place)));
+        }
+        let segments: BTreeSet<u32> = endpoints.iter().map(|e| e.segment).filter(|s| *s != 0).collect();
+        let only_segment = if segments.len() == 1 { segments.first().copied().unwrap_or(0) } else { 0 };
+        Self { endpoints, places, only_segment }
+    }
+
+    /// The load balancers of `desired` that may become others when these surroundings become `new` ones.
+    pub fn affected(&self, new: &Self, desired: &Desired) -> BTreeSet<String> {
+        if self.only_segment != new.only_segment {
+            return desired.groups.iter().map(|g| g.lb.clone()).collect();
+        }
+        let moved = |address: &&IpAddr| self.places.get(*address) != new.places.get(*address);
+        let addresses = self.places.keys().filter(moved).chain(new.places.keys().filter(moved));
+        let mut names: BTreeSet<String> = addresses.filter_map(|a| desired.members.get(a)).flatten().cloned().collect();
+        let lost = self.endpoints.iter().filter(|e| !new.endpoints.contains(e));
+        let changed: Vec<&Local> = lost.chain(new.endpoints.iter().filter(|e| !self.endpoints.contains(e))).collect();
+        let selecting = desired.selectors.iter().filter(|(_, s)| changed.iter().any(|e| selects(s, e)));
+        names.extend(selecting.map(|(name, _)| name.clone()));
+        names
+    }
+
+    fn find(&self, c: &Candidate) -> Place {
+        let explicit = c.mac.unwrap_or_default();
+        match self.places.get(&c.address) {
+            Some(place) => Place { mac: c.mac.unwrap_or(place.mac), ..*place },
+            // Not seen here so far: a MAC in the resource says that it is on the clients' segment.
+            None => Place { mac: explicit, ifindex: 0, segment: if c.mac.is_some() { self.only_segment } else { 0 } },
+        }
+    }
 }
 
 /// An endpoint on this host, as a member sees it.
@@ -71,6 +117,18 @@ pub struct Group {
     pub members: Vec<Member>,
 }
 
+impl Group {
+    /// The device of the member's endpoint, if packets are redirected there.
+    fn redirects_to(&self, m: &Member) -> Option<u32> {
+        (self.flags & flags::REDIRECT != 0 && m.place.ifindex != 0).then_some(m.place.ifindex)
+    }
+}
+
+/// Members with their groups.
+pub fn members(groups: &[Group]) -> impl Iterator<Item = (&Group, &Member)> {
+    groups.iter().flat_map(|g| g.members.iter().map(move |m| (g, m)))
+}
+
 /// One member of a group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
@@ -101,67 +159,131 @@ pub struct Place {
     pub segment: u32,
 }
 
-/// What should be, and what users should know about it.
+/// What should be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Desired {
-    /// The groups, by load balancer, family and port.
-    pub groups: Vec<Group>,
-    /// Things worth knowing that do not stop anything.
-    pub warnings: Vec<String>,
+    /// By load balancer, family and port.
+    groups: Vec<Group>,
+    /// Who asks for a check.
+    checks: Index<Check>,
+    /// Who has a member with this address.
+    members: Index<IpAddr>,
+    /// Who sends to the endpoint on this device by redirect.
+    redirect: Index<u32>,
+    /// What selects members.
+    selectors: BTreeMap<String, MemberSelector>,
 }
 
 impl Desired {
-    /// The checks that the groups ask for.
-    pub fn checks(&self) -> HashSet<Check> {
-        self.groups.iter().flat_map(|g| &g.members).filter_map(|m| m.check).collect()
+    /// The groups, by load balancer, family and port.
+    pub fn groups(&self) -> &[Group] {
+        &self.groups
+    }
+
+    /// The groups of one load balancer.
+    pub fn of(&self, lb: &str) -> &[Group] {
+        &self.groups[self.range(lb)]
+    }
+
+    fn range(&self, lb: &str) -> Range<usize> {
+        let first = self.groups.partition_point(|g| g.lb.as_str() < lb);
+        first..first + self.groups[first..].partition_point(|g| g.lb == lb)
+    }
+
+    /// Makes these the groups of the load balancer `name`, and gives those that it had. `lb` is `None` if it is gone.
+    pub fn put(&mut self, name: &str, lb: Option<&LoadBalancer>, groups: Vec<Group>) -> Vec<Group> {
+        let range = self.range(name);
+        for (g, m) in members(&self.groups[range.clone()]) {
+            remove(&mut self.members, &m.address, name);
+            m.check.iter().for_each(|check| remove(&mut self.checks, check, name));
+            g.redirects_to(m).iter().for_each(|device| remove(&mut self.redirect, device, name));
+        }
+        for (g, m) in members(&groups) {
+            add(&mut self.members, m.address, name);
+            m.check.into_iter().for_each(|check| add(&mut self.checks, check, name));
+            g.redirects_to(m).into_iter().for_each(|device| add(&mut self.redirect, device, name));
+        }
+        match lb.and_then(|lb| lb.spec.member_selector.clone()) {
+            Some(selector) => drop(self.selectors.insert(name.to_owned(), selector)),
+            None => drop(self.selectors.remove(name)),
+        }
+        self.groups.splice(range, groups).collect()
+    }
+
+    /// Whether a group asks for this check.
+    pub fn has_check(&self, check: &Check) -> bool {
+        self.checks.contains_key(check)
+    }
+
+    /// The load balancers that ask for a check.
+    pub fn checked_by(&self, check: &Check) -> impl Iterator<Item = &String> {
+        self.checks.get(check).into_iter().flatten()
     }
 
     /// The devices whose endpoints are members that get packets by redirect, and answer the same way.
     pub fn redirect_members(&self) -> HashSet<u32> {
-        let redirect = self.groups.iter().filter(|g| g.flags & flags::REDIRECT != 0);
-        redirect.flat_map(|g| &g.members).map(|m| m.place.ifindex).filter(|i| *i != 0).collect()
+        self.redirect.keys().copied().collect()
+    }
+
+    /// Things worth knowing that do not stop anything.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for g in self.groups.iter().filter(|g| g.members.is_empty()) {
+            let family = if g.vips.iter().all(IpAddr::is_ipv4) { "IPv4" } else { "IPv6" };
+            warnings.push(format!("load balancer {}: no member has an {family} address, but a VIP does", g.lb));
+        }
+        // One for all ports.
+        warnings.dedup();
+        warnings
     }
 }
 
-/// What the maps should say.
-pub fn compile(input: &Input) -> Desired {
-    let places = Places::new(input);
-    let mut out = Desired::default();
-    let mut sorted: Vec<&LoadBalancer> = input.load_balancers.iter().collect();
-    sorted.sort_by_key(|lb| &lb.metadata.name);
-    for lb in sorted {
-        let candidates = candidates(lb, input);
-        for v4 in [true, false] {
-            let vips: BTreeSet<IpAddr> = lb.spec.vips.iter().copied().filter(|v| v.is_ipv4() == v4).collect();
-            if vips.is_empty() {
-                continue;
-            }
-            let members: Vec<&Candidate> = candidates.iter().filter(|m| m.address.is_ipv4() == v4).collect();
-            if members.is_empty() {
-                let family = if v4 { "IPv4" } else { "IPv6" };
-                out.warnings
-                    .push(format!("load balancer {}: no member has an {family} address, but a VIP does", lb.metadata.name));
-            }
-            let vips: Vec<IpAddr> = vips.into_iter().collect();
-            for port in lb.spec.ports.iter().copied().collect::<BTreeSet<u16>>() {
-                out.groups.push(group(lb, vips.clone(), port, &members, input, &places));
-            }
+/// By something, the load balancers that have to do with it.
+type Index<K> = HashMap<K, BTreeSet<String>>;
+
+fn add<K: Hash + Eq>(index: &mut Index<K>, key: K, name: &str) {
+    index.entry(key).or_default().insert(name.to_owned());
+}
+
+fn remove<K: Hash + Eq>(index: &mut Index<K>, key: &K, name: &str) {
+    if let Some(names) = index.get_mut(key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(key);
         }
     }
-    out
 }
 
-fn group(lb: &LoadBalancer, vips: Vec<IpAddr>, port: u16, candidates: &[&Candidate], input: &Input, places: &Places) -> Group {
+/// What the maps should say of a load balancer.
+pub fn compile(lb: &LoadBalancer, context: Context<'_>) -> Vec<Group> {
+    let mut groups = Vec::new();
+    let candidates = candidates(lb, context);
+    for v4 in [true, false] {
+        let vips: BTreeSet<IpAddr> = lb.spec.vips.iter().copied().filter(|v| v.is_ipv4() == v4).collect();
+        if vips.is_empty() {
+            continue;
+        }
+        let members: Vec<&Candidate> = candidates.iter().filter(|m| m.address.is_ipv4() == v4).collect();
+        let vips: Vec<IpAddr> = vips.into_iter().collect();
+        for port in lb.spec.ports.iter().copied().collect::<BTreeSet<u16>>() {
+            groups.push(group(lb, vips.clone(), port, &members, context));
+        }
+    }
+    groups
+}
+
+fn group(lb: &LoadBalancer, vips: Vec<IpAddr>, port: u16, candidates: &[&Candidate], context: Context<'_>) -> Group {
+    let is_down = |check: &Check| context.health.get(check).is_some_and(|(health, _)| *health == Health::Down);
     let mut members = BTreeMap::new();
     for c in candidates {
         let port = c.port.unwrap_or(port);
         let check = lb.spec.health_check.as_ref().map(|h| check(h, c.address, port));
         let state = match check {
             _ if c.drained || c.weight == 0 => state::DRAINING,
-            Some(check) if input.down.contains(&check) => state::DOWN,
+            Some(check) if is_down(&check) => state::DOWN,
             _ => state::ACTIVE,
         };
-        let place = places.find(c);
+        let place = context.surroundings.find(c);
         let member = Member { name: c.name.clone(), address: c.address, port, weight: c.weight, state, place, check };
         members.entry((c.address, port)).or_insert(member);
     }
@@ -203,7 +325,7 @@ struct Candidate {
     mac: Option<Mac>,
 }
 
-fn candidates(lb: &LoadBalancer, input: &Input) -> Vec<Candidate> {
+fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
     let mut out = Vec::new();
     for m in &lb.spec.members {
         let name = m.name.clone().unwrap_or_else(|| m.address.to_string());
@@ -211,8 +333,7 @@ fn candidates(lb: &LoadBalancer, input: &Input) -> Vec<Candidate> {
         out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac });
     }
     if let Some(selector) = &lb.spec.member_selector {
-        let matches = |e: &&Local| selector.match_labels.iter().all(|(k, v)| e.labels.get(k) == Some(v));
-        for e in input.endpoints.iter().filter(matches) {
+        for e in context.surroundings.endpoints.iter().filter(|e| selects(selector, e)) {
             let member = |a: &IpAddr| Candidate {
                 name: e.name.clone(),
                 address: *a,
@@ -225,7 +346,7 @@ fn candidates(lb: &LoadBalancer, input: &Input) -> Vec<Candidate> {
         }
     }
     for m in &mut out {
-        if let Some(o) = input.overrides.get(&(lb.metadata.name.clone(), m.name.clone())) {
+        if let Some(o) = context.overrides.get(&(lb.metadata.name.clone(), m.name.clone())) {
             m.drained = o.drained;
             m.weight = o.weight.unwrap_or(m.weight);
         }
@@ -233,35 +354,8 @@ fn candidates(lb: &LoadBalancer, input: &Input) -> Vec<Candidate> {
     out
 }
 
-/// Finds where members are.
-struct Places<'a> {
-    local: HashMap<IpAddr, &'a Local>,
-    neighbours: &'a HashMap<IpAddr, Neighbour>,
-    /// The one bridge that this host has endpoints on; 0 if there are none or several.
-    only_segment: u32,
-}
-
-impl<'a> Places<'a> {
-    fn new(input: &'a Input) -> Self {
-        let local = input.endpoints.iter().flat_map(|e| e.addresses.iter().map(move |a| (*a, e))).collect();
-        let segments: BTreeSet<u32> = input.endpoints.iter().map(|e| e.segment).filter(|s| *s != 0).collect();
-        let only_segment = if segments.len() == 1 { segments.first().copied().unwrap_or(0) } else { 0 };
-        Self { local, neighbours: &input.neighbours, only_segment }
-    }
-
-    fn find(&self, c: &Candidate) -> Place {
-        let explicit = c.mac.unwrap_or_default();
-        let or_explicit = |mac: Mac| if c.mac.is_some() { explicit } else { mac };
-        if let Some(e) = self.local.get(&c.address).filter(|e| e.ifindex != 0) {
-            return Place { mac: or_explicit(e.mac), ifindex: e.ifindex, segment: e.segment };
-        }
-        if let Some(n) = self.neighbours.get(&c.address) {
-            return Place { mac: or_explicit(n.mac), ifindex: 0, segment: n.segment };
-        }
-        // Not seen here so far: a MAC in the resource says that it is on the clients' segment.
-        let segment = if c.mac.is_some() { self.only_segment } else { 0 };
-        Place { mac: explicit, ifindex: 0, segment }
-    }
+fn selects(selector: &MemberSelector, endpoint: &Local) -> bool {
+    selector.match_labels.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Finds room in the maps: rows, and places for pick tables in the flat array of blocks.
 
-use std::collections::VecDeque;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 /// Removed rows that are kept back from reuse: the longest free goes first once there are more.
@@ -48,37 +48,58 @@ impl FreeBlocks {
     }
 }
 
+/// What became of a row so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RowUse {
+    /// It was never written.
+    Never,
+    /// It is in use.
+    Used,
+    /// It was in use until it was given this serial.
+    Released(u32),
+}
+
+impl RowUse {
+    /// Of a row that was written with `serial`.
+    pub fn since(serial: u32, used: bool) -> Self {
+        if used { Self::Used } else { Self::Released(serial) }
+    }
+}
+
 /// Rows that nothing uses.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FreeRows {
-    /// Never written, the lowest first.
-    fresh: std::vec::IntoIter<u32>,
-    /// Used before, the longest free first.
-    released: VecDeque<u32>,
+    /// Every row from here on was never written.
+    end: u32,
+    /// Nor were these before it.
+    gaps: BTreeSet<u32>,
+    /// Used before, the longest free first: serials and rows.
+    released: BTreeSet<(u32, u32)>,
 }
 
 impl FreeRows {
-    /// `rows`: every row that was ever written, in order, with its serial and whether it is in use.
-    pub fn new(capacity: u32, rows: impl Iterator<Item = (u32, u32, bool)>) -> Self {
-        let (mut released, mut fresh, mut next) = (Vec::new(), Vec::new(), 0);
-        for (row, serial, used) in rows {
-            fresh.extend(next..row.min(capacity));
-            next = row + 1;
-            if !used && row < capacity {
-                released.push((serial, row));
+    /// The use of a row changes.
+    pub fn change(&mut self, row: u32, before: RowUse, after: RowUse) {
+        match before {
+            RowUse::Never if row >= self.end => {
+                self.gaps.extend(self.end..row);
+                self.end = row + 1;
             }
+            RowUse::Never => drop(self.gaps.remove(&row)),
+            RowUse::Used => {}
+            RowUse::Released(serial) => drop(self.released.remove(&(serial, row))),
         }
-        fresh.extend(next..capacity);
-        released.sort_unstable();
-        Self { fresh: fresh.into_iter(), released: released.into_iter().map(|(_, row)| row).collect() }
+        if let RowUse::Released(serial) = after {
+            self.released.insert((serial, row));
+        }
     }
 
-    /// Takes one.
-    pub fn take(&mut self) -> Option<u32> {
-        if self.released.len() > KEPT_BACK {
-            return self.released.pop_front();
-        }
-        self.fresh.next().or_else(|| self.released.pop_front())
+    /// Gives the free ones of `capacity` rows, in the order in which they are to be used.
+    pub fn take(&self, capacity: u32) -> impl Iterator<Item = u32> {
+        let fresh = self.gaps.iter().copied().chain(self.end..capacity).filter(move |row| *row < capacity);
+        let released = self.released.iter().map(|(_, row)| *row).filter(move |row| *row < capacity);
+        let too_many = self.released.len().saturating_sub(KEPT_BACK);
+        released.clone().take(too_many).chain(fresh).chain(released.skip(too_many))
     }
 }
 
@@ -100,14 +121,20 @@ mod tests {
 
     #[test]
     fn removed_rows_are_kept_back_and_the_longest_free_goes_first() {
-        let take = |rows: &[(u32, u32, bool)], n: usize| {
-            let mut free = FreeRows::new(8000, rows.iter().copied());
-            (0..n).map_while(|_| free.take()).collect::<Vec<_>>()
+        let free = |rows: &[(u32, u32, bool)]| {
+            let mut free = FreeRows::default();
+            rows.iter().for_each(|(row, serial, used)| free.change(*row, RowUse::Never, RowUse::since(*serial, *used)));
+            free
         };
-        assert_eq!(take(&[(0, 5, true), (1, 9, false), (3, 4, false)], 3), [2, 4, 5]);
-        let mut free = FreeRows::new(4, [(0, 5, true), (1, 9, false), (3, 4, false)].into_iter());
-        assert_eq!([free.take(), free.take(), free.take(), free.take()], [Some(2), Some(3), Some(1), None]);
+        let take = |free: &FreeRows, n: usize| free.take(8000).take(n).collect::<Vec<_>>();
+        assert_eq!(take(&free(&[(0, 5, true), (1, 9, false), (3, 4, false)]), 3), [2, 4, 5]);
+        let mut few = free(&[(0, 5, true), (1, 9, false), (3, 4, false)]);
+        assert_eq!(few.take(4).collect::<Vec<_>>(), [2, 3, 1]);
+        few.change(3, RowUse::Released(4), RowUse::Used);
+        few.change(0, RowUse::Used, RowUse::Released(10));
+        few.change(2, RowUse::Never, RowUse::Used);
+        assert_eq!(few.take(4).collect::<Vec<_>>(), [1, 0]);
         let many: Vec<_> = (0..1026).map(|row| (row, 5000 - row, false)).collect();
-        assert_eq!(take(&many, 3), [1025, 1024, 1026]);
+        assert_eq!(take(&free(&many), 3), [1025, 1024, 1026]);
     }
 }

@@ -4,7 +4,7 @@
 //! [`Check::fall`] times in a row. No new flow goes to a dead member later than interval × fall + timeout after its
 //! death, plus what it takes to write the maps: checks *start* at every interval, whatever the one before is doing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
@@ -95,23 +95,21 @@ impl<P: Probe> Checker<P> {
         Self { probe, tasks: HashMap::new(), events, permits, late: Arc::default() }
     }
 
-    /// Makes `wanted` what is checked: the others stop, the new ones start, the rest goes on undisturbed. New ones that
-    /// are down according to `known` stay so until they succeed. Call it from within a tokio runtime.
-    pub fn set(&mut self, wanted: &HashSet<Check>, known: impl Fn(&Check) -> Health) {
-        self.tasks.retain(|check, task| {
-            let keep = wanted.contains(check);
-            if !keep {
-                task.abort();
-            }
-            keep
-        });
-        for check in wanted {
-            if !self.tasks.contains_key(check) {
-                let tally = Tally { health: known(check), against: 0 };
-                let (permits, late) = (Arc::clone(&self.permits), Arc::clone(&self.late));
-                let run = run(*check, tally, self.probe.clone(), self.events.clone(), permits, late);
-                self.tasks.insert(*check, tokio::spawn(run));
-            }
+    /// Begins a check, unless it is being made: what is down as far as is known stays so until it succeeds. Call it from
+    /// within a tokio runtime.
+    pub fn start(&mut self, check: Check, known: Health) {
+        if !self.tasks.contains_key(&check) {
+            let tally = Tally { health: known, against: 0 };
+            let (permits, late) = (Arc::clone(&self.permits), Arc::clone(&self.late));
+            let run = run(check, tally, self.probe.clone(), self.events.clone(), permits, late);
+            self.tasks.insert(check, tokio::spawn(run));
+        }
+    }
+
+    /// Ends a check, if it is being made.
+    pub fn stop(&mut self, check: &Check) {
+        if let Some(task) = self.tasks.remove(check) {
+            task.abort();
         }
     }
 
@@ -199,6 +197,7 @@ impl Tally {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
     use std::sync::Mutex;
 
     use super::*;
@@ -261,7 +260,7 @@ mod tests {
         let (tx, rx) = mpsc::unbounded_channel();
         let script = Script::default();
         let mut checker = Checker::new(script.clone(), tx);
-        checker.set(&ports.map(check).collect(), |_| Health::Unknown);
+        ports.for_each(|port| checker.start(check(port), Health::Unknown));
         (script, checker, rx)
     }
 
@@ -301,7 +300,7 @@ mod tests {
     async fn what_was_down_before_the_agent_started_stays_so_until_it_succeeds() {
         let (tx, mut rx) = mpsc::unbounded_channel();
         let mut checker = Checker::new(Script::default(), tx);
-        checker.set(&HashSet::from([check(1)]), |_| Health::Down);
+        checker.start(check(1), Health::Down);
         let start = Instant::now();
         assert_eq!(rx.recv().await.unwrap().health, Health::Up);
         assert!(start.elapsed() >= Duration::from_millis(2000), "two successes, not one: {:?}", start.elapsed());
@@ -329,7 +328,8 @@ mod tests {
     async fn checks_that_are_no_longer_wanted_stop_and_the_rest_goes_on() {
         let (script, mut checker, _rx) = start(1..3);
         tokio::time::sleep(Duration::from_millis(3999)).await;
-        checker.set(&HashSet::from([check(2), check(3)]), |_| Health::Unknown);
+        checker.stop(&check(1));
+        [2, 3].into_iter().for_each(|port| checker.start(check(port), Health::Unknown));
         assert!(!checker.has(&check(1)) && checker.has(&check(2)) && checker.has(&check(3)));
         tokio::time::sleep(Duration::from_millis(4000)).await;
         let s = script.0.lock().unwrap();
@@ -344,7 +344,7 @@ mod tests {
         let check = Check { target: listener.local_addr().unwrap(), interval: ms(100), timeout: ms(50), rise: 1, fall: 2 };
         let (tx, mut rx) = mpsc::unbounded_channel();
         let mut checker = Checker::new(Tcp, tx);
-        checker.set(&HashSet::from([check]), |_| Health::Unknown);
+        checker.start(check, Health::Unknown);
         assert_eq!(rx.recv().await.unwrap().health, Health::Up);
         drop(listener);
         let closed = Instant::now();

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::hash::{self, FILTER_BITS};
-use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, state};
+use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
 
 use super::compile::Member;
@@ -126,17 +126,6 @@ impl Live {
         let group = self.groups.get(&vip.group)?;
         (group.row.serial == vip.serial).then_some((vip.group, group))
     }
-
-    /// The members of a group, with their rows.
-    pub fn members_of(&self, group: u32) -> impl Iterator<Item = (u32, &MemberRow)> {
-        self.members.iter().filter(move |(_, m)| m.group == group && m.state != state::NONE).map(|(row, m)| (*row, m))
-    }
-
-    /// The highest serial that any row has or had.
-    pub fn last_serial(&self) -> u32 {
-        let groups = self.groups.values().map(|g| g.row.serial);
-        groups.chain(self.members.values().map(|m| m.serial)).max().unwrap_or(0)
-    }
 }
 
 /// [`GroupRow::table`] for a table at block `first`.
@@ -162,13 +151,6 @@ pub fn wide(address: IpAddr) -> [u8; 16] {
 pub fn vip_key(address: IpAddr, port: u16, protocol: u8) -> VipKey {
     let version = if address.is_ipv4() { 4 } else { 6 };
     VipKey { network: 0, addr: wide(address), port: port.to_be_bytes(), protocol, version }
-}
-
-/// VIP, port and protocol of a row's key; `None` for the row of an address itself.
-pub fn vip_of(key: &VipKey) -> Option<(IpAddr, u16, u8)> {
-    let [a, b, c, d, ..] = key.addr;
-    let address = if key.version == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(key.addr) };
-    (key.port != [0, 0]).then_some((address, u16::from_be_bytes(key.port), key.protocol))
 }
 
 /// The number of a protocol in packets.

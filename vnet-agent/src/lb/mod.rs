@@ -1,13 +1,15 @@
 //! Load balancing: from resources to map rows.
 //!
-//! [`compile`] says what should be, [`plan`] how to get there from what is ([`live`]), [`apply`] does it, [`health`] tells
+//! [`compile`] says what should be, [`plan`] how to get there from what is ([`live`], [`known`]), [`apply`] does it, [`health`] tells
 //! who serves, [`status`] what users see of it.
 
 pub mod apply;
 pub mod compile;
 mod free;
 pub mod health;
+pub mod known;
 pub mod live;
 pub mod maglev;
 pub mod plan;
 pub mod status;
+mod tally;

@@ -6,19 +6,17 @@
 //! disappears from the root down. The filter of members, which finds replies, covers all that flows may have. A table is never changed: a new one is written elsewhere, and the group's `table`
 //! word switches to it.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
-use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow, flags, state};
+use vnet_common::lb::{GroupRow, MemberRow, VipKey, VipRow, flags, state};
 
 use super::compile::{Group, Member};
-use super::free::{FreeBlocks, FreeRows};
-use super::live::{
-    FILTER_WORDS, Live, LiveGroup, MemberKey, Write, filter_bit, member_key, protocol_number, table_blocks, table_word, vip_key,
-    wide,
-};
+use super::free::FreeBlocks;
+use super::known::Known;
+use super::live::{FILTER_WORDS, Live, LiveGroup, Write, member_key, protocol_number, table_blocks, table_word, vip_key, wide};
 use super::maglev;
+use super::tally::Tally;
 
 /// How much the maps hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +67,42 @@ pub struct NoRoom {
     pub knob: &'static str,
 }
 
-/// How to get from `live` to `desired`. `busy` are blocks that were freed a moment ago ([`Plan::freed`]).
-pub fn plan(desired: &[Group], live: &Live, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
-    let mut planner = Planner::new(live, limits, busy);
-    let rows = planner.assign_groups(desired);
-    for (group, row) in desired.iter().zip(rows) {
-        planner.group(group, row)?;
-    }
-    planner.remove_rest();
-    planner.filter();
+/// How to get from what is known to be in the maps to `desired`. `busy` are blocks that were freed a moment ago
+/// ([`Plan::freed`]).
+pub fn plan(desired: &[Group], known: &Known, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
+    let mut planner = Planner::new(known, limits, busy);
+    planner.groups(desired)?;
+    let live = known.live();
+    planner.remove(live.vips.keys(), live.groups.keys().copied(), live.members.keys().copied());
+    planner.filter(Tally::of(desired).filter());
     Ok(planner.finish())
+}
+
+/// The same as [`plan`] where the maps say all that they should but for `old`, of which `new` takes the place; what does not
+/// change is not looked at. `tally` is of all the groups that the maps stand for, those of `old` among them. No group of
+/// `new` has a VIP's port that one has which stays.
+pub fn plan_change(
+    (old, new): (&[Group], &[Group]),
+    known: &Known,
+    tally: &Tally,
+    limits: &Limits,
+    busy: &[Range<u32>],
+) -> Result<Plan, NoRoom> {
+    let mut planner = Planner::new(known, limits, busy);
+    planner.groups(new)?;
+    let change = Tally::between(old, new);
+    let ports: Vec<VipKey> = old.iter().flat_map(ports).collect();
+    let addresses: Vec<VipKey> = tally.given_up(&change).collect();
+    let groups: BTreeSet<u32> = ports.iter().filter_map(|k| known.live().group_of(k)).map(|(row, _)| row).collect();
+    let members: BTreeSet<u32> = groups.iter().flat_map(|row| known.members_of(*row)).collect();
+    planner.remove(ports.iter().chain(&addresses), groups.into_iter(), members.into_iter());
+    planner.filter(tally.filter_after(&change, &known.live().filter));
+    Ok(planner.finish())
+}
+
+/// The keys of the VIP rows that lead to a group.
+fn ports(g: &Group) -> impl Iterator<Item = VipKey> {
+    g.vips.iter().map(|vip| vip_key(*vip, g.port, protocol_number(g.protocol)))
 }
 
 /// The writes of a plan by what they are, each list to be written after those before it.
@@ -98,53 +122,45 @@ struct Stages {
 }
 
 struct Planner<'a> {
+    known: &'a Known,
     live: &'a Live,
     limits: &'a Limits,
-    /// Live members by group, address and port.
-    members: HashMap<MemberKey, u32>,
-    free_groups: FreeRows,
-    free_members: FreeRows,
+    free_groups: Box<dyn Iterator<Item = u32> + 'a>,
+    free_members: Box<dyn Iterator<Item = u32> + 'a>,
     free_blocks: FreeBlocks,
     serial: u32,
-    used_groups: BTreeSet<u32>,
     vips: HashMap<VipKey, VipRow>,
     added_vips: u32,
     kept_groups: BTreeSet<u32>,
     kept_members: HashSet<u32>,
-    filter: Vec<u64>,
     out: Stages,
     bump: bool,
     freed: Vec<Range<u32>>,
 }
 
 impl<'a> Planner<'a> {
-    fn new(live: &'a Live, limits: &'a Limits, busy: &[Range<u32>]) -> Self {
-        let in_use: BTreeSet<u32> = live.vips.keys().filter_map(|k| live.group_of(k)).map(|(row, _)| row).collect();
-        let tables = live.groups.values().map(|g| table_blocks(g.row.table));
-        let mut members = HashMap::new();
-        for (row, m) in live.members.iter().filter(|(_, m)| m.state != state::NONE) {
-            members.insert((m.group, m.addr, m.port), *row);
-        }
-        let groups = live.groups.iter().map(|(row, g)| (*row, g.row.serial, in_use.contains(row)));
-        let rows = live.members.iter().map(|(row, m)| (*row, m.serial, m.state != state::NONE));
+    fn new(known: &'a Known, limits: &'a Limits, busy: &[Range<u32>]) -> Self {
         Self {
-            free_groups: FreeRows::new(limits.groups, groups),
-            free_members: FreeRows::new(limits.members, rows),
-            free_blocks: FreeBlocks::new(limits.blocks, tables.chain(busy.iter().cloned())),
-            serial: live.last_serial(),
-            used_groups: in_use,
+            free_groups: Box::new(known.free_groups().take(limits.groups)),
+            free_members: Box::new(known.free_members().take(limits.members)),
+            free_blocks: FreeBlocks::new(limits.blocks, known.tables().chain(busy.iter().cloned())),
+            serial: known.last_serial(),
             vips: HashMap::new(),
             added_vips: 0,
             kept_groups: BTreeSet::new(),
             kept_members: HashSet::new(),
-            filter: vec![0; FILTER_WORDS],
             out: Stages::default(),
             bump: false,
             freed: Vec::new(),
-            live,
+            live: known.live(),
+            known,
             limits,
-            members,
         }
+    }
+
+    fn groups(&mut self, desired: &[Group]) -> Result<(), NoRoom> {
+        let rows = self.assign_groups(desired);
+        desired.iter().zip(rows).try_for_each(|(group, row)| self.group(group, row))
     }
 
     /// Finds the row that each desired group has now. Of two that share a live group (its VIPs were split), the first
@@ -152,8 +168,7 @@ impl<'a> Planner<'a> {
     fn assign_groups(&mut self, desired: &[Group]) -> Vec<Option<u32>> {
         let mut rows = Vec::with_capacity(desired.len());
         for g in desired {
-            let protocol = protocol_number(g.protocol);
-            let found = g.vips.iter().filter_map(|v| self.live.group_of(&vip_key(*v, g.port, protocol)));
+            let found = ports(g).filter_map(|k| self.live.group_of(&k));
             let row = found.map(|(row, _)| row).find(|row| !self.kept_groups.contains(row));
             self.kept_groups.extend(row);
             rows.push(row);
@@ -168,7 +183,7 @@ impl<'a> Planner<'a> {
                 let capacity = self.limits.groups;
                 let row = self
                     .free_groups
-                    .take()
+                    .next()
                     .ok_or_else(|| no_room(group, "the group", "GROUPS", (1, 0, capacity), "--max-groups"))?;
                 self.kept_groups.insert(row);
                 (row, self.next_serial())
@@ -189,11 +204,11 @@ impl<'a> Planner<'a> {
     fn group_members(&mut self, group: &Group, group_row: u32) -> Result<Vec<maglev::Entry>, NoRoom> {
         let mut entries = Vec::new();
         for (i, m) in group.members.iter().enumerate() {
-            let known = self.members.get(&member_key(group_row, m)).copied();
+            let known = self.known.member(&member_key(group_row, m));
             let old = known.and_then(|row| Some((row, *self.live.members.get(&row)?)));
             let (row, serial) = match old {
                 Some((row, live)) => (row, live.serial),
-                None => match self.free_members.take() {
+                None => match self.free_members.next() {
                     Some(row) => (row, self.next_serial()),
                     None => {
                         let missing = (group.members.len() - i) as u32;
@@ -215,7 +230,6 @@ impl<'a> Planner<'a> {
                 }
             }
             self.kept_members.insert(row);
-            self.mark(Filter::Member, m.address);
             if m.state == state::ACTIVE {
                 entries.push(maglev::Entry { key: maglev::key(m.address, m.port), weight: m.weight, row });
             }
@@ -250,7 +264,6 @@ impl<'a> Planner<'a> {
 
     fn group_vips(&mut self, group: &Group, value: VipRow) -> Result<(), NoRoom> {
         for vip in &group.vips {
-            self.mark(Filter::Vip, *vip);
             let port = (vip_key(*vip, group.port, protocol_number(group.protocol)), value);
             let itself = (vip_key(*vip, 0, 0), VipRow::default());
             for (key, value) in [port, itself] {
@@ -274,55 +287,56 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    fn mark(&mut self, kind: Filter, address: IpAddr) {
-        let (word, bit) = filter_bit(kind, address);
-        self.filter[word] |= bit;
-    }
-
-    /// Takes away what no group asked for.
-    fn remove_rest(&mut self) {
-        let mut gone: Vec<VipKey> = self.live.vips.keys().filter(|k| !self.vips.contains_key(k)).copied().collect();
+    /// Takes away what of these rows no group asked for. Groups and members come in the order of their rows.
+    fn remove<'k>(
+        &mut self,
+        vips: impl Iterator<Item = &'k VipKey>,
+        groups: impl Iterator<Item = u32>,
+        members: impl Iterator<Item = u32>,
+    ) {
+        let live = self.live;
+        let mut gone: Vec<VipKey> = vips.filter(|k| live.vips.contains_key(k) && !self.vips.contains_key(k)).copied().collect();
         // Ports before the address itself: an address without its ports would refuse what its ports took.
         gone.sort_unstable_by_key(|k| (k.port == [0, 0], k.version, k.addr, k.port, k.protocol));
         self.bump |= !gone.is_empty();
         self.out.vips_removed.extend(gone.into_iter().map(|key| Write::Vip { key, value: None }));
-        let live = self.live;
-        for (row, g) in &live.groups {
-            let written = g.row.table != 0 || g.row.flags != 0 || self.used_groups.contains(row);
-            if self.kept_groups.contains(row) || !written {
+        for (row, g) in groups.filter_map(|row| Some((row, live.groups.get(&row)?))) {
+            let written = g.row.table != 0 || g.row.flags != 0 || self.known.is_led_to(row);
+            if self.kept_groups.contains(&row) || !written {
                 continue;
             }
             let value = LiveGroup { row: GroupRow { serial: self.next_serial(), ..GroupRow::default() }, fingerprint: 0 };
-            self.out.groups_removed.push(Write::Group { row: *row, value });
+            self.out.groups_removed.push(Write::Group { row, value });
             if g.row.table as u32 != 0 {
                 self.freed.push(table_blocks(g.row.table));
             }
         }
-        for (row, m) in &live.members {
-            if m.state != state::NONE && !self.kept_members.contains(row) {
+        for (row, m) in members.filter_map(|row| Some((row, live.members.get(&row)?))) {
+            if m.state != state::NONE && !self.kept_members.contains(&row) {
                 // The serial says since when the row is free, and no flow finds its member here any more.
                 let value = MemberRow { serial: self.next_serial(), ..MemberRow::default() };
-                self.out.members_removed.push(Write::Member { row: *row, value });
+                self.out.members_removed.push(Write::Member { row, value });
                 self.bump = true;
             }
         }
     }
 
-    /// A word whose bits are both set and cleared is written twice.
-    fn filter(&mut self) {
+    /// Writes what these words should be. A word whose bits are both set and cleared is written twice.
+    fn filter(&mut self, words: BTreeMap<usize, u64>) {
         let first_of_members = FILTER_WORDS / 2;
-        for (word, (want, is)) in self.filter.iter().zip(&self.live.filter).enumerate() {
+        for (word, want) in words {
+            let is = self.live.filter.get(word).copied().unwrap_or(0);
             let (set, cleared) = if word < first_of_members {
                 (&mut self.out.vip_bits_set, &mut self.out.vip_bits_cleared)
             } else {
                 (&mut self.out.member_bits_set, &mut self.out.member_bits_cleared)
             };
             let both = want | is;
-            if both != *is {
+            if both != is {
                 set.push(Write::Filter { word: word as u32, bits: both });
             }
-            if both != *want {
-                cleared.push(Write::Filter { word: word as u32, bits: *want });
+            if both != want {
+                cleared.push(Write::Filter { word: word as u32, bits: want });
             }
         }
     }

@@ -9,7 +9,8 @@ use vnet_common::lb::{MemberCounters, state};
 
 use super::compile::{Group, Member};
 use super::health::{Check, Health};
-use super::live::{Live, MemberKey, member_key, protocol_number, vip_of};
+use super::known::Known;
+use super::live::{MemberKey, member_key, protocol_number, vip_key};
 use crate::resource::{Delivery, LoadBalancer, Protocol};
 
 /// What a status is made from.
@@ -34,12 +35,21 @@ pub struct MemberRows {
 }
 
 impl MemberRows {
-    /// Of what is in the maps.
-    pub fn new(live: &Live) -> Self {
-        let groups = live.vips.iter().filter_map(|(key, row)| vip_of(key).map(|vip| (vip, row.group))).collect();
-        let used = live.members.iter().filter(|(_, m)| m.state != state::NONE);
-        let members = used.map(|(row, m)| ((m.group, m.addr, m.port), (*row, m.serial))).collect();
-        Self { groups, members }
+    /// Of these groups, in what is in the maps.
+    pub fn new<'a>(known: &Known, groups: impl IntoIterator<Item = &'a Group>) -> Self {
+        let mut rows = Self::default();
+        for g in groups {
+            let protocol = protocol_number(g.protocol);
+            for vip in &g.vips {
+                let Some(row) = known.live().vips.get(&vip_key(*vip, g.port, protocol)) else { continue };
+                rows.groups.insert((*vip, g.port, protocol), row.group);
+                for member in known.members_of(row.group) {
+                    let found = known.live().members.get(&member);
+                    rows.members.extend(found.map(|m| ((m.group, m.addr, m.port), (member, m.serial))));
+                }
+            }
+        }
+        rows
     }
 
     /// Row and serial of a group's member.

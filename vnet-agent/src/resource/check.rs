@@ -12,7 +12,7 @@ use super::{Located, Resource};
 
 /// Every fault that `applied` has beside `others`: what is in force already and stays.
 #[must_use]
-pub fn check(applied: &[Located], others: &[Resource]) -> Vec<Fault> {
+pub fn check(applied: &[Located], others: &[&Resource]) -> Vec<Fault> {
     let mut faults = Faults::default();
     together(applied, others, &mut faults);
     faults.into_sorted(&[])

@@ -3,14 +3,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use anyhow::bail;
 use vnet_common::lb::state;
 
 use super::*;
 use crate::lb::compile::fixtures::{lb, member};
-use crate::lb::live::Write;
+use crate::lb::live::{Live, Write};
 use crate::lb::plan::Limits;
 use crate::resource::Metadata;
 
@@ -37,7 +37,7 @@ impl Memory {
     }
 }
 
-impl Store for std::sync::Arc<Memory> {
+impl Store for Arc<Memory> {
     fn resources(&self) -> Result<Vec<Resource>> {
         Ok(self.content.lock().unwrap().resources.values().cloned().collect())
     }
@@ -98,14 +98,14 @@ impl Rows for Rc<Maps> {
 
 struct Rig {
     policy: Policy<Rc<Maps>>,
-    store: std::sync::Arc<Memory>,
+    store: Arc<Memory>,
     maps: Rc<Maps>,
 }
 
 fn rig() -> Rig {
-    let (store, maps) = (std::sync::Arc::new(Memory::default()), Rc::new(Maps::default()));
+    let (store, maps) = (Arc::new(Memory::default()), Rc::new(Maps::default()));
     maps.members.set(100);
-    let mut policy = Policy::load(Box::new(std::sync::Arc::clone(&store)), Rc::clone(&maps), Inputs::default()).unwrap();
+    let mut policy = Policy::load(Box::new(Arc::clone(&store)), Rc::clone(&maps), Inputs::default()).unwrap();
     policy.refresh();
     Rig { policy, store, maps }
 }
@@ -219,14 +219,14 @@ fn operators_drain_and_weigh_members_and_that_survives_applies_and_restarts() {
     rig.policy.change_member("web", "10.9.0.2", &MemberChange { drained: None, weight: Some(7) }).unwrap();
     rig.apply(web(&["10.9.0.1", "10.9.0.2", "10.9.0.3"])).unwrap();
     assert_eq!(rig.members(), [(1, state::DRAINING), (2, state::ACTIVE), (3, state::ACTIVE)]);
-    let mut again = Policy::load(Box::new(std::sync::Arc::clone(&rig.store)), Rc::clone(&rig.maps), Inputs::default()).unwrap();
+    let mut again = Policy::load(Box::new(Arc::clone(&rig.store)), Rc::clone(&rig.maps), Inputs::default()).unwrap();
     again.refresh();
     assert_eq!((again.trouble(), again.desired()), (None, rig.policy.desired()));
-    assert_eq!(again.desired().groups[0].members[1].weight, 7);
+    assert_eq!(again.desired().groups()[0].members[1].weight, 7);
     rig.policy.change_member("web", "10.9.0.1", &drain(false)).unwrap();
     rig.policy.change_member("web", "10.9.0.2", &MemberChange { drained: None, weight: Some(-1) }).unwrap();
     assert!(rig.store.content.lock().unwrap().overrides.is_empty());
-    assert_eq!(rig.policy.desired().groups[0].members[1].weight, 1);
+    assert_eq!(rig.policy.desired().groups()[0].members[1].weight, 1);
 }
 
 #[test]
@@ -277,14 +277,174 @@ fn a_member_that_was_down_is_down_after_a_restart() {
     checked.spec.health_check =
         Some(crate::resource::HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
     rig.apply(Resource::LoadBalancer(checked)).unwrap();
-    let first = rig.policy.desired().groups[0].members[0].check.unwrap();
-    rig.policy.inputs_mut().health.insert(first, (Health::Down, None));
+    let first = rig.policy.desired().groups()[0].members[0].check.unwrap();
+    rig.policy.set_health(first, Health::Down, None);
     rig.policy.refresh();
     let down = [(1, state::DOWN), (2, state::ACTIVE)];
     assert_eq!(rig.members(), down);
-    let mut again = Policy::load(Box::new(std::sync::Arc::clone(&rig.store)), Rc::clone(&rig.maps), Inputs::default()).unwrap();
+    let mut again = Policy::load(Box::new(Arc::clone(&rig.store)), Rc::clone(&rig.maps), Inputs::default()).unwrap();
     again.recall_health().unwrap();
     again.refresh();
     assert_eq!(rig.members(), down);
     assert_eq!(again.inputs().health[&first].0, Health::Down);
+}
+
+/// Xorshift: the same changes every time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
+    }
+
+    fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+
+    fn byte(&mut self, n: u64) -> u8 {
+        self.below(n) as u8
+    }
+}
+
+/// Load balancers share few VIPs, each on ports of its own, and few members.
+fn some_lb(r: &mut Random, i: usize, slot: u8) -> Resource {
+    let vips: BTreeSet<String> = (0..=r.below(2)).map(|_| format!("10.0.0.{}", slot / 4 * 2 + r.byte(2))).collect();
+    let members: BTreeSet<String> = (0..r.below(5)).map(|_| format!("10.9.0.{}", r.byte(12))).collect();
+    let mut it = lb(
+        &format!("lb{i:02}"),
+        &vips.iter().map(String::as_str).collect::<Vec<_>>(),
+        members.iter().map(|m| member(m)).collect(),
+    );
+    if r.one_in(4) {
+        it.spec.vips.push("fd00::1".parse().unwrap());
+        it.spec.members.push(member(&format!("fd00::{}", 16 + r.below(4))));
+    }
+    it.spec.ports = vec![80 + u16::from(slot)];
+    if r.one_in(3) {
+        it.spec.ports.push(1000 + u16::from(slot));
+    }
+    if r.one_in(3) {
+        let match_labels = BTreeMap::from([("app".to_string(), format!("a{}", r.below(3)))]);
+        it.spec.member_selector = Some(crate::resource::MemberSelector { match_labels, port: Some(8080) });
+    }
+    if r.one_in(2) {
+        it.spec.health_check =
+            Some(crate::resource::HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
+    }
+    if r.one_in(3) {
+        it.spec.delivery = crate::resource::Delivery::Redirect;
+        it.spec.members.iter_mut().for_each(|m| m.mac = r.one_in(2).then(|| format!("02:00:00:00:00:{:02x}", r.below(4))));
+    }
+    Resource::LoadBalancer(it)
+}
+
+fn some_endpoint(r: &mut Random, i: u8) -> Resource {
+    let labels = BTreeMap::from([("app".to_string(), format!("a{}", r.below(3)))]);
+    let addresses = if r.one_in(4) { vec![] } else { vec![[10, 9, 0, 2 * i].into(), [10, 9, 0, 2 * i + 1].into()] };
+    Resource::Endpoint(crate::resource::Endpoint {
+        api_version: crate::resource::API_VERSION.into(),
+        metadata: Metadata { name: format!("vm{i}"), labels },
+        spec: crate::resource::EndpointSpec { device: format!("tap{i}"), mac: None, addresses },
+    })
+}
+
+fn some_world(r: &mut Random) -> World {
+    let mut world = World::default();
+    let mut add = |name: String, ifindex: u32, master: u32| {
+        let is_bridge = name.starts_with("br");
+        let device = crate::device::Device { name, ifindex, mac: [2; 6], mtu: 1500, master, is_bridge, peer_elsewhere: false };
+        world.devices.insert(ifindex, device);
+    };
+    add("br0".into(), 2, 0);
+    add("br1".into(), 3, 0);
+    for i in 0..4 {
+        if !r.one_in(4) {
+            add(format!("tap{i}"), 10 + i, [2, 2, 3, 0][r.below(4) as usize]);
+        }
+    }
+    for i in 0..6 {
+        let mac = [4, 0, 0, 0, 0, r.byte(4)];
+        world.neighbours.extend((!r.one_in(3)).then(|| ((2 + u32::from(i) % 2, [10, 9, 0, i].into()), mac)));
+    }
+    world
+}
+
+/// That every plan is that of everything is looked at where it is made, in all tests.
+#[test]
+fn whatever_changes_the_rest_need_not_be_looked_at() {
+    for seed in 1..=8u64 {
+        let (mut r, mut rig) = (Random(seed.wrapping_mul(0x9E37_79B9_7F4A_7C15)), rig());
+        rig.maps.members.set(90);
+        // Whose VIPs and ports a load balancer has: two of them may change places.
+        let mut slots: Vec<u8> = (0..36).collect();
+        let (mut done, mut refused) = (0, 0);
+        for _ in 0..150 {
+            let i = r.byte(36);
+            let broken = r.one_in(20);
+            if broken {
+                rig.maps.left.set(Some(r.below(12) as u32));
+            }
+            let result = match r.below(8) {
+                0 => rig.policy.change(vec![some_endpoint(&mut r, i % 4)], vec![], false).map(drop),
+                1 => {
+                    let gone = [("LoadBalancer".into(), format!("lb{i:02}")), ("Endpoint".into(), format!("vm{}", i % 4))];
+                    rig.policy.change(vec![], gone[..=usize::from(r.one_in(4))].to_vec(), false).map(drop)
+                }
+                2 => {
+                    let member = format!("10.9.0.{}", r.below(12));
+                    let change = MemberChange { drained: Some(r.one_in(2)), weight: Some(r.below(5) as i32 - 1) };
+                    rig.policy.change_member(&format!("lb{i:02}"), &member, &change).or(Ok(()))
+                }
+                3 => {
+                    let all = members(rig.policy.desired().groups()).filter_map(|(_, m)| m.check);
+                    let checks: BTreeMap<_, _> = all.map(|c| (c.target, c)).collect();
+                    for check in checks.into_values() {
+                        let health = [Health::Down, Health::Up, Health::Unknown][r.below(3) as usize];
+                        if r.one_in(6) {
+                            rig.policy.set_health(check, health, None);
+                        }
+                    }
+                    rig.policy.refresh();
+                    Ok(())
+                }
+                4 if r.one_in(2) => {
+                    rig.policy.set_world(some_world(&mut r));
+                    rig.policy.refresh();
+                    Ok(())
+                }
+                _ => {
+                    let (i, other) = (usize::from(i), usize::from((i + 1) % 36));
+                    let (swap, dry_run) = (r.one_in(3), r.one_in(8));
+                    if swap {
+                        slots.swap(i, other);
+                    }
+                    let put = [i, other].map(|i| some_lb(&mut r, i, slots[i])).to_vec();
+                    let result = rig.policy.change(put, vec![], dry_run);
+                    if swap && (dry_run || result.is_err()) {
+                        slots.swap(i, other);
+                    }
+                    result.map(drop)
+                }
+            };
+            done += usize::from(result.is_ok());
+            refused += usize::from(result.is_err());
+            rig.maps.left.set(None);
+            if rig.policy.trouble().is_some() {
+                rig.policy.refresh();
+            }
+            rig.policy.take_checks();
+            let mut anew =
+                Policy::load(Box::new(Arc::clone(&rig.store)), Rc::clone(&rig.maps), rig.policy.inputs().clone()).unwrap();
+            anew.follow();
+            assert!(rig.policy.desired() == anew.desired(), "seed {seed}");
+            if rig.policy.trouble().is_none() {
+                let target = Target { all: anew.desired.groups(), old: &[], new: &[] };
+                assert_eq!(anew.applier.plan(&anew.rows, target).unwrap().writes, [], "seed {seed}");
+            }
+        }
+        assert!(done > 100 && refused > 3, "{done} done, {refused} refused");
+    }
 }

@@ -1,11 +1,14 @@
 //! Resources for tests.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
+use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
+use crate::lb::health::{Check, Health};
 use crate::resource::{
     API_VERSION, Delivery, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved, OnNoMember, Protocol,
 };
+use crate::store::MemberOverride;
 
 /// An address.
 pub fn ip(text: &str) -> IpAddr {
@@ -31,4 +34,26 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         health_check: None,
     };
     LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
+}
+
+/// Everything that groups follow from.
+#[derive(Clone, Debug, Default)]
+pub struct Input {
+    pub load_balancers: Vec<LoadBalancer>,
+    pub overrides: HashMap<(String, String), MemberOverride>,
+    pub endpoints: Vec<Local>,
+    pub neighbours: HashMap<IpAddr, Neighbour>,
+    pub down: HashSet<Check>,
+}
+
+/// What follows from it.
+pub fn compile(input: &Input) -> Desired {
+    let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours);
+    let health = input.down.iter().map(|c| (*c, (Health::Down, None))).collect();
+    let context = Context { overrides: &input.overrides, health: &health, surroundings: &surroundings };
+    let mut desired = Desired::default();
+    for lb in &input.load_balancers {
+        desired.put(&lb.metadata.name, Some(lb), super::compile(lb, context));
+    }
+    desired
 }

@@ -1,6 +1,6 @@
 //! One case per rule.
 
-use super::fixtures::{ip, lb, member};
+use super::fixtures::{Input, compile, ip, lb, member};
 use super::*;
 use crate::resource::MemberSelector;
 
@@ -21,27 +21,27 @@ fn one_group_for_each_family_and_port() {
     x.spec.members[0].port = Some(8080);
     let out = compile(&input(x));
     let shape: Vec<_> =
-        out.groups.iter().map(|g| (g.vips.len(), g.port, g.members[0].address.is_ipv4(), g.members[0].port)).collect();
+        out.groups().iter().map(|g| (g.vips.len(), g.port, g.members[0].address.is_ipv4(), g.members[0].port)).collect();
     assert_eq!(shape, [(2, 80, true, 8080), (2, 443, true, 8080), (1, 80, false, 80), (1, 443, false, 443)]);
-    assert!(out.groups.iter().all(|g| g.members.len() == 1 && g.vips.is_sorted()));
-    assert!(out.warnings.is_empty());
+    assert!(out.groups().iter().all(|g| g.members.len() == 1 && g.vips.is_sorted()));
+    assert!(out.warnings().is_empty());
 }
 
 #[test]
 fn a_family_without_members_is_an_empty_group_and_a_warning() {
     let out = compile(&input(lb("x", &["fd00::1"], vec![member("10.9.0.1")])));
-    assert!(out.groups[0].members.is_empty());
-    assert_eq!(out.warnings, ["load balancer x: no member has an IPv6 address, but a VIP does"]);
+    assert!(out.groups()[0].members.is_empty());
+    assert_eq!(out.warnings(), ["load balancer x: no member has an IPv6 address, but a VIP does"]);
 }
 
 #[test]
 fn options_become_flags() {
     let mut x = lb("x", &["10.0.0.1"], vec![]);
-    assert_eq!(compile(&input(x.clone())).groups[0].flags, 0);
+    assert_eq!(compile(&input(x.clone())).groups()[0].flags, 0);
     x.spec.on_no_member = OnNoMember::Drop;
     x.spec.on_member_removed = OnMemberRemoved::Repick;
     x.spec.delivery = Delivery::Redirect;
-    assert_eq!(compile(&input(x)).groups[0].flags, flags::EMPTY_DROP | flags::REMOVED_REPICK | flags::REDIRECT);
+    assert_eq!(compile(&input(x)).groups()[0].flags, flags::EMPTY_DROP | flags::REMOVED_REPICK | flags::REDIRECT);
 }
 
 #[test]
@@ -54,11 +54,11 @@ fn weight_drain_and_health_make_the_state() {
     let key = |m: &str| ("x".to_string(), m.to_string());
     input.overrides.insert(key("10.9.0.2"), MemberOverride { drained: true, weight: None });
     input.overrides.insert(key("four"), MemberOverride { drained: false, weight: Some(7) });
-    let checks = compile(&input).checks();
+    let checks: Vec<Check> = members(compile(&input).groups()).filter_map(|(_, m)| m.check).collect();
     assert_eq!(checks.len(), 4);
     assert!(checks.iter().all(|c| c.target.port() == 99 && c.interval == Duration::from_millis(500) && c.fall == 2));
     input.down = checks.into_iter().filter(|c| c.target.ip() != ip("10.9.0.4")).collect();
-    let got: Vec<_> = compile(&input).groups[0].members.iter().map(|m| (m.state, m.weight)).collect();
+    let got: Vec<_> = compile(&input).groups()[0].members.iter().map(|m| (m.state, m.weight)).collect();
     assert_eq!(got, [(state::DRAINING, 0), (state::DRAINING, 1), (state::DOWN, 1), (state::ACTIVE, 7)]);
 }
 
@@ -67,7 +67,8 @@ fn checks_go_to_the_members_port_by_default() {
     let mut x = lb("x", &["10.0.0.1"], vec![member("10.9.0.1")]);
     x.spec.ports = vec![80, 81];
     x.spec.health_check = Some(HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
-    let ports: BTreeSet<u16> = compile(&input(x)).checks().iter().map(|c| c.target.port()).collect();
+    let ports: BTreeSet<u16> =
+        members(compile(&input(x)).groups()).filter_map(|(_, m)| m.check).map(|c| c.target.port()).collect();
     assert_eq!(ports, BTreeSet::from([80, 81]));
 }
 
@@ -80,7 +81,7 @@ fn selectors_take_endpoints_with_all_the_labels() {
     input.endpoints = vec![local("vm1", &["10.9.0.1", "10.9.0.5"], 4, 0), local("vm2", &["10.9.0.2"], 5, 0)];
     input.endpoints[1].labels.clear();
     input.overrides.insert(("x".into(), "vm1".into()), MemberOverride { drained: true, weight: None });
-    let members = compile(&input).groups.remove(0).members;
+    let members = compile(&input).groups()[0].members.clone();
     let got: Vec<_> = members.iter().map(|m| (m.name.as_str(), m.address, m.port, m.state)).collect();
     let want = |a| ("vm1", ip(a), 8080, state::DRAINING);
     assert_eq!(got, [want("10.9.0.1"), want("10.9.0.5")]);
@@ -98,7 +99,7 @@ fn places_come_from_endpoints_then_neighbours_then_the_resource() {
     input.neighbours = HashMap::from([(ip("10.9.0.2"), neighbour), (ip("10.9.0.3"), neighbour), (ip("10.9.0.1"), neighbour)]);
     let place = |mac, ifindex, segment| Place { mac, ifindex, segment };
     let out = compile(&input);
-    let places: Vec<Place> = out.groups[0].members.iter().map(|m| m.place).collect();
+    let places: Vec<Place> = out.groups()[0].members.iter().map(|m| m.place).collect();
     assert_eq!(
         places,
         [
@@ -111,5 +112,5 @@ fn places_come_from_endpoints_then_neighbours_then_the_resource() {
     );
     assert_eq!(out.redirect_members(), HashSet::from([4]));
     input.endpoints.push(local("vm2", &[], 5, 78));
-    assert_eq!(compile(&input).groups[0].members[4].place.segment, 0, "on which of two bridges?");
+    assert_eq!(compile(&input).groups()[0].members[4].place.segment, 0, "on which of two bridges?");
 }

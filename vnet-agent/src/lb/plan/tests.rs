@@ -1,14 +1,26 @@
 //! Maps in memory take every write of every plan, and are checked after each: a crash may come there.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use vnet_common::map::MAGLEV_BLOCK;
 
 use super::*;
 use crate::lb::compile::Place;
+use crate::lb::live::MemberKey;
 use crate::resource::Protocol;
 
 const LIMITS: Limits = Limits { vips: 64, groups: 16, members: 150, blocks: 2100 };
+
+/// A plan for all groups.
+fn plan(desired: &[Group], live: &Live, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
+    super::plan(desired, &Known::new(live.clone()), limits, busy)
+}
+
+/// The members of a group, with their rows.
+fn members_of(live: &Live, group: u32) -> impl Iterator<Item = (u32, &MemberRow)> {
+    live.members.iter().filter(move |(_, m)| m.group == group && m.state != state::NONE).map(|(row, m)| (*row, m))
+}
 
 /// The maps.
 struct Maps {
@@ -97,7 +109,7 @@ fn view_of_maps(maps: &Maps) -> View {
     for (key, vip) in maps.live.vips.iter().filter(|(k, _)| k.port != [0, 0]) {
         let g = &maps.live.groups[&vip.group];
         let place = |m: &MemberRow| Place { mac: m.mac, ifindex: m.ifindex, segment: m.segment };
-        let members = maps.live.members_of(vip.group).map(|(_, m)| ((m.addr, m.port), (m.state, place(m)))).collect();
+        let members = members_of(&maps.live, vip.group).map(|(_, m)| ((m.addr, m.port), (m.state, place(m)))).collect();
         let slots = maps.slots(g.row.table);
         let table = slots.iter().map(|row| (maps.live.members[row].addr, maps.live.members[row].port)).collect();
         view.insert((key.addr, u16::from_be_bytes(key.port), key.protocol), (g.row.flags, members, table));
@@ -133,7 +145,7 @@ fn lost(old: &View, new: &View) -> bool {
 fn member_rows(live: &Live) -> HashMap<(VipKey, MemberKey), (u32, u32)> {
     let ports = live.vips.iter().filter(|(k, _)| k.port != [0, 0]);
     let members =
-        ports.flat_map(|(k, v)| live.members_of(v.group).map(|(row, m)| ((*k, (m.group, m.addr, m.port)), (row, m.serial))));
+        ports.flat_map(|(k, v)| members_of(live, v.group).map(|(row, m)| ((*k, (m.group, m.addr, m.port)), (row, m.serial))));
     members.collect()
 }
 

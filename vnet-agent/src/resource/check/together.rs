@@ -10,7 +10,7 @@ use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
 
 /// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
-pub(in super::super) fn together(applied: &[Located], others: &[Resource], faults: &mut Faults) {
+pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faults: &mut Faults) {
     let mut by_name: HashMap<(&str, &str), &Located> = HashMap::new();
     for located in applied {
         let (kind, name) = (located.resource.kind(), located.resource.name());
@@ -22,7 +22,7 @@ pub(in super::super) fn together(applied: &[Located], others: &[Resource], fault
             }
         }
     }
-    let stay = others.iter().filter(|other| !by_name.contains_key(&(other.kind(), other.name())));
+    let stay = others.iter().copied().filter(|other| !by_name.contains_key(&(other.kind(), other.name())));
     // What is in force comes first: the fault is then in the files, where it can be corrected.
     let all: Vec<Party<'_>> = stay.map(Party::in_force).chain(applied.iter().map(Party::applied)).collect();
     let owners = vips(&all, faults);

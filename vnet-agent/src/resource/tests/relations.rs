@@ -22,7 +22,10 @@ fn vips_belong_to_one_load_balancer() {
     assert_faults(&bad(&format!("{BALANCER}---\n{other}")), &expected);
 
     let expected = [(7, 10, "VIP 10.96.0.10 TCP port 81 of LoadBalancer `api` belongs to LoadBalancer `web` (in force)")];
-    assert_faults(&check(&good(&other.replace("[80, 81]", "[81, 82]")), &in_force(BALANCER)), &expected);
+    assert_faults(
+        &check(&good(&other.replace("[80, 81]", "[81, 82]")), &in_force(BALANCER).iter().collect::<Vec<_>>()),
+        &expected,
+    );
 
     good(&format!("{BALANCER}---\n{}", other.replace("[80, 81]", "[82]")));
     good(&format!("{BALANCER}---\n{}", other.replace("TCP", "UDP")));
@@ -30,7 +33,7 @@ fn vips_belong_to_one_load_balancer() {
 
 #[test]
 fn what_is_replaced_is_in_nobodys_way() {
-    assert_faults(&check(&good(BALANCER), &in_force(BALANCER)), &[]);
+    assert_faults(&check(&good(BALANCER), &in_force(BALANCER).iter().collect::<Vec<_>>()), &[]);
 }
 
 #[test]
@@ -44,9 +47,9 @@ fn names_are_unique_in_their_kind() {
 fn a_vip_is_no_hosts_address() {
     let endpoint = ENDPOINT.replace("10.0.0.1", "10.96.0.10");
     let expected = [(7, 15, "10.96.0.10 is a VIP of LoadBalancer `web` (in force)")];
-    assert_faults(&check(&good(&endpoint), &in_force(BALANCER)), &expected);
+    assert_faults(&check(&good(&endpoint), &in_force(BALANCER).iter().collect::<Vec<_>>()), &expected);
     let expected = [(7, 10, "the VIP 10.96.0.10 is a host's address in Endpoint `vm1` (in force)")];
-    assert_faults(&check(&good(BALANCER), &in_force(&endpoint)), &expected);
+    assert_faults(&check(&good(BALANCER), &in_force(&endpoint).iter().collect::<Vec<_>>()), &expected);
 }
 
 #[test]
@@ -58,7 +61,7 @@ fn endpoints_share_nothing() {
         (7, 15, "Endpoint `vm1` (in force) has address 10.0.0.1 already"),
         (7, 25, "Endpoint `vm1` (in force) has address fd00::1 already"),
     ];
-    assert_faults(&check(&good(&other), &in_force(ENDPOINT)), &expected);
+    assert_faults(&check(&good(&other), &in_force(ENDPOINT).iter().collect::<Vec<_>>()), &expected);
 }
 
 #[test]
