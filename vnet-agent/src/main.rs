@@ -63,7 +63,7 @@ async fn serve(options: Options) -> Result<()> {
     let mut devices = run::follow_devices(Arc::clone(&agent));
     run::begin(&agent, &mut devices).await?;
     // Only now: whoever can connect finds everything in force.
-    let socket = Socket::bind(&options.run_dir.join("agent.sock"))?;
+    let socket = Socket::bind(&options.run_dir.join("agent.sock"))?.for_group(&options.socket_group);
     log::info!("serving {}", socket.path().display());
     let mut ending = agent.ending();
     let shutdown = async move { drop(ending.wait_for(|ending| *ending).await) };

@@ -20,6 +20,9 @@ pub struct Options {
     /// Where the API's socket (agent.sock) and the lock are.
     #[arg(long, value_name = "DIR", default_value = "/run/vnet")]
     pub run_dir: PathBuf,
+    /// The group whose members may change things through the socket, like root.
+    #[arg(long, value_name = "GROUP", default_value = "vnet")]
+    pub socket_group: String,
     /// The BPF file system; programs and maps are pinned in its directory `vnet`.
     #[arg(long, value_name = "DIR", default_value = "/sys/fs/bpf")]
     pub bpffs: PathBuf,

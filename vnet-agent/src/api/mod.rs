@@ -62,9 +62,9 @@ pub async fn serve_on(
     control: Arc<dyn Control>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
-    let path = socket.path().to_owned();
+    let (path, writers) = (socket.path().to_owned(), socket.group());
     let (begun, ending) = oneshot::channel();
-    let server = axum::serve(socket, routes::router(control).into_make_service_with_connect_info::<Peer>())
+    let server = axum::serve(socket, routes::router(control, writers).into_make_service_with_connect_info::<Peer>())
         .with_graceful_shutdown(async move {
             shutdown.await;
             // Nobody listens any more if the server has ended by itself.

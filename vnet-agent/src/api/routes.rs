@@ -25,8 +25,8 @@ const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
 type Agent = State<Arc<dyn Control>>;
 type Answer<T> = Result<Json<T>, Refusal>;
 
-/// All routes over `control`.
-pub(super) fn router(control: Arc<dyn Control>) -> Router {
+/// All routes over `control`; the members of group `writers` may change things.
+pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/apply", post(apply))
@@ -41,7 +41,7 @@ pub(super) fn router(control: Arc<dyn Control>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn(access::check))
+        .layer(middleware::from_fn_with_state(writers, access::check))
         .with_state(control)
 }
 

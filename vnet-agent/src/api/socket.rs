@@ -14,17 +14,22 @@ use axum::serve::{IncomingStream, Listener};
 use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
+use nix::unistd::Group;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Connections of all users but root together: none of them can use up the agent's descriptors, or lock root out.
 const CONNECTIONS: usize = 64;
 
+/// The group whose members may change things, unless another is named.
+const GROUP: &str = "vnet";
+
 /// The agent's socket, bound.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
     file: SocketFile,
+    group: Arc<str>,
     free: Arc<Semaphore>,
     /// The last connection found no place: the next one like it is no news.
     full: bool,
@@ -73,12 +78,31 @@ impl Socket {
             }
         };
         let file = SocketFile { path: path.to_owned(), instance };
-        Ok(Self { listener, file, free: Arc::new(Semaphore::new(CONNECTIONS)), full: false })
+        Ok(Self { listener, file, group: GROUP.into(), free: Arc::new(Semaphore::new(CONNECTIONS)), full: false })
     }
 
     /// Where it is.
     pub fn path(&self) -> &Path {
         &self.file.path
+    }
+
+    /// Lets the members of the group of this name change things, instead of those of `vnet`. Warns if there is no such group:
+    /// then it is root alone, until there is one.
+    pub fn for_group(mut self, name: &str) -> Self {
+        match Group::from_name(name) {
+            Ok(Some(_)) => {}
+            Ok(None) => {
+                log::warn!("there is no group '{name}': only root can change things; make it with groupadd --system {name}")
+            }
+            Err(error) => log::warn!("looking up group '{name}', whose members may change things: {error}"),
+        }
+        self.group = name.into();
+        self
+    }
+
+    /// The group whose members may change things.
+    pub(super) fn group(&self) -> Arc<str> {
+        Arc::clone(&self.group)
     }
 
     /// Who this is; `None` for one more ordinary user's connection than there may be.

@@ -85,12 +85,16 @@ fn directory() -> Result<PathBuf> {
 
 impl Server {
     fn start() -> Result<Self> {
+        Self::start_with(|socket| socket)
+    }
+
+    fn start_with(set_up: impl FnOnce(Socket) -> Socket) -> Result<Self> {
         let directory = directory()?;
         let socket = directory.join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let bound = runtime.block_on(async { Socket::bind(&socket) })?;
-        let done = runtime.spawn(serve_on(bound, Arc::new(Known), async {
+        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known), async {
             let _ = stopped.await;
         }));
         Ok(Self { directory, socket, stop: Some(stop), done: Some(done), runtime })
@@ -260,6 +264,21 @@ fn ordinary_users_read_but_do_not_change() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(server.ask("POST", "/v1/detach", None)?.0, 200);
+    Ok(())
+}
+
+#[test]
+fn the_group_that_was_named_may_change_things() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED the_group_that_was_named_may_change_things: needs root, to become someone else");
+        return Ok(());
+    }
+    let group = nix::unistd::Group::from_gid(65534.into())?.context("group 65534 has a name")?;
+    let server = Server::start_with(|socket| socket.for_group("vnet-no-such-group"))?;
+    let (status, value) = as_user(65534, || server.ask("POST", "/v1/detach", None))?;
+    assert!(status == 403 && value["error"].as_str().is_some_and(|e| e.contains("'vnet-no-such-group'")), "{status} {value}");
+    let server = Server::start_with(|socket| socket.for_group(&group.name))?;
+    assert_eq!(as_user(65534, || server.ask("POST", "/v1/detach", None))?.0, 200);
     Ok(())
 }
 
