@@ -7,6 +7,7 @@
 //! | `GET /v1/resources/{kind}` (`all`: every kind) | | a list of resources as JSON |
 //! | `GET /v1/resources/{kind}/{name}` | | one resource |
 //! | `DELETE /v1/resources/{kind}/{name}` | | [`ApplyResponse`] |
+//! | `POST /v1/delete` | [`DeleteRequest`] | [`ApplyResponse`]; 404 names all that are not there |
 //! | `GET /v1/endpoints` | | a list of [`EndpointStatus`] |
 //! | `GET /v1/lb` | | a list of [`LbStatus`] |
 //! | `GET /v1/lb/{name}` | | [`LbStatus`] |
@@ -23,6 +24,15 @@ pub struct ApplyRequest {
     pub files: Vec<File>,
     /// Only say what would change.
     pub dry_run: bool,
+}
+
+/// Resources to delete together: all of them or none.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeleteRequest {
+    /// Kinds (`LoadBalancer`, `Endpoint`) and names.
+    pub resources: Vec<(String, String)>,
+    /// That some are not there is no error.
+    pub ignore_not_found: bool,
 }
 
 /// One YAML file, of one or more documents.

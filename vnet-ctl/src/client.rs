@@ -56,11 +56,6 @@ impl Agent {
         self.ask(Method::POST, path, None).await
     }
 
-    /// Deletes what is at `path`.
-    pub async fn delete<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
-        self.ask(Method::DELETE, path, None).await
-    }
-
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<Vec<u8>>) -> Result<T> {
         decode(&progress::during(self.exchange(method, path, body)).await?)
     }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use vnet_common::api::{ApplyResponse, File};
+use vnet_common::api::{ApplyResponse, DeleteRequest, File};
 
 use crate::client::segment;
 use crate::failure::{Misused, is_not_found};
@@ -15,7 +15,7 @@ use crate::{apply, files, near};
 /// Delete resources, by name or as files name them
 ///
 /// New connections to a deleted load balancer are not balanced any more; what its open connections get is its onMemberRemoved.
-/// Each resource is deleted by itself: what comes after one that is not there is deleted all the same.
+/// All of them are deleted, or none: if one is not there, nothing is deleted.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -51,30 +51,16 @@ struct Metadata {
 
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
-    let mut done = ApplyResponse { changes: Vec::new(), warnings: Vec::new() };
-    let mut missing = Vec::new();
-    for (kind, name) in wanted(&args)? {
-        match session.agent.delete::<ApplyResponse>(&format!("/v1/resources/{kind}/{}", segment(&name))).await {
-            Ok(response) => {
-                done.changes.extend(response.changes);
-                done.warnings.extend(response.warnings);
-            }
-            Err(error) if is_not_found(&error) => missing.push((kind, name)),
-            Err(error) => {
-                session.show(&done, |done| apply::lines(&done.changes, "", session.paint))?;
-                return Err(error.context(format!("deleting {}/{name}", kind.to_lowercase())));
-            }
-        }
-    }
+    let request = DeleteRequest { resources: wanted(&args)?, ignore_not_found: args.ignore_not_found };
+    let done: ApplyResponse = match session.agent.post("/v1/delete", &request).await {
+        Err(error) if is_not_found(&error) => return Err(absent(session, &request.resources, error).await?),
+        result => result?,
+    };
     for warning in &done.warnings {
         session.warn(warning);
     }
     session.show(&done, |done| apply::lines(&done.changes, "", session.paint))?;
-    match missing.as_slice() {
-        [] => Ok(0),
-        _ if args.ignore_not_found => Ok(0),
-        missing => Err(absent(session, missing).await?),
-    }
+    Ok(0)
 }
 
 fn wanted(args: &Args) -> Result<Vec<(String, String)>> {
@@ -100,12 +86,16 @@ fn named(file: &File) -> Result<Vec<(String, String)>> {
     Ok(documents.into_iter().map(|document| (document.kind, document.metadata.name)).collect())
 }
 
-async fn absent(session: &Session, missing: &[(String, String)]) -> Result<anyhow::Error> {
+/// Which of `wanted` are not there, with what may be meant. An older agent knows no such request: then its own word.
+async fn absent(session: &Session, wanted: &[(String, String)], error: anyhow::Error) -> Result<anyhow::Error> {
     let mut told = Vec::new();
-    for (kind, name) in missing {
+    for (kind, name) in wanted {
         let all: Vec<Named> = session.agent.get(&format!("/v1/resources/{}", segment(kind))).await?;
-        let hint = near::hint(name, all.iter().map(|resource| resource.metadata.name.as_str()), "resources of this kind");
-        told.push(format!("there is no {}/{name}; {hint}", kind.to_lowercase()));
+        let names = || all.iter().map(|resource| resource.metadata.name.as_str());
+        if names().all(|other| other != name) {
+            let hint = near::hint(name, names(), "resources of this kind");
+            told.push(format!("there is no {}/{name}; {hint}", kind.to_lowercase()));
+        }
     }
-    Ok(anyhow::anyhow!(told.join("\n       ")))
+    Ok(if told.is_empty() { error } else { anyhow::anyhow!(told.join("\n       ")) })
 }

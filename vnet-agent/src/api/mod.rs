@@ -18,7 +18,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
-use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+use vnet_common::api::{
+    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+};
 
 pub use error::{Class, Refusal};
 pub use socket::{Peer, Socket};
@@ -34,8 +36,8 @@ pub trait Control: Send + Sync + 'static {
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal>;
     /// The resources as they were applied, in the order to show them; of one kind (`LoadBalancer`, `Endpoint`) or all.
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal>;
-    /// Deletes a resource. [`Class::NotFound`] when there is none.
-    fn delete(&self, kind: &str, name: &str) -> Result<ApplyResponse, Refusal>;
+    /// Deletes all these resources, or none: [`Class::NotFound`], with the names, when some are not there.
+    fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal>;
     /// Every endpoint, discovered or configured.
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
     /// Every load balancer.

@@ -9,7 +9,9 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
-use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+use vnet_common::api::{
+    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+};
 
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
@@ -32,6 +34,7 @@ pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
         .route("/v1/apply", post(apply))
         .route("/v1/resources/{kind}", get(resources))
         .route("/v1/resources/{kind}/{name}", get(resource).delete(delete))
+        .route("/v1/delete", post(delete_all))
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/lb", get(lbs))
         .route("/v1/lb/{name}", get(lb))
@@ -82,7 +85,15 @@ async fn resource(State(control): Agent, Path((kind, name)): Path<(String, Strin
 
 async fn delete(State(control): Agent, Path((kind, name)): Path<(String, String)>) -> Answer<ApplyResponse> {
     let kind = known(&kind)?;
-    ask(control, move |control| control.delete(kind, &name)).await
+    let request = DeleteRequest { resources: vec![(kind.to_owned(), name)], ignore_not_found: false };
+    ask(control, move |control| control.delete(request)).await
+}
+
+async fn delete_all(State(control): Agent, Body(mut request): Body<DeleteRequest>) -> Answer<ApplyResponse> {
+    for (kind, _) in &mut request.resources {
+        *kind = known(kind)?.to_owned();
+    }
+    ask(control, move |control| control.delete(request)).await
 }
 
 async fn endpoints(State(control): Agent) -> Answer<Vec<EndpointStatus>> {

@@ -42,8 +42,9 @@ impl Control for Known {
         ];
         Ok(all.into_iter().filter(|resource| kind.is_none_or(|kind| resource["kind"] == kind)).collect())
     }
-    fn delete(&self, kind: &str, name: &str) -> Result<ApplyResponse, Refusal> {
-        Err(Refusal::not_found(format!("{kind}/{name}")))
+    fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+        let names: Vec<String> = request.resources.iter().map(|(kind, name)| format!("{kind}/{name}")).collect();
+        Err(Refusal::not_found(names.join(" ")))
     }
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
         Ok(Vec::new())
@@ -182,6 +183,13 @@ fn refusals_are_json_with_their_status() -> Result<()> {
         (400, "GET", "/v1/resources/cats", None, "no kind 'cats'"),
         (405, "DELETE", "/v1/status", None, "DELETE cannot be done to /v1/status"),
         (404, "DELETE", "/v1/resources/loadBalancer/x", None, "LoadBalancer/x"),
+        (
+            404,
+            "POST",
+            "/v1/delete",
+            Some(r#"{"resources":[["endpoint","a"],["loadbalancer","x"]],"ignore_not_found":false}"#),
+            "Endpoint/a LoadBalancer/x",
+        ),
         (400, "POST", "/v1/apply", Some("{"), "EOF"),
         (422, "POST", "/v1/apply", Some("{}"), "missing field `files`"),
         (409, "POST", "/v1/apply", Some(conflict.as_str()), "taken"),

@@ -25,7 +25,9 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use vnet_common::api::{ApplyRequest, ApplyResponse, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status};
+use vnet_common::api::{
+    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+};
 
 use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
@@ -219,13 +221,9 @@ impl Control for Agent {
         })
     }
 
-    fn delete(&self, kind: &str, name: &str) -> Result<ApplyResponse, Refusal> {
+    fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
-            let key = (kind.to_owned(), name.to_owned());
-            if !s.policy.inputs().resources.contains_key(&key) {
-                return Err(Refusal::not_found(format!("there is no {kind} '{name}'")));
-            }
-            let response = s.policy.change(Vec::new(), vec![key], false)?;
+            let response = s.policy.delete(request)?;
             s.follow(false);
             Ok(response)
         })

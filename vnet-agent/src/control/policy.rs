@@ -8,7 +8,7 @@ use std::mem::take;
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use vnet_common::api::{Action, ApplyResponse, Change, MemberChange};
+use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
 use vnet_common::lb::state;
 
 use super::inputs::{Inputs, Key, Nic, key, load_balancer_key};
@@ -229,6 +229,17 @@ impl<R: Rows> Policy<R> {
             warnings.push(format!("{e:#}"));
         }
         Ok(ApplyResponse { changes, warnings })
+    }
+
+    /// Deletes all these resources, or none.
+    pub fn delete(&mut self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+        let all: BTreeSet<Key> = request.resources.into_iter().collect();
+        let (there, missing): (Vec<Key>, Vec<Key>) = all.into_iter().partition(|k| self.inputs.resources.contains_key(k));
+        if !missing.is_empty() && !request.ignore_not_found {
+            let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
+            return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
+        }
+        self.change(Vec::new(), there, false)
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.

@@ -146,14 +146,17 @@ impl Control for Memory {
         let all = self.resources.lock().unwrap().clone();
         Ok(all.into_iter().filter(|resource| kind.is_none_or(|kind| resource["kind"] == kind)).collect())
     }
-    fn delete(&self, kind: &str, wanted: &str) -> Result<ApplyResponse, Refusal> {
+    fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         let mut resources = self.resources.lock().unwrap();
-        let Some(at) = resources.iter().position(|old| old["kind"] == kind && name(old) == wanted) else {
-            return Err(Refusal::not_found(format!("there is no {kind} '{wanted}'")));
-        };
-        resources.remove(at);
-        let change = Change { kind: kind.to_owned(), name: wanted.to_owned(), action: Action::Deleted, diff: String::new() };
-        Ok(ApplyResponse { changes: vec![change], warnings: Vec::new() })
+        let is = |old: &Value, (kind, wanted): &(String, String)| old["kind"] == *kind && name(old) == wanted;
+        let (there, missing): (Vec<_>, Vec<_>) =
+            request.resources.into_iter().partition(|wanted| resources.iter().any(|old| is(old, wanted)));
+        if !missing.is_empty() && !request.ignore_not_found {
+            return Err(Refusal::not_found(format!("there is no {missing:?}")));
+        }
+        resources.retain(|old| !there.iter().any(|wanted| is(old, wanted)));
+        let change = |(kind, name)| Change { kind, name, action: Action::Deleted, diff: String::new() };
+        Ok(ApplyResponse { changes: there.into_iter().map(change).collect(), warnings: Vec::new() })
     }
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
         Ok(vec![EndpointStatus {

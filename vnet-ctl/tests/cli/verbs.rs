@@ -147,8 +147,9 @@ fn delete_deletes_what_is_there() {
     host.run(&["apply", "-f", "two.yaml"]);
     host.run(&["delete", "lb", "dns"]);
     let ran = host.run(&["delete", "-f", "two.yaml"]);
-    assert_eq!((ran.code, ran.out.as_str()), (1, "loadbalancer/web deleted\n"));
-    assert_eq!(ran.err, "error: there is no loadbalancer/dns; there are no resources of this kind\n");
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    assert_eq!(ran.err, "error: there is no loadbalancer/dns; there is: web\n");
+    assert_eq!(host.run(&["delete", "-f", "two.yaml", "--ignore-not-found"]).out, "loadbalancer/web deleted\n");
     host.file("odd.yaml", "kind: LoadBalancer\n");
     let ran = host.run(&["delete", "-f", "odd.yaml"]);
     assert!(ran.code == 1 && ran.err.contains("odd.yaml") && ran.err.contains("metadata"), "{ran:?}");

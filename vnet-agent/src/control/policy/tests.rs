@@ -155,6 +155,26 @@ fn a_change_goes_to_the_store_and_the_maps_and_says_what_it_did() {
 }
 
 #[test]
+fn resources_are_deleted_together_or_not_at_all() {
+    let mut rig = rig();
+    let other = Resource::LoadBalancer(lb("dns", &["10.0.0.2"], vec![member("10.9.0.2")]));
+    rig.policy.change(vec![web(&["10.9.0.1"]), other], vec![], false).unwrap();
+    let before = rig.snapshot();
+    let delete = |names: &[&str], ignore_not_found| DeleteRequest {
+        resources: names.iter().map(|n| ("LoadBalancer".to_owned(), n.to_string())).collect(),
+        ignore_not_found,
+    };
+    let e = rig.policy.delete(delete(&["web", "nope", "dns", "no"], false)).unwrap_err().to_string();
+    assert_eq!(e, "nothing was deleted: there is no LoadBalancer 'no', no LoadBalancer 'nope'");
+    assert_eq!(rig.snapshot(), before);
+    rig.maps.left.set(Some(3));
+    rig.policy.delete(delete(&["web", "dns"], false)).unwrap_err();
+    assert_eq!(rig.snapshot(), before, "what fails half-way is taken back as a whole");
+    let r = rig.policy.delete(delete(&["web", "nope", "dns"], true)).unwrap();
+    assert_eq!((actions(&r), rig.snapshot()), (vec![Action::Deleted; 2], (Content::default(), vec![], 0)));
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let mut rig = rig();
     let before = rig.snapshot();
