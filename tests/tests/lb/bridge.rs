@@ -3,8 +3,10 @@
 
 use crate::support::{ask, endpoint, mac, total};
 use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, Ipv6Addr};
-use vnet_tests::{Agent, Host, Machine, connect};
+use std::path::Path;
+use vnet_tests::{Agent, Host, Machine, connect, skip};
 
 const VIP: &str = "10.0.5.200";
 const VIP6: &str = "fd00:5::200";
@@ -25,9 +27,13 @@ fn scene() -> Result<(Host, Vec<Machine>)> {
 }
 
 fn policy(machines: &[Machine], with_macs: bool) -> Result<String> {
+    load_balancer("web", "TCP", 80, machines, with_macs)
+}
+
+fn load_balancer(name: &str, protocol: &str, port: u16, machines: &[Machine], with_macs: bool) -> Result<String> {
     let mut yaml = format!(
-        "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [\"{VIP}\", \"{VIP6}\"]\n  \
-         protocol: TCP\n  ports: [80]\n  members:\n"
+        "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: {name} }}\nspec:\n  vips: [\"{VIP}\", \"{VIP6}\"]\n  \
+         protocol: {protocol}\n  ports: [{port}]\n  members:\n"
     );
     for m in &machines[1..] {
         let mac = if with_macs { format!(", mac: \"{}\"", mac(&m.host, "eth0")?) } else { String::new() };
@@ -64,4 +70,59 @@ fn members_that_are_endpoints_of_this_host() -> Result<()> {
     }
     agent.apply(&yaml)?;
     balanced(&machines[0])
+}
+
+/// Bridged packets pass the host's netfilter hooks (Proxmox and Docker turn this on), where conntrack sees the client talk to
+/// the member, and the member answer it: whole connections, whose checksums are right.
+const FIREWALL: &str = "add table inet fw; \
+    add chain inet fw pre { type filter hook prerouting priority 0; }; \
+    add rule inet fw pre ct state invalid counter drop comment \"invalid\"; \
+    add chain inet fw pass { type filter hook forward priority 0; policy drop; }; \
+    add rule inet fw pass ct state invalid counter drop comment \"invalid\"; \
+    add rule inet fw pass meta l4proto ipv6-icmp accept; \
+    add rule inet fw pass iifname br0 ct state new tcp dport 80 counter accept comment \"seen\"; \
+    add rule inet fw pass iifname br0 ct state new udp dport 53 counter accept comment \"seen\"; \
+    add rule inet fw pass ct direction original ct state established counter accept comment \"seen\"; \
+    add rule inet fw pass ct direction reply ct state established counter accept comment \"seen\"";
+
+#[test]
+fn a_firewall_that_sees_bridged_packets_sees_whole_connections() -> Result<()> {
+    let (host, mut machines) = scene()?;
+    if !host.run(|| Path::new("/proc/sys/net/bridge").exists())? {
+        skip("this kernel has no br_netfilter, or it is not loaded (modprobe br_netfilter)");
+        return Ok(());
+    }
+    for family in ["ip", "ip6"] {
+        host.sysctl(&format!("net/bridge/bridge-nf-call-{family}tables"), 1)?;
+    }
+    for m in &mut machines[1..] {
+        m.serve_dns(53)?;
+    }
+    let agent = Agent::start(&host, &["client0"])?;
+    agent.apply(&(policy(&machines, true)? + "---\n" + &load_balancer("dns", "UDP", 53, &machines, true)?))?;
+    host.output("nft", &[FIREWALL])?;
+    let checked = |name: &str| -> Result<Vec<String>> {
+        let rules = host.output("nft", &["list", "table", "inet", "fw"])?;
+        Ok(rules.lines().filter(|line| line.contains(&format!("comment \"{name}\""))).map(str::to_owned).collect())
+    };
+    // Once as local sockets send, whose checksums the device completes, once complete, which conntrack verifies.
+    for complete in [false, true] {
+        if complete {
+            machines.iter().try_for_each(|m| m.host.checksum_in_software("eth0"))?;
+        }
+        balanced(&machines[0])?;
+        for vip in [VIP, VIP6] {
+            let mut names = BTreeSet::new();
+            for _ in 0..20 {
+                let at = format!("@{vip}");
+                names.insert(machines[0].host.output("dig", &[&at, "+short", "+timeout=2", "+tries=1", "whoami.lab", "TXT"])?);
+            }
+            ensure!(names.len() == 2 && names.iter().all(|n| n.starts_with("\"m")), "{vip}: {names:?}");
+        }
+    }
+    let nothing = |line: &String| line.contains("packets 0 bytes 0");
+    let (invalid, seen) = (checked("invalid")?, checked("seen")?);
+    ensure!(invalid.len() == 2 && invalid.iter().all(nothing), "{invalid:?}");
+    ensure!(seen.len() == 4 && !seen.iter().any(nothing), "all of it passed the firewall: {seen:?}");
+    Ok(())
 }
