@@ -1,6 +1,6 @@
 //! The agent dies, restarts, is upgraded; traffic goes on.
 
-use crate::support::{VIP, ask, load_balancer, total, web};
+use crate::support::{VIP, VIP6, ask, json, load_balancer, total, web};
 use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream, UdpSocket};
@@ -9,15 +9,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use vnet_tests::{Agent, Machine, Routed, bin_dir};
 
-/// Answers each TCP connection and each datagram on port 7000 with what it got and the machine's name, until dropped.
+/// Answers each TCP connection and each datagram, IPv4 and IPv6, on port 7000 with what it got and the machine's name, until dropped.
 struct Echo(Arc<AtomicBool>);
 
 impl Echo {
     fn start(machine: &Machine) -> Result<Self> {
         let stop = Arc::new(AtomicBool::new(false));
-        let (tcp, udp) = machine
-            .host
-            .run(|| -> Result<_> { Ok((TcpListener::bind("0.0.0.0:7000")?, UdpSocket::bind("0.0.0.0:7000")?)) })??;
+        let (tcp, udp) =
+            machine.host.run(|| -> Result<_> { Ok((TcpListener::bind("[::]:7000")?, UdpSocket::bind("[::]:7000")?)) })??;
         let name = machine.name.clone();
         {
             let name = name.clone();
@@ -60,7 +59,7 @@ fn echo_stream(mut stream: TcpStream, name: &str) {
     }
 }
 
-/// Connections and UDP flows through the VIP that ask again and again, each always of the same member.
+/// Connections and UDP flows through both VIPs in turn that ask again and again, each always of the same member.
 struct Load {
     stop: Arc<AtomicBool>,
     asked: Arc<AtomicU64>,
@@ -71,13 +70,13 @@ impl Load {
     fn start(client: &Machine, flows: usize) -> Result<Self> {
         let (stop, asked) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let mut workers = Vec::new();
-        for _ in 0..flows {
-            let stream = client.host.run(|| TcpStream::connect((VIP, 7000)))??;
+        for vip in [VIP, VIP6].into_iter().cycle().take(flows) {
+            let stream = client.host.run(|| TcpStream::connect((vip, 7000)))??;
             stream.set_read_timeout(Some(Duration::from_secs(3)))?;
             stream.set_nodelay(true)?;
             let udp = client.host.run(|| -> Result<_> {
-                let s = UdpSocket::bind("0.0.0.0:0")?;
-                s.connect((VIP, 7001))?;
+                let s = UdpSocket::bind(if vip == VIP6 { "[::]:0" } else { "0.0.0.0:0" })?;
+                s.connect((vip, 7001))?;
                 Ok(s)
             })??;
             udp.set_read_timeout(Some(Duration::from_secs(1)))?;
@@ -234,8 +233,12 @@ fn an_upgrade_with_another_map_layout_under_load() -> Result<()> {
     goes_on(&load)?;
     let after = pins(&agent)?;
     ensure!(before != after, "the layouts have directories of their own: {before} {after}");
-    let flows = crate::support::json(&agent.ctl(&["lb", "flows", "tcp", "-o", "json"])?)?;
-    ensure!(flows.to_string().contains("7000"), "the flows are known to the new agent: {flows}");
+    for lb in ["tcp", "udp"] {
+        let flows = json(&agent.ctl(&["lb", "flows", lb, "-o", "json"])?)?.to_string();
+        for member in ["10.0.1.", "[fd00:1::"] {
+            ensure!(flows.matches(&format!("\"member\":\"{member}")).count() == 4, "the new agent knows the flows: {flows}");
+        }
+    }
     let answered = load.end()?;
     println!("{answered} questions answered over an upgrade, 0 lost, 0 flows moved");
     Ok(())
