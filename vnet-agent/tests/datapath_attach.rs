@@ -3,7 +3,6 @@
 
 mod support;
 
-use std::process::Command;
 use std::time::Duration;
 
 use support::{
@@ -31,12 +30,8 @@ fn count(d: &Datapath, reason: Reason) -> u64 {
     d.maps().endpoint_counters(0).unwrap().packets[0][reason as usize]
 }
 
-/// Not a test: the agent that gets killed. It says that it is ready by making a file.
-#[test]
-fn helper_agent() {
-    if std::env::var_os("VNET_TEST_HELPER").is_none() {
-        return;
-    }
+/// The agent that gets killed, in a child of the test below. It says that it is ready by making a file.
+fn be_an_agent() {
     let (d, _) = open();
     let device = support::ifindex("c0");
     d.maps().set_endpoint(&row(device, CLIENT_ID, 0)).unwrap();
@@ -48,12 +43,11 @@ fn helper_agent() {
 
 #[test]
 fn a_killed_agent_leaves_traffic_as_it_was_and_the_next_takes_over() {
+    if support::is_child() {
+        return be_an_agent();
+    }
     let (client, _member) = routed();
-    let mut helper = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "helper_agent"])
-        .env("VNET_TEST_HELPER", "1")
-        .spawn()
-        .unwrap();
+    let mut helper = support::start_child("a_killed_agent_leaves_traffic_as_it_was_and_the_next_takes_over");
     support::wait_for("the helper", || std::path::Path::new("/run/vnet-test/ready").exists());
     let second = Datapath::open(&options()).err().expect("two agents at once");
     assert!(format!("{second:#}").contains("another agent is running"), "{second:#}");

@@ -244,13 +244,8 @@ fn a_map_changed_without_a_new_layout_number_is_refused() {
     assert!(format!("{error:#}").contains("VIPS") && format!("{error:#}").contains("layout number"), "{error:#}");
 }
 
-/// Not a test: changes sizes to and fro until it is killed.
-#[test]
-fn helper_resizer() {
-    if std::env::var_os("VNET_TEST_HELPER").is_none() {
-        return;
-    }
-    std::fs::write("/run/vnet-test/ready", "").unwrap();
+/// Changes sizes to and fro, in a child of the test below, until it is killed.
+fn resize_without_end() {
     for options in [larger(), options()].iter().cycle() {
         drop(Datapath::open(options).unwrap());
     }
@@ -272,15 +267,16 @@ const MOMENTS: [Moment; 4] = [
 
 #[test]
 fn an_agent_killed_while_it_moves_everything_is_no_loss() {
+    if support::is_child() {
+        return resize_without_end();
+    }
     let (client, _member) = routed();
     serve(&client);
     let mut streams = connections(&client);
     let load = Load::start(connect(&client));
     let mut half_moved = 0;
     for moment in MOMENTS.iter().cycle().take(8) {
-        let mut helper = Command::new(std::env::current_exe().unwrap());
-        let helper = helper.args(["--exact", "helper_resizer"]).env("VNET_TEST_HELPER", "1").stdout(std::process::Stdio::null());
-        let mut helper = helper.spawn().unwrap();
+        let mut helper = support::start_child("an_agent_killed_while_it_moves_everything_is_no_loss");
         while !moment() {
             assert!(helper.try_wait().unwrap().is_none(), "the helper ended");
         }

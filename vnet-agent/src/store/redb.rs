@@ -261,11 +261,10 @@ mod tests {
         assert!(format!("{e:#}").contains("layout 2"), "{e:#}");
     }
 
-    /// Not a test of its own: the child that the next test kills.
-    #[test]
-    fn writer() {
-        let Some(file) = std::env::var_os("VNET_STORE_WRITER") else { return };
-        let s = RedbStore::open(Path::new(&file)).unwrap();
+    /// In a child of the test below, until that kills it.
+    fn write_without_end(file: &Path) {
+        nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGKILL).expect("dying with the test");
+        let s = RedbStore::open(file).unwrap();
         for i in 0u32.. {
             let device = format!("tap{i}");
             s.change(&[endpoint("a", &device), endpoint("b", &device)], &[]).unwrap();
@@ -274,10 +273,13 @@ mod tests {
 
     #[test]
     fn a_kill_leaves_a_whole_change() {
+        if let Some(file) = std::env::var_os("VNET_STORE_WRITER") {
+            return write_without_end(Path::new(&file));
+        }
         let dir = Dir::new("kill");
         for round in 0..5 {
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["store::redb::tests::writer", "--exact", "--nocapture"])
+                .args(["store::redb::tests::a_kill_leaves_a_whole_change", "--exact", "--nocapture"])
                 .env("VNET_STORE_WRITER", dir.file())
                 .stdout(Stdio::null())
                 .spawn()

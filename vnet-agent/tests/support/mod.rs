@@ -8,12 +8,14 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 use vnet_agent::datapath::{Datapath, OpenReport, Options, Order, Sizes};
 use vnet_common::addr::{Address, V4};
 use vnet_common::endpoint::EndpointRow;
@@ -24,6 +26,8 @@ pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 9, 9, 9);
 pub const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const PORT: u16 = 80;
 pub const CLIENT_ID: u32 = 7;
+
+const CHILD: &str = "VNET_TEST_CHILD";
 
 /// The directory that is the test's own: `/run` of its mount namespace.
 pub const RUN: &str = "/run/vnet-test";
@@ -53,6 +57,21 @@ pub fn options() -> Options {
         trace: false,
         discard_newer: false,
     }
+}
+
+/// Whether this process is a child that a test has started to kill it: the same test, which does something else then.
+pub fn is_child() -> bool {
+    let child = std::env::var_os(CHILD).is_some();
+    if child {
+        set_pdeathsig(Signal::SIGKILL).expect("dying with the test");
+    }
+    child
+}
+
+/// Starts this program again in the caller's namespaces, for the named test, as its child.
+pub fn start_child(test: &str) -> Child {
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    child.args(["--exact", test]).env(CHILD, "1").stdout(Stdio::null()).spawn().unwrap()
 }
 
 pub fn open() -> (Datapath, OpenReport) {
