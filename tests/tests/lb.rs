@@ -16,3 +16,5 @@ mod scale;
 mod support;
 #[path = "lb/survival.rs"]
 mod survival;
+#[path = "lb/systemd.rs"]
+mod systemd;
