@@ -2,10 +2,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
+use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
-use vnet_tests::{Process, wait_for};
+use vnet_tests::{Process, TempDir, wait_for};
 
 const LAB: &str = env!("CARGO_BIN_EXE_vnet-lab");
 
@@ -59,5 +60,21 @@ fn it_stays_until_it_is_told_to_end_and_leaves_nothing() -> Result<()> {
     ensure!(lab.stop(Signal::SIGINT)?.success(), "{}", lab.printed());
     ensure!(directories_of(lab.pid())?.is_empty());
     ensure!(!Path::new(&script("ctl")?).exists());
+    Ok(())
+}
+
+#[test]
+fn who_may_not_become_root_is_told_so_at_once() -> Result<()> {
+    const NOBODY: u32 = 65534;
+    let xtask = Path::new(LAB).with_file_name("xtask");
+    let dir = TempDir::new()?;
+    // The workspace may lie where others must not look.
+    let copy = dir.path().join("xtask");
+    std::fs::copy(&xtask, &copy).with_context(|| format!("copying {} (cargo xtask test builds it)", xtask.display()))?;
+    // On this PATH there is no sudo.
+    let out = Command::new(&copy).arg("lab").env("PATH", dir.path()).current_dir("/").uid(NOBODY).gid(NOBODY).output()?;
+    let told = String::from_utf8_lossy(&out.stderr).into_owned();
+    ensure!(out.status.code() == Some(1), "{}: {told}", out.status);
+    ensure!(told.contains("the lab makes network namespaces") && told.contains("run this command as root"), "{told}");
     Ok(())
 }

@@ -5,9 +5,10 @@ use std::os::unix::process::CommandExt as _;
 
 /// Builds the agent, the CLI and the lab, and runs the lab.
 pub fn run(args: &[String]) -> Result<(), String> {
+    // First: who may not run it need not wait until it is built.
+    let mut lab = as_root(&target_dir()?.join("debug/vnet-lab"), "the lab makes network namespaces and loads eBPF programs")?;
     set_up("lab")?;
     run_to_end(cargo()?.args(["build", "--package=vnet-agent", "--package=vnet-ctl", "--package=vnet-tests", "--bins"]))?;
-    let mut lab = as_root(&target_dir()?.join("debug/vnet-lab"), "the lab makes network namespaces and loads eBPF programs")?;
     // In place of this process, so that signals reach it.
     Err(format!("running {lab:?}: {}", lab.args(args).exec()))
 }
