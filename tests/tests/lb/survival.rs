@@ -243,3 +243,21 @@ fn an_upgrade_with_another_map_layout_under_load() -> Result<()> {
     println!("{answered} questions answered over an upgrade, 0 lost, 0 flows moved");
     Ok(())
 }
+
+/// The maps outlive the state directory; what they say that nobody desires goes when the agent is back.
+#[test]
+fn a_restart_without_the_state_directory_takes_back_what_is_not_desired() -> Result<()> {
+    let mut net = Routed::new(1)?;
+    net.members[0].serve_http(8080)?;
+    let mut agent = Agent::start(&net.host, &["client0"])?;
+    let policy = web(&[&net.members[0]], 8080, "");
+    agent.apply(&policy)?;
+    agent.stop()?;
+    std::fs::remove_dir_all(agent.state_dir())?;
+    ensure!(total(&ask(&net.client.host, VIP, 5)?) == 5, "until then it goes on");
+    agent.begin()?;
+    ensure!(total(&ask(&net.client.host, VIP, 1)?) == 0, "nobody desires this VIP");
+    agent.apply(&policy)?;
+    ensure!(total(&ask(&net.client.host, VIP, 5)?) == 5, "applied again, it serves");
+    Ok(())
+}
