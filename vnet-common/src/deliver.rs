@@ -8,7 +8,7 @@ use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::flow::track::{self, Treatment};
-use crate::flow::{FlowMaps, Table, Work, flags as flow_flags};
+use crate::flow::{FlowMaps, Work, flags as flow_flags};
 use crate::lb::vip::{self, Decision};
 use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
@@ -65,10 +65,10 @@ pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &End
     if ep.segment != 0 && ep.segment == member.segment && member.mac != [0; 6] { Todo::Segment } else { Todo::Stack }
 }
 
-/// The endpoint of this host that a packet is addressed to.
+/// The endpoint of this host that has the address.
 #[inline(always)]
-pub fn local_client<'m, A: Address, M: Maps>(m: &'m M, w: &Work<A>, ep: &EndpointRow) -> Option<&'m EndpointRow> {
-    let key = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: w.headers.dst.widen() };
+pub fn local<'m, A: Address, M: Maps>(m: &'m M, from: &EndpointRow, addr: &A) -> Option<&'m EndpointRow> {
+    let key = LocalKey { network: from.network, version: u32::from(A::VERSION), addr: addr.widen() };
     m.endpoint(m.local(&key)?)
 }
 
@@ -101,16 +101,7 @@ where
 /// tracked, and counted, at the client's device.
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    let stamp = w.seen.stamp;
-    let slot = track::way(m, w.seen.hash, &w.seen.key);
-    let cached = slot.and_then(|way| m.cached(w.seen.hash, way, |s| if s.stamp == stamp { Some(s.flags) } else { None }));
-    let flags = match cached {
-        Some(Some(flags)) => flags,
-        _ if m.flow(Table::Main, &w.seen.key, &mut w.entry) => w.entry.flags,
-        _ if m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry) => w.entry.flags,
-        _ => return false,
-    };
-    flags & flow_flags::REDIRECT != 0
+    track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -283,24 +274,57 @@ where
     P: Packet,
     M: Maps,
 {
-    const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
-    let bytes = p.size();
     if rewrite::apply(p, h, &t.rewrite, Side::Destination).is_none() {
         return FAILED;
     }
-    let Some(to) = way.to else {
-        let done = way.via.is_none_or(|member| p.write(0, member.mac).is_some());
-        return if done { Verdict::Next(Reason::Established) } else { FAILED };
-    };
+    if let Some(to) = way.to {
+        return send_to(p, m, h, from, to, [Reason::Established, Reason::NotOurs]);
+    }
+    let done = way.via.is_none_or(|member| p.write(0, member.mac).is_some());
+    if done { Verdict::Next(Reason::Established) } else { FAILED }
+}
+
+/// The short way of a member's reply to a client on this host; `None` where only the long way can tell.
+#[inline(always)]
+pub fn take_back<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, from: &EndpointRow) -> Option<Verdict>
+where
+    A: Address,
+    P: Packet,
+    M: Maps + FlowMaps<A>,
+{
+    let to = local(m, from, &h.dst)?;
+    if passage(h, to, is_routed(from, to), p.size(), p.segment()) != Passage::Fits {
+        return None;
+    }
+    let key = vip::key(to, Direction::Ingress, h);
+    let t = track::hit(m, &key, p.size(), |t| t.flags & flow_flags::REDIRECT != 0)?;
+    if rewrite::apply(p, h, &t.rewrite, Side::Source).is_none() {
+        return Some(FAILED);
+    }
+    Some(send_to(p, m, h, from, to, [Reason::Reply; 2]))
+}
+
+const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
+
+/// Sends a rewritten packet to the endpoint `to`; counted for these reasons at either end.
+#[inline(always)]
+fn send_to<A: Address, P: Packet, M: Maps>(
+    p: &mut P,
+    m: &M,
+    h: &Headers<A>,
+    from: &EndpointRow,
+    to: &EndpointRow,
+    [here, there]: [Reason; 2],
+) -> Verdict {
     if address_to(p, h, to, is_routed(from, to)).is_none() {
         return FAILED;
     }
     let peer = to.flags & endpoint_flags::PEER != 0;
     if peer {
-        m.count(to.slot, Direction::Ingress, Reason::NotOurs, bytes);
+        m.count(to.slot, Direction::Ingress, there, p.size());
         p.set_to_host();
     }
-    Verdict::Redirect { ifindex: to.ifindex, peer, reason: Reason::Established }
+    Verdict::Redirect { ifindex: to.ifindex, peer, reason: here }
 }
 
 /// The packet was made into an answer, or must go unanswered.

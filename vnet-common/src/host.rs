@@ -207,6 +207,9 @@ impl<A: Family> FlowMaps<A> for Maps {
         let mut cache = A::flows(self).cache.borrow_mut();
         Some(f(cache.entry(slot).or_insert_with(|| CacheSlot::empty(FlowKey::default(), Rewrite::default()))))
     }
+    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool {
+        self.cached(hash, way, |s| s.key.is(key)) == Some(true)
+    }
     fn stamp(&self, hash: u32) -> u32 {
         self.stamps.borrow().get(&(hash % STAMPS)).copied().unwrap_or(0)
     }

@@ -118,14 +118,16 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
 fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
     let h = A::plain(p)?;
     if vip::is_no_vip(m, ep, &h.dst) {
-        return (ep.flags & endpoint_flags::REDIRECT_BACK == 0).then_some(Verdict::Next(Reason::NotOurs));
+        let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
+        return if back { deliver::take_back(p, m, &h, ep) } else { Some(Verdict::Next(Reason::NotOurs)) };
     }
     let key = vip::key(ep, Direction::Egress, &h);
     let (bytes, segment) = (p.size(), p.segment());
     let mut route = Shortcut::default();
-    let t = track::hit::<_, _, true>(m, &key, bytes, |t| {
-        route = deliver::shortcut(m, &h, t, ep, bytes, segment)?;
-        Some(())
+    let t = track::hit(m, &key, bytes, |t| {
+        let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
+        route = shortcut.unwrap_or_default();
+        shortcut.is_some()
     })?;
     Some(deliver::take(p, m, &h, &t, ep, route))
 }
@@ -137,7 +139,7 @@ fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, 
         return Some(Verdict::Next(Reason::NotOurs));
     }
     let key = vip::key(ep, Direction::Ingress, &h);
-    let t = track::hit::<_, _, false>(m, &key, p.size(), |_| Some(()))?;
+    let t = track::hit(m, &key, p.size(), |_| true)?;
     let done = rewrite::apply(p, &h, &t.rewrite, Side::Source).is_some();
     Some(if done { Verdict::Next(Reason::Reply) } else { Verdict::Drop(Reason::NoMemory) })
 }
@@ -247,7 +249,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &
 
 #[inline(always)]
 fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
-    w.todo = match deliver::local_client(m, w, ep) {
+    w.todo = match deliver::local(m, ep, &w.headers.dst) {
         Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
         None => Todo::Pass,
     };

@@ -18,6 +18,7 @@ const NEXT: i32 = TC_ACT_UNSPEC;
 
 /// TCX ingress of an endpoint's host-side device: everything that the endpoint sends.
 #[classifier]
+#[inline(always)]
 pub fn vm_egress(ctx: TcContext) -> i32 {
     let mut p = Skb::new(&ctx);
     let vlan = p.has_vlan();
@@ -27,6 +28,7 @@ pub fn vm_egress(ctx: TcContext) -> i32 {
 
 /// TCX egress of the same device: everything that reaches the endpoint.
 #[classifier]
+#[inline(always)]
 pub fn vm_ingress(ctx: TcContext) -> i32 {
     let mut p = Skb::new(&ctx);
     let vlan = p.has_vlan();

@@ -1,7 +1,7 @@
 //! Finding a packet's flow, and keeping the flow's state and counts.
 //!
-//! The hot path is [`find`] with a hit in the CPU's cache: one line is read and written, and the main table is touched
-//! only when [`FLUSH_JIFFIES`] have passed.
+//! The hot path is a [`hit`] in the CPU's cache: one line is read and written. The tables are asked ([`find`], [`proceed`]) when it misses,
+//! and once every [`FLUSH_JIFFIES`] for a flow that it has.
 
 use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
 use crate::addr::Address;
@@ -48,17 +48,6 @@ pub struct Treatment<A> {
     pub flags: u16,
 }
 
-/// Where a packet's flow was found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
-    /// In the cache: the packet is counted; apply [`Work::treatment`].
-    Cached,
-    /// In a table: the entry is in [`Work::entry`], and [`Work::table`] says where it came from. [`proceed`] goes on.
-    Entry,
-    /// Nowhere.
-    None,
-}
-
 /// What becomes of a packet whose flow has an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Course {
@@ -70,44 +59,22 @@ pub enum Course {
     None,
 }
 
-enum Cached {
-    Hit,
-    Due(u32, u32),
-    Miss,
-}
-
 /// The direction in a key.
 #[inline(always)]
 pub fn direction<A: Address>(key: &FlowKey<A>) -> Direction {
     if key.direction == Direction::Egress as u8 { Direction::Egress } else { Direction::Ingress }
 }
 
-/// Finds the packet's flow.
+/// Finds the packet's flow in the tables; says if there is one. The entry is then in [`Work::entry`], and [`Work::table`] says where it came
+/// from; [`proceed`] goes on.
 #[inline(always)]
-pub fn find<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>) -> Found {
-    if is_plain(&w.seen)
-        && let Some(way) = way(m, w.seen.hash, &w.seen.key)
-    {
-        match m.cached(w.seen.hash, way, |s| from_cache(s, &w.seen, &mut w.treatment)).unwrap_or(Cached::Miss) {
-            Cached::Hit => return cached(w),
-            Cached::Due(packets, bytes) => {
-                m.member_traffic(w.treatment.member, direction(&w.seen.key), packets, bytes);
-                if m.add(Table::Main, &w.seen.key, packets, bytes, w.seen.now) {
-                    return cached(w);
-                }
-            }
-            Cached::Miss => {}
-        }
-    }
+pub fn find<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
     w.table = Table::Main;
     if m.flow(Table::Main, &w.seen.key, &mut w.entry) {
-        return Found::Entry;
+        return true;
     }
     w.table = Table::HalfOpen;
-    if w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry) {
-        return Found::Entry;
-    }
-    Found::None
+    w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry)
 }
 
 /// Counts a packet whose flow has a valid entry, and advances the flow's state.
@@ -123,12 +90,6 @@ pub fn proceed<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: 
 #[inline(always)]
 fn is_plain<A: Address>(seen: &Seen<A>) -> bool {
     seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0
-}
-
-#[inline(always)]
-fn cached<A: Address>(w: &mut Work<A>) -> Found {
-    w.reason = usual(&w.seen.key);
-    Found::Cached
 }
 
 /// What a packet of a known flow is counted as.
@@ -156,20 +117,18 @@ fn first(mut test: impl FnMut(u32) -> bool) -> Option<u32> {
 
 /// In which of its hash's slots this CPU's cache has the flow.
 #[inline(always)]
-pub fn way<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Option<u32> {
-    first(|way| m.cached(hash, way, |s| s.key.is(key)) == Some(true))
+fn way<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Option<u32> {
+    first(|way| m.is_cached(hash, way, key))
 }
 
 /// The short way: finds the flow of a packet in the middle of it in this CPU's cache, and counts the packet there, once `accept` has seen the
 /// treatment. `None`, with nothing changed: do it the long way.
-///
-/// Called once in each program (`EGRESS`): what is called twice the compiler makes a subprogram.
 #[inline(always)]
-pub fn hit<A: Address, M: FlowMaps<A> + HostMaps, const EGRESS: bool>(
+pub fn hit<A: Address, M: FlowMaps<A> + HostMaps>(
     m: &M,
     key: &FlowKey<A>,
     bytes: u32,
-    accept: impl FnOnce(&Treatment<A>) -> Option<()>,
+    accept: impl FnOnce(&Treatment<A>) -> bool,
 ) -> Option<Treatment<A>> {
     let (generation, now) = (m.generation(), m.now());
     let hash = hash::flow(key);
@@ -181,26 +140,12 @@ pub fn hit<A: Address, M: FlowMaps<A> + HostMaps, const EGRESS: bool>(
             return None;
         }
         let t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
-        accept(&t)?;
+        if !accept(&t) {
+            return None;
+        }
         (s.packets, s.bytes) = (s.packets.wrapping_add(1), counted);
         Some(t)
     })?
-}
-
-#[inline(always)]
-fn from_cache<A: Address>(s: &mut CacheSlot<A>, seen: &Seen<A>, t: &mut Treatment<A>) -> Cached {
-    if s.generation != seen.generation || s.stamp != seen.stamp {
-        return Cached::Miss;
-    }
-    *t = Treatment { rewrite: s.rewrite, member: s.member, flags: s.flags };
-    let packets = s.packets.wrapping_add(1);
-    let bytes = s.bytes.wrapping_add(seen.bytes);
-    if seen.now.wrapping_sub(s.flushed) < FLUSH_JIFFIES && bytes < FLUSH_BYTES {
-        (s.packets, s.bytes) = (packets, bytes);
-        return Cached::Hit;
-    }
-    (s.packets, s.bytes, s.flushed) = (0, 0, seen.now);
-    Cached::Due(packets, bytes)
 }
 
 #[inline(always)]

@@ -97,13 +97,19 @@ where
             return Err(w.reason);
         }
         let index = candidate(m, w, group, pick_table, attempt);
-        if index != u32::MAX && is_free(m, w) {
-            break index;
+        if index != u32::MAX {
+            match reverse(m, w) {
+                Reverse::Free => break index,
+                Reverse::Dead => {
+                    clear_dead(m, ep, w);
+                    break index;
+                }
+                Reverse::Taken => w.reason = Reason::FlowCollision,
+            }
         }
         attempt += 1;
     };
     let Some(member) = m.member(index) else { return Err(Reason::BadRow) };
-    clear_dead(m, ep, w);
     fill(w, index, member, delivery(m, ep, group_flags, member, w));
     insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other).map_err(|e| match e {
         InsertError::Exists => Reason::FlowCollision, // another CPU was faster; the next packet finds that flow
@@ -133,20 +139,33 @@ fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
     (FIRST_PORT + n).to_be_bytes()
 }
 
-/// Is the reverse tuple free of other live flows?
-#[inline(never)]
-fn is_free<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    let mine = w.seen.key.unrewrite();
-    for table in [Table::Main, Table::HalfOpen] {
-        if m.flow(table, &w.partner, &mut w.other) && !w.other.rewrite.is(&mine) && !flow_state::is_closed(w.other.tcp) {
-            w.reason = Reason::FlowCollision;
-            return false;
-        }
-    }
-    true
+/// What is at a flow's reverse tuple.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reverse {
+    Free,
+    /// Entries that a dead flow, or this one's own past, left.
+    Dead,
+    /// Another live flow.
+    Taken,
 }
 
-/// Removes what a dead flow, or this one's own past, left at the reverse tuple.
+#[inline(never)]
+fn reverse<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> Reverse {
+    let mine = w.seen.key.unrewrite();
+    let mut found = Reverse::Free;
+    for table in [Table::Main, Table::HalfOpen] {
+        let possible = table == Table::Main || w.partner.protocol == protocol::TCP;
+        if possible && m.flow(table, &w.partner, &mut w.other) {
+            if !w.other.rewrite.is(&mine) && !flow_state::is_closed(w.other.tcp) {
+                return Reverse::Taken;
+            }
+            found = Reverse::Dead;
+        }
+    }
+    found
+}
+
+/// Removes what is at the reverse tuple.
 #[inline(never)]
 fn clear_dead<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
 where

@@ -4,7 +4,7 @@ use super::pick::{self, Outcome, vip_key};
 use super::{Filter, LbMaps, flags as group_flags, state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
-use crate::flow::track::{Course, Found, find, forget, proceed};
+use crate::flow::track::{Course, find, forget, proceed};
 use crate::flow::{FlowKey, FlowMaps, Work};
 use crate::hash;
 use crate::parse::{Headers, protocol, tcp};
@@ -139,10 +139,8 @@ where
     A: Address,
     M: FlowMaps<A> + LbMaps + EndpointMaps,
 {
-    match find(m, w) {
-        Found::Cached => return Known::Valid,
-        Found::None => return Known::None,
-        Found::Entry => {}
+    if !find(m, w) {
+        return Known::None;
     }
     if w.entry.generation != w.seen.generation {
         let judged = judge_again(m, w);
