@@ -116,7 +116,7 @@ fn with<T, R>(value: Option<*mut T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
 #[inline(always)]
 fn aligned<T>(value: *mut T) -> *mut T {
     // SAFETY: maps align their values to eight bytes, and no type in them asks for more: caches of whole lines start on one.
-    unsafe { core::hint::assert_unchecked(value as usize % 8 == 0) };
+    unsafe { core::hint::assert_unchecked((value as usize).is_multiple_of(8)) };
     value
 }
 

@@ -64,8 +64,16 @@ fn bounds(ctx: *mut __sk_buff) -> (usize, usize) {
     let (start, end);
     // SAFETY: reads two fields of this run's context.
     unsafe {
-        asm!("{0} = *(u32 *)({1} + {at})", out(reg) start, in(reg) ctx, at = const offset_of!(__sk_buff, data), options(nostack, pure, readonly));
-        asm!("{0} = *(u32 *)({1} + {at})", out(reg) end, in(reg) ctx, at = const offset_of!(__sk_buff, data_end), options(nostack, pure, readonly));
+        asm!(
+            "{0} = *(u32 *)({2} + {data})",
+            "{1} = *(u32 *)({2} + {data_end})",
+            out(reg) start,
+            out(reg) end,
+            in(reg) ctx,
+            data = const offset_of!(__sk_buff, data),
+            data_end = const offset_of!(__sk_buff, data_end),
+            options(nostack, pure, readonly),
+        );
     }
     (start, end)
 }
@@ -81,8 +89,9 @@ fn load<const N: usize>(at: *const [u8; N]) -> [u8; N] {
             // SAFETY: the caller has checked the bounds; the word has `N` bytes.
             unsafe {
                 asm!(concat!("{0} = *(", stringify!($word), " *)({1} + 0)"), out(reg) value, in(reg) at, options(nostack, pure, readonly));
-                core::ptr::from_ref(&(value as $word)).cast::<[u8; N]>().read()
             }
+            // SAFETY: as above.
+            unsafe { core::ptr::from_ref(&(value as $word)).cast::<[u8; N]>().read() }
         }};
     }
     match N {
@@ -99,11 +108,10 @@ fn load<const N: usize>(at: *const [u8; N]) -> [u8; N] {
 fn store<const N: usize>(at: *mut [u8; N], bytes: [u8; N]) {
     macro_rules! word {
         ($word:ty) => {{
-            // SAFETY: the caller has checked the bounds; the word has `N` bytes.
-            unsafe {
-                let value = bytes.as_ptr().cast::<$word>().read_unaligned() as u64;
-                asm!(concat!("*(", stringify!($word), " *)({0} + 0) = {1}"), in(reg) at, in(reg) value, options(nostack));
-            }
+            // SAFETY: the word has `N` bytes.
+            let value = u64::from(unsafe { bytes.as_ptr().cast::<$word>().read_unaligned() });
+            // SAFETY: the caller has checked the bounds.
+            unsafe { asm!(concat!("*(", stringify!($word), " *)({0} + 0) = {1}"), in(reg) at, in(reg) value, options(nostack)) }
         }};
     }
     match N {
