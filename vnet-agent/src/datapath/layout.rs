@@ -52,9 +52,21 @@ impl Default for Sizes {
             members: default_size("MEMBERS"),
             maglev: default_size("MAGLEV"),
             locals: default_size("LOCALS"),
-            cache: [1 << 17, 1 << 15],
+            // Where the number of CPUs cannot be read, making the maps fails with the reason.
+            cache: [default_cache_slots(aya::util::nr_cpus().unwrap_or(1)); 2],
         }
     }
+}
+
+/// Slots of a CPU's flow cache for either family: twice as many as the 64K flows that a busy CPU may have (24 MiB), fewer where all CPUs
+/// together would take more than 256 MiB. The more CPUs, the fewer flows each of them sees.
+fn default_cache_slots(cpus: usize) -> u32 {
+    let slot = size_of::<CacheSlot<V4>>() + size_of::<CacheSlot<V6>>();
+    let mut slots = 1 << 17;
+    while slots * slot * cpus > 256 << 20 && slots > 1 << 10 {
+        slots /= 2;
+    }
+    slots as u32
 }
 
 impl Sizes {
@@ -212,5 +224,10 @@ mod tests {
     fn a_cache_size_that_is_no_power_of_two_is_refused() {
         let sizes = Sizes { cache: [1000, 1024], ..Sizes::default() };
         assert!(sizes.check().unwrap_err().to_string().contains("1000 slots"));
+    }
+
+    #[test]
+    fn flow_caches_are_bounded_in_total() {
+        assert_eq!([1, 10, 11, 64, 1024].map(default_cache_slots), [1 << 17, 1 << 17, 1 << 16, 1 << 14, 1 << 10]);
     }
 }
