@@ -23,17 +23,27 @@ const ENTRIES: u32 = 1 << 22;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Way {
     Plain,
+    /// The same with programs that do nothing on the hooks.
+    Empty,
+    /// Straight into the member's veth, with nothing else done.
+    Peer,
     Nftables,
     Stack,
     Redirect,
 }
 
 impl Way {
-    const ALL: [Self; 4] = [Self::Plain, Self::Nftables, Self::Stack, Self::Redirect];
+    const ALL: [Self; 6] = [Self::Plain, Self::Empty, Self::Peer, Self::Nftables, Self::Stack, Self::Redirect];
+
+    fn is_balanced(self) -> bool {
+        matches!(self, Self::Nftables | Self::Stack | Self::Redirect)
+    }
 
     fn name(self) -> &'static str {
         match self {
             Self::Plain => "plain forwarding, no balancing",
+            Self::Empty => "the same, empty programs",
+            Self::Peer => "bpf_redirect_peer, no balancing",
             Self::Nftables => "nftables DNAT, jhash map",
             Self::Stack => "vnet, delivery: stack",
             Self::Redirect => "vnet, delivery: redirect",
@@ -59,7 +69,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     let mut kernel = Kernel::load_empty(&options.object()?, Some(ENTRIES))?;
     fill(&mut kernel, &net)?;
     let (rounds, time) = if options.quick { (3, Duration::from_millis(300)) } else { (10, Duration::from_secs(1)) };
-    let mut all: [Results; 4] = Default::default();
+    let mut all: [Results; Way::ALL.len()] = Default::default();
     for round in 1..=rounds {
         eprintln!("{SUITE}: round {round} of {rounds}");
         for (way, results) in Way::ALL.into_iter().zip(&mut all) {
@@ -72,7 +82,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
 }
 
 fn measure(way: Way, net: &Routed, time: Duration, results: &mut Results) -> Result<()> {
-    let to = SocketAddrV4::new(if way == Way::Plain { net.members[0].v4 } else { VIP }, PORT);
+    let to = SocketAddrV4::new(if way.is_balanced() { VIP } else { net.members[0].v4 }, PORT);
     let client = &net.client.host;
     traffic::datagrams(client, to, time / 10)?; // neighbours are found, caches are warm
     let received = || net.members.iter().map(|m| traffic::datagrams_received(&m.host)).sum::<Result<u64>>();
@@ -87,7 +97,7 @@ fn measure(way: Way, net: &Routed, time: Duration, results: &mut Results) -> Res
     Ok(())
 }
 
-fn rows(all: &[Results; 4]) -> Vec<Row> {
+fn rows(all: &[Results]) -> Vec<Row> {
     type Values = fn(&Results) -> &[f64];
     let metrics: [(&str, Values); 4] = [
         ("small UDP packets/s", |r| &r.packets),
@@ -97,7 +107,8 @@ fn rows(all: &[Results; 4]) -> Vec<Row> {
     ];
     let mut rows = Vec::new();
     for (index, (unit, values)) in metrics.into_iter().enumerate() {
-        let (plain, nftables) = (median(values(&all[0])), median(values(&all[1])));
+        let of = |way: Way| median(values(&all[way as usize]));
+        let (plain, nftables) = (of(Way::Plain), of(Way::Nftables));
         for (way, results) in Way::ALL.into_iter().zip(all) {
             let row = Row::new(SUITE, way.name(), unit, values(results));
             rows.push(match way {
@@ -124,6 +135,11 @@ fn enter(way: Way, net: &Routed, kernel: &mut Kernel) -> Result<()> {
             let table = format!("table ip bench {{ chain pre {{ {chain} {} {} }}; }}", rule("udp"), rule("tcp"));
             net.host.output("nft", &[table.as_str()]).map(drop)
         }
+        Way::Empty => attach(net, kernel, ["bench_null"; 2]),
+        Way::Peer => {
+            kernel.put("BENCH_PEER", 0, ifindex(&net.host, "m1")?)?;
+            net.host.run(|| kernel.attach("client0", ["bench_peer", "bench_null"]))?
+        }
         Way::Stack => vnet(net, kernel, 0),
         Way::Redirect => vnet(net, kernel, group_flags::REDIRECT),
     }
@@ -131,14 +147,18 @@ fn enter(way: Way, net: &Routed, kernel: &mut Kernel) -> Result<()> {
 
 fn vnet(net: &Routed, kernel: &mut Kernel, flags: u32) -> Result<()> {
     kernel.set_group(1, 16, u32::from(MEMBERS), flags)?;
-    net.host.run(|| devices(net).try_for_each(|(device, ..)| kernel.attach(&device)))?
+    attach(net, kernel, ["vm_egress", "vm_ingress"])
+}
+
+fn attach(net: &Routed, kernel: &mut Kernel, programs: [&'static str; 2]) -> Result<()> {
+    net.host.run(|| devices(net).try_for_each(|(device, ..)| kernel.attach(&device, programs)))?
 }
 
 fn leave(way: Way, net: &Routed, kernel: &mut Kernel) -> Result<()> {
     match way {
         Way::Plain => Ok(()),
         Way::Nftables => net.host.output("nft", &["delete", "table", "ip", "bench"]).map(drop),
-        Way::Stack | Way::Redirect => kernel.detach(),
+        Way::Empty | Way::Peer | Way::Stack | Way::Redirect => kernel.detach(),
     }
 }
 

@@ -77,7 +77,7 @@ impl Kernel {
             loader.map_max_entries("FLOWS4", entries).map_max_entries("FLOWS6", entries);
         }
         let mut ebpf = loader.load(object).context("loading the eBPF object (was it built with feature bench?)")?;
-        for name in TARGETS.iter().chain(&["bench4", "bench6", "bench_forget4", "bench_forget6", "bench_uncache"]) {
+        for name in TARGETS.iter().chain(&["bench_peer", "bench4", "bench6", "bench_forget4", "bench_forget6", "bench_uncache"]) {
             let program: &mut SchedClassifier =
                 ebpf.program_mut(name).with_context(|| format!("no program {name}"))?.try_into()?;
             program.load().with_context(|| format!("loading program {name}"))?;
@@ -90,9 +90,9 @@ impl Kernel {
         Ok(Self { ebpf, _programs: programs, links: Vec::new() })
     }
 
-    /// Attaches the programs to a device of the caller's network namespace.
-    pub fn attach(&mut self, device: &str) -> Result<()> {
-        for (name, hook) in [("vm_egress", TcAttachType::Ingress), ("vm_ingress", TcAttachType::Egress)] {
+    /// Attaches programs to a device of the caller's network namespace: for what its endpoint sends, and for what reaches it.
+    pub fn attach(&mut self, device: &str, [egress, ingress]: [&'static str; 2]) -> Result<()> {
+        for (name, hook) in [(egress, TcAttachType::Ingress), (ingress, TcAttachType::Egress)] {
             let program: &mut SchedClassifier = self.ebpf.program_mut(name).context("a program is gone")?.try_into()?;
             let link = program.attach(device, hook).with_context(|| format!("attaching {name} to {device}"))?;
             self.links.push((name, link));
