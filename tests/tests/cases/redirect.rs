@@ -248,14 +248,16 @@ fn a_member_that_is_itself_a_client() {
         let m = udp_member(s.f);
         let tell = Packet::udp(s.f.client(), 5353, s.f.vip(), 80);
         let told = tell.clone().to(s.f.member(0), 8080);
-        let r = r.egress(CLIENT, &tell);
-        let r = if s.peer {
-            let r = r.handed(NEAR, true, Reason::NewFlow, &s.onto_member(told.from(other_vip, 80)));
-            r.also(NEAR, Ingress, Reason::Reply).by_as(back, Ingress)
-        } else {
-            r.handed(NEAR, false, Reason::NewFlow, &s.onto_member(told)) // its device's own program follows
-        };
-        rows.push(r.by(m).event(m, NewFlow).event(m, Established).holds(2, 0).quota(1, 1).quota(MEMBER_SLOT, 1));
+        let out = s.onto_member(if s.peer { told.from(other_vip, 80) } else { told }); // not the peer: its device's own program follows
+        let mut r = r;
+        // The flow is cached from the second packet on; the member's ingress stages are passed all the same.
+        for reason in [Reason::NewFlow, Reason::Established, Reason::Established, Reason::Established] {
+            r = r.egress(CLIENT, &tell).handed(NEAR, s.peer, reason, &out).by(m);
+            if s.peer {
+                r = r.also(NEAR, Ingress, Reason::Reply).by_as(back, Ingress);
+            }
+        }
+        rows.push(r.event(m, NewFlow).event(m, Established).holds(2, 0).quota(1, 1).quota(MEMBER_SLOT, 1));
     }
     run(rows);
 }
