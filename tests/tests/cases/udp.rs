@@ -59,6 +59,30 @@ fn questions_and_answers() {
     run(rows);
 }
 
+/// On the client's bridge a member gets the packet addressed to its MAC; one elsewhere, or of unknown MAC, by the stack.
+#[test]
+fn over_the_clients_bridge() {
+    const BRIDGE: u32 = 7;
+    const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x99];
+    let mut rows = Vec::new();
+    for f in FAMILIES {
+        for (segment, mac, near) in [(BRIDGE, MAC, true), (BRIDGE, [0; 6], false), (BRIDGE + 1, MAC, false), (0, MAC, false)] {
+            let m = udp_member(f);
+            let mut w = World::balanced(8080);
+            w.at(CLIENT).segment = BRIDGE;
+            (w.edit(m).segment, w.edit(m).mac) = (segment, mac);
+            let (ask, there) = question(f, 8080);
+            let there = if near { there.clone().macs(MAC, there.src_mac) } else { there };
+            let mut r = row(format!("{f:?}: member {mac:?} on bridge {segment}"), w);
+            for reason in [Reason::NewFlow, Reason::Established, Reason::Established, Reason::Established] {
+                r = r.egress(CLIENT, &ask).becomes(reason, &there).by(m);
+            }
+            rows.push(r.event(m, NewFlow).event(m, Established).holds(1, 0).quota(1, 1));
+        }
+    }
+    run(rows);
+}
+
 #[test]
 fn without_a_checksum() {
     let bare = |p: Packet| {
