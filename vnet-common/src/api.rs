@@ -17,6 +17,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// The version of resources: the only one so far.
+pub const API_VERSION: &str = "vnet/v1alpha1";
+
 /// Files to apply together: all of them or none.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ApplyRequest {
@@ -152,6 +155,8 @@ pub struct MapStatus {
 pub struct EndpointStatus {
     /// The resource's name, or the device's.
     pub name: String,
+    /// Found by its device: no resource names it.
+    pub discovered: bool,
     /// Its number in the datapath.
     pub id: u32,
     /// The host-side device.

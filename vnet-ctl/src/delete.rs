@@ -42,6 +42,9 @@ pub struct Args {
 struct Named {
     kind: String,
     metadata: Metadata,
+    /// What `get` found, and nobody applied.
+    #[serde(default)]
+    discovered: bool,
 }
 
 #[derive(Deserialize)]
@@ -83,7 +86,11 @@ fn wanted(args: &Args) -> Result<Vec<(String, String)>> {
 fn named(file: &File) -> Result<Vec<(String, String)>> {
     let documents: Vec<Named> = serde_saphyr::from_multiple(&file.text)
         .with_context(|| format!("{}: finding the kinds and names of resources", file.name))?;
-    Ok(documents.into_iter().map(|document| (document.kind, document.metadata.name)).collect())
+    Ok(documents
+        .into_iter()
+        .filter(|document| !document.discovered)
+        .map(|document| (document.kind, document.metadata.name))
+        .collect())
 }
 
 /// Which of `wanted` are not there, with what may be meant. An older agent knows no such request: then its own word.

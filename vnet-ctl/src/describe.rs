@@ -110,6 +110,7 @@ fn endpoint_text(ep: &EndpointStatus, paint: Paint) -> String {
     text.add("Id", &ep.id.to_string());
     let index = if ep.ifindex == 0 { String::new() } else { format!(" (index {})", ep.ifindex) };
     text.add("Device", &format!("{}{index}", ep.device));
+    text.add("Origin", get::origin(ep));
     text.add("State", &paint.paint(of_state(&ep.state), &ep.state));
     text.add("MAC", ep.mac.as_deref().unwrap_or("not known yet"));
     text.add("Addresses", &ep.addresses.join(", "));

@@ -1,14 +1,13 @@
 //! `get`: lists things.
 
 use anyhow::{Result, bail};
-use serde_json::Value;
-use vnet_common::api::{EndpointStatus, LbStatus};
+use serde_json::{Value, json};
+use vnet_common::api::{API_VERSION, EndpointStatus, LbStatus};
 
 use crate::cli::Format;
-use crate::client::segment;
-use crate::failure::{Misused, is_not_found};
+use crate::failure::Misused;
 use crate::lb;
-use crate::output::{Session, json, print, yaml};
+use crate::output::{self, Session, print};
 use crate::style::{Look, of_state};
 use crate::table::{Cell, Table};
 use crate::target::{Kind, Target, TargetParser};
@@ -16,8 +15,9 @@ use crate::{human, near};
 
 /// List load balancers or endpoints; with -o yaml, as files for `apply`
 ///
-/// Tables show what is: endpoints include those that were discovered. With -o yaml or json come the resources as they were
-/// applied, which `apply` takes again; the live state for programs is in `describe -o json` and `lb ls -o json`.
+/// Endpoints include those that were discovered. With -o yaml or json come the resources as they were applied, which `apply`
+/// takes again, and discovered endpoints in the same form with `discovered: true`, which `apply` passes over. The live state
+/// for programs is in `describe -o json` and `lb ls -o json`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,38 +60,36 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 }
 
 async fn resources(session: &Session, kind: Kind, names: &[String]) -> Result<u8> {
-    let mut found: Vec<Value> = Vec::new();
-    if names.is_empty() {
-        found = session.agent.get(&format!("/v1/resources/{}", kind.api())).await?;
+    let mut all: Vec<Value> = session.agent.get(&format!("/v1/resources/{}", kind.api())).await?;
+    if kind != Kind::LoadBalancer {
+        all.extend(find_endpoints(session, &[]).await?.iter().filter(|ep| ep.discovered).map(found));
     }
-    for name in names {
-        match session.agent.get(&format!("/v1/resources/{}/{}", kind.api(), segment(name))).await {
-            Ok(resource) => found.push(resource),
-            Err(error) if is_not_found(&error) => bail!("{error}; {}", instead(session, kind, name).await?),
-            Err(error) => return Err(error),
-        }
-    }
+    let picked =
+        pick(all, names, |resource| resource.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default(), kind)?;
     let text = match (session.format, names.len()) {
-        (Format::Json, 1) => json(&found[0])?,
-        (Format::Json, _) => json(&found)?,
-        _ => found.iter().map(yaml).collect::<Result<Vec<_>>>()?.join("---\n"),
+        (Format::Json, 1) => output::json(&picked[0])?,
+        (Format::Json, _) => output::json(&picked)?,
+        _ => picked.iter().map(output::yaml).collect::<Result<Vec<_>>>()?.join("---\n"),
     };
     print(&text)?;
-    if found.is_empty() {
-        session.note(&format!("no {} were applied yet", kind.plural()));
+    if picked.is_empty() {
+        session.note(&format!("there are no {} yet", kind.plural()));
     }
     Ok(0)
 }
 
-/// What to do, for a resource that is not there.
-async fn instead(session: &Session, kind: Kind, name: &str) -> Result<String> {
-    if kind == Kind::Endpoint && session.agent.get::<Vec<EndpointStatus>>("/v1/endpoints").await?.iter().any(|ep| ep.name == name)
-    {
-        return Ok(format!("this endpoint was discovered: vnet-ctl describe endpoint {name}"));
+/// A discovered endpoint, as a resource for it would be; but marked, so that `apply` passes it over.
+fn found(ep: &EndpointStatus) -> Value {
+    let mut spec = json!({ "device": ep.device });
+    if let Some(mac) = &ep.mac {
+        spec["mac"] = json!(mac);
     }
-    let all: Vec<Value> = session.agent.get(&format!("/v1/resources/{}", kind.api())).await?;
-    let names = all.iter().filter_map(|resource| resource.pointer("/metadata/name").and_then(Value::as_str));
-    Ok(near::hint(name, names, &format!("{} that were applied", kind.plural())))
+    if !ep.addresses.is_empty() {
+        spec["addresses"] = json!(ep.addresses);
+    }
+    json!({
+        "apiVersion": API_VERSION, "kind": Kind::Endpoint.api(), "metadata": { "name": ep.name }, "discovered": true, "spec": spec,
+    })
 }
 
 async fn load_balancers(session: &Session, names: &[String], prefixed: bool) -> Result<String> {
@@ -117,7 +115,7 @@ async fn load_balancers(session: &Session, names: &[String], prefixed: bool) -> 
 
 async fn endpoints(session: &Session, names: &[String], prefixed: bool) -> Result<String> {
     let endpoints = find_endpoints(session, names).await?;
-    let mut columns = vec!["NAME", "DEVICE", "STATE", "ADDRESSES", ">SENT", ">RECEIVED"];
+    let mut columns = vec!["NAME", "DEVICE", "ORIGIN", "STATE", "ADDRESSES", ">SENT", ">RECEIVED"];
     if session.wide() {
         columns.extend([">ID", ">IFINDEX", "MAC", "LABELS", "FOREIGN PROGRAMS"]);
     }
@@ -125,7 +123,8 @@ async fn endpoints(session: &Session, names: &[String], prefixed: bool) -> Resul
     for ep in &endpoints {
         let name = if prefixed { format!("endpoint/{}", ep.name) } else { ep.name.clone() };
         let [sent, received] = ep.bytes.map(human::bytes);
-        let mut row: Vec<Cell> = vec![name.into(), (&ep.device).into(), Cell::new(&ep.state, of_state(&ep.state))];
+        let mut row: Vec<Cell> =
+            vec![name.into(), (&ep.device).into(), origin(ep).into(), Cell::new(&ep.state, of_state(&ep.state))];
         row.extend([few(&ep.addresses, session.wide()).into(), sent.into(), received.into()]);
         if session.wide() {
             row.extend([ep.id.into(), ep.ifindex.into(), ep.mac.clone().unwrap_or_default().into()]);
@@ -157,6 +156,11 @@ pub fn pick<T: Clone>(all: Vec<T>, names: &[String], name_of: impl Fn(&T) -> &st
         }
     }
     Ok(picked)
+}
+
+/// Where an endpoint comes from.
+pub fn origin(ep: &EndpointStatus) -> &'static str {
+    if ep.discovered { "discovered" } else { "applied" }
 }
 
 /// `app=web,zone=a`.

@@ -42,6 +42,8 @@ pub struct Inputs {
 pub struct Nic {
     /// The resource's name, or the device's.
     pub name: String,
+    /// Whether no resource names it.
+    pub discovered: bool,
     /// The name of the host-side device.
     pub device: String,
     /// Its labels.
@@ -98,7 +100,7 @@ impl Inputs {
         let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name));
         for device in self.world.devices.values().filter(matching) {
             if nics.iter().all(|n| n.device != device.name) {
-                nics.push(self.nic(&device.name, &device.name, None, &[]));
+                nics.push(Nic { discovered: true, ..self.nic(&device.name, &device.name, None, &[]) });
             }
         }
         nics
@@ -192,6 +194,7 @@ mod tests {
         let nics = inputs(vec![]).endpoints();
         let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.ifindex(), n.segment, n.mac[5], n.addresses.clone())).collect();
         assert_eq!(got, [("tap1", 4, 3, 0, vec![]), ("tap2", 5, 0, 2, vec![[10, 0, 0, 2].into()])]);
+        assert!(nics.iter().all(|n| n.discovered));
         assert_eq!((nics[0].host_mac[5], nics[1].host_mac[5]), (3, 5), "the bridge's, or the device's own");
     }
 
@@ -214,7 +217,7 @@ mod tests {
                 ("vm9", "tap2", 5, 7, 0)
             ]
         );
-        assert!(nics.iter().all(|n| n.labels["app"] == "web"));
+        assert!(nics.iter().all(|n| n.labels["app"] == "web" && !n.discovered));
     }
 
     #[test]

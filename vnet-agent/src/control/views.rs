@@ -153,6 +153,7 @@ fn endpoint(nic: &Nic, attachment: Option<&Attachment>, datapath: &Datapath) -> 
     let foreign = attachment.and_then(|a| a.state.as_ref().ok()).map(|a| a.foreign.as_slice()).unwrap_or_default();
     Ok(EndpointStatus {
         name: nic.name.clone(),
+        discovered: nic.discovered,
         id: attachment.map_or(0, |a| a.row.id),
         device: nic.device.clone(),
         ifindex: nic.ifindex(),

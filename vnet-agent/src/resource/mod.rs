@@ -27,10 +27,8 @@ pub use load_balancer::{
 };
 pub use parse::{Located, parse};
 pub use schema::schema;
+pub use vnet_common::api::API_VERSION;
 pub use yaml::to_yaml;
-
-/// The only version so far.
-pub const API_VERSION: &str = "vnet/v1alpha1";
 
 /// Name and labels of a resource.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

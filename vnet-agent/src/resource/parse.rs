@@ -46,7 +46,7 @@ pub fn parse(files: &[File]) -> Result<Vec<Located>, Vec<Fault>> {
             faults.push(source.fault_of_file(format!("the file is larger than {} MiB: split it", LARGEST >> 20)));
             continue;
         }
-        for root in tree::documents(&source, &mut faults) {
+        for root in tree::documents(&source, &mut faults).into_iter().filter(|root| !is_discovered(root)) {
             found.extend(read(&source, root, &mut faults));
         }
     }
@@ -54,6 +54,13 @@ pub fn parse(files: &[File]) -> Result<Vec<Located>, Vec<Fault>> {
     let names: Vec<&str> = files.iter().map(|file| file.name.as_str()).collect();
     let faults = faults.into_sorted(&names);
     if faults.is_empty() { Ok(found) } else { Err(faults) }
+}
+
+/// An endpoint that `vnet-ctl get` marks as discovered: nobody asked for it. It is passed over, so that what `get` gives can be
+/// applied without making resources of devices that come and go.
+fn is_discovered(root: &Node) -> bool {
+    let is = |field, value: serde_json::Value| root.field(field).is_some_and(|node| node.to_json() == value);
+    is("kind", "Endpoint".into()) && is("discovered", true.into())
 }
 
 /// One document, as far as it can be read.

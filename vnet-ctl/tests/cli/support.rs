@@ -132,6 +132,7 @@ impl Control for Memory {
             documents
                 .extend(serde_saphyr::from_multiple::<Value>(&file.text).map_err(|error| Refusal::invalid(error.to_string()))?);
         }
+        documents.retain(|document| document["discovered"] != true);
         if !faults.is_empty() {
             return Err(Refusal::faults("nothing was applied", faults));
         }
@@ -159,8 +160,12 @@ impl Control for Memory {
         Ok(ApplyResponse { changes: there.into_iter().map(change).collect(), warnings: Vec::new() })
     }
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
-        Ok(vec![EndpointStatus {
+        let resources = self.resources(Some("Endpoint"))?;
+        let applied =
+            resources.iter().map(|resource| EndpointStatus { name: name(resource).to_owned(), ..EndpointStatus::default() });
+        let found = EndpointStatus {
             name: "tap0".to_owned(),
+            discovered: true,
             id: 1,
             device: "tap0".to_owned(),
             ifindex: 7,
@@ -170,7 +175,8 @@ impl Control for Memory {
             bytes: [2048, 10],
             packets: [("egress".to_owned(), [("lb-new-flow".to_owned(), 4)].into())].into(),
             ..EndpointStatus::default()
-        }])
+        };
+        Ok(applied.chain([found]).collect())
     }
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
         Ok(self.resources(Some("LoadBalancer"))?.iter().map(|resource| self.status_of(resource)).collect())

@@ -11,9 +11,10 @@ use crate::support::{Host, ran};
 #[test]
 fn what_does_not_exist_is_answered_with_what_does() {
     let host = Host::start();
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["get", "lb", "wbe"], "there is no load balancer 'wbe'; did you mean 'web'?"),
-        (&["get", "lb", "wbe", "-o", "yaml"], "did you mean 'web'?"),
+        (&["get", "lb", "wbe", "-o", "yaml"], "there is no load balancer 'wbe'; did you mean 'web'?"),
+        (&["get", "ep", "eth7", "-o", "json"], "there is no endpoint 'eth7'; there is: tap0"),
         (&["describe", "lb", "wbe"], "there is no load balancer 'wbe'; did you mean 'web'?"),
         (&["describe", "ep", "eth7"], "there is no endpoint 'eth7'; there is: tap0"),
         (&["delete", "lb", "wbe"], "there is no loadbalancer/wbe; did you mean 'web'?"),

@@ -98,8 +98,8 @@ web    10.0.0.100,fd00::100   TCP        80,443   2/3     stack
         assert_eq!(host.run(&["get", kind]).out, expected, "{kind}");
     }
     let endpoints = "\
-NAME   DEVICE   STATE      ADDRESSES     SENT   RECEIVED
-tap0   tap0     attached   10.0.0.1    2.0KiB        10B
+NAME   DEVICE   ORIGIN       STATE      ADDRESSES     SENT   RECEIVED
+tap0   tap0     discovered   attached   10.0.0.1    2.0KiB        10B
 ";
     assert_eq!(host.run(&["get", "ep", "tap0"]).out, endpoints);
     let all = host.run(&["get", "all"]).out;
@@ -116,10 +116,29 @@ fn get_gives_resources_to_programs() {
     assert_eq!(list, serde_json::json!([one]));
     let yaml: Value = serde_saphyr::from_str(&host.run(&["get", "lb", "-o", "yaml"]).out).unwrap();
     assert_eq!(yaml, one);
-    let ran = host.run(&["get", "ep", "tap0", "-o", "yaml"]);
-    assert!(ran.code == 1 && ran.err.contains("discovered: vnet-ctl describe endpoint tap0"), "{ran:?}");
-    let ran = host.run(&["get", "ep", "-o", "json"]);
-    assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "[]\n", "no endpoints were applied yet\n"));
+}
+
+#[test]
+fn programs_get_the_endpoints_that_people_see() {
+    let host = Host::start();
+    let applied = serde_json::json!({
+        "apiVersion": "vnet/v1alpha1", "kind": "Endpoint", "metadata": {"name": "vm1"}, "spec": {"device": "tap1"},
+    });
+    let found = serde_json::json!({
+        "apiVersion": "vnet/v1alpha1", "kind": "Endpoint", "metadata": {"name": "tap0"}, "discovered": true,
+        "spec": {"device": "tap0", "mac": "52:54:00:00:00:01", "addresses": ["10.0.0.1"]},
+    });
+    host.run_with_input(&["apply", "-f", "-"], &applied.to_string());
+    let get = |what: &[&str]| -> Value { serde_json::from_str(&host.run(&[&["get", "-o", "json"], what].concat()).out).unwrap() };
+    assert_eq!(get(&["ep"]), serde_json::json!([applied, found]));
+    assert_eq!((get(&["ep", "tap0"]), get(&["ep/vm1"])), (found.clone(), applied));
+    assert_eq!(get(&["all"])[2], found, "after web and vm1");
+    let yaml = host.run(&["get", "ep", "tap0", "-o", "yaml"]).out;
+    assert_eq!(serde_saphyr::from_str::<Value>(&yaml).unwrap(), found);
+    let table = host.run(&["get", "ep"]).out;
+    assert!(table.contains("ORIGIN") && table.contains("discovered") && table.contains("applied"), "{table}");
+    let ran = host.run_with_input(&["delete", "-f", "-"], &host.run(&["get", "ep", "-o", "yaml"]).out);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "endpoint/vm1 deleted\n"), "{ran:?}");
 }
 
 #[test]
@@ -130,7 +149,7 @@ fn describe_says_everything() {
         assert!(lb.contains(part), "no {part} in:\n{lb}");
     }
     let ep = host.run(&["describe", "endpoint/tap0"]).out;
-    for part in ["tap0 (index 7)", "52:54:00:00:00:01", "egress      lb-new-flow         4"] {
+    for part in ["tap0 (index 7)", "discovered", "52:54:00:00:00:01", "egress      lb-new-flow         4"] {
         assert!(ep.contains(part), "no {part} in:\n{ep}");
     }
     let live: Value = serde_json::from_str(&host.run(&["describe", "ep", "tap0", "-o", "json"]).out).unwrap();

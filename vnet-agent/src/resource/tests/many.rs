@@ -26,6 +26,16 @@ fn nothing_is_no_fault() {
 }
 
 #[test]
+fn endpoints_that_were_discovered_are_no_resources() {
+    let found = format!("{ENDPOINT}discovered: true\n");
+    assert!(good(&found).is_empty());
+    assert_eq!(good(&format!("{found}---\n{BALANCER}---\n{ENDPOINT}")).len(), 2);
+    for odd in [found.replace("true", "false"), found.replace("true", "'true'"), format!("{BALANCER}discovered: true\n")] {
+        assert!(bad(&odd)[0].message.contains("discovered"), "{odd}");
+    }
+}
+
+#[test]
 fn a_byte_order_mark_and_other_line_ends_are_fine() {
     good(&format!("\u{feff}{}", BALANCER.replace('\n', "\r\n")));
     let fault = &bad(&format!("\u{feff}{}", BALANCER.replace("LoadB", "B").replace('\n', "\r\n")))[0];
