@@ -217,6 +217,23 @@ fn desired_state_is_there_after_a_restart() -> Result<()> {
 /// From the agent with the map layout before this one, and its programs, to this one. Flows are copied from the old tables
 /// to the new while the old programs go on.
 #[test]
+fn a_backup_can_be_applied_and_makes_no_resources_of_discovered_endpoints() -> Result<()> {
+    let net = Routed::new(1)?;
+    let agent = Agent::start(&net.host, &["client0"])?;
+    agent.apply(&web(&[&net.members[0]], 8080, ""))?;
+    for format in ["yaml", "json"] {
+        let backup = agent.ctl(&["get", "all", "-o", format])?;
+        ensure!(backup.contains("client0") && backup.contains("discovered"), "{backup}");
+        agent.ctl(&["delete", "lb", "web"])?;
+        let applied = agent.apply(&backup)?;
+        ensure!(applied == "loadbalancer/web created\n", "{applied}");
+        let endpoints = json(&agent.ctl(&["get", "ep", "-o", "json"])?)?;
+        ensure!(endpoints[0]["discovered"] == true && endpoints.as_array().is_some_and(|all| all.len() == 1), "{endpoints}");
+    }
+    Ok(())
+}
+
+#[test]
 fn an_upgrade_with_another_map_layout_under_load() -> Result<()> {
     let net = Routed::new(3)?;
     let (_echoes, policy) = scene(&net)?;
