@@ -240,7 +240,7 @@ pub struct Shortcut<'m> {
     via: Option<&'m MemberRow>,
 }
 
-/// [`route`] for the short way; `None` where only the long way can tell.
+/// [`route`] for the short way, by the same rules; `None` where only the long way can tell.
 #[inline(always)]
 pub fn shortcut<'m, A: Address, M: Maps>(
     m: &'m M,
@@ -292,10 +292,9 @@ where
     P: Packet,
     M: Maps + FlowMaps<A>,
 {
-    let to = local(m, from, &h.dst)?;
-    if passage(h, to, is_routed(from, to), p.size(), p.segment()) != Passage::Fits {
-        return None;
-    }
+    // As the long way has it: what is not for this host, or does not fit, is not ours here.
+    let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), p.size(), p.segment()) == Passage::Fits);
+    let Some(to) = to else { return Some(Verdict::Next(Reason::NotOurs)) };
     let key = vip::key(to, Direction::Ingress, h);
     let t = track::hit(m, &key, p.size(), |t| t.flags & flow_flags::REDIRECT != 0)?;
     if rewrite::apply(p, h, &t.rewrite, Side::Source).is_none() {

@@ -18,10 +18,12 @@ use crate::addr::{Address, V4, V6};
 
 pub mod track;
 
-/// Layout number of everything that is pinned. Any change of a map's key, value or meaning takes the next one.
+/// Layout number of everything that is pinned. Any change of a map's key, value or meaning takes the next one; so does a change of
+/// [`crate::hash`], which says where things lie. (There was no release yet: until then it is not raised.)
 pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 
-/// A cached flow is written back to the main table after this many jiffies at most (HZ 1000: 0.13 s; HZ 100: 1.3 s).
+/// A cached flow is written back to the main table with its first packet after this many jiffies (HZ 1000: 0.13 s; HZ 100: 1.3 s), or when its
+/// slot is taken over.
 pub const FLUSH_JIFFIES: u32 = 128;
 
 /// Neighbouring slots of a CPU's flow cache in one of which a flow may be. With one, a cache twice as large as the flows are many has no room

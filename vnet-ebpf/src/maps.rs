@@ -115,7 +115,7 @@ fn with<T, R>(value: Option<*mut T>, f: impl FnOnce(&mut T) -> R) -> Option<R> {
 /// Tells the compiler what it cannot know of a pointer that a helper returned: else it would access the value byte by byte.
 #[inline(always)]
 fn aligned<T>(value: *mut T) -> *mut T {
-    // SAFETY: maps align their values to eight bytes, and no type in them asks for more: caches of whole lines start on one.
+    // SAFETY: maps align their values to eight bytes (those that can be mapped, the flow caches among them, to pages).
     unsafe { core::hint::assert_unchecked((value as usize).is_multiple_of(8)) };
     value
 }

@@ -78,7 +78,8 @@ fn bounds(ctx: *mut __sk_buff) -> (usize, usize) {
     (start, end)
 }
 
-// Packet memory is aligned to nothing, and the compiler would access it byte by byte. The kernel allows words there.
+// Packet memory is aligned to nothing, and the compiler would access it byte by byte. The kernel allows words there on machines
+// that read them from anywhere efficiently: x86-64, arm64.
 
 /// Reads `N` bytes of the packet, whose bounds the caller has checked.
 #[inline(always)]

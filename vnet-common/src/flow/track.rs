@@ -1,6 +1,6 @@
 //! Finding a packet's flow, and keeping the flow's state and counts.
 //!
-//! The hot path is a [`hit`] in the CPU's cache: one line is read and written. The tables are asked ([`find`], [`proceed`]) when it misses,
+//! The hot path is a [`hit`] in the CPU's cache: mostly one line is read and written (IPv6: two). The tables are asked ([`find`], [`proceed`]) when it misses,
 //! and once every [`FLUSH_JIFFIES`] for a flow that it has.
 
 use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
@@ -95,7 +95,10 @@ fn is_plain<A: Address>(seen: &Seen<A>) -> bool {
 /// What a packet of a known flow is counted as.
 #[inline(always)]
 fn usual<A: Address>(key: &FlowKey<A>) -> Reason {
-    if key.direction == Direction::Egress as u8 { Reason::Established } else { Reason::Reply }
+    match direction(key) {
+        Direction::Egress => Reason::Established,
+        Direction::Ingress => Reason::Reply,
+    }
 }
 
 /// The first way that passes. No loop: the verifier would lose count of it.
@@ -206,37 +209,32 @@ fn count<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, table: Table, seen: &Seen<A
     m.member_traffic(e.member, direction(&seen.key), 1, seen.bytes);
 }
 
-/// Puts the flow into its cache slot, unless a flow in use is there; what the slot had not yet written back is written.
+/// Counts the packet at hand in its entry, and puts the flow into a cache slot, unless all are in use; what the slot had not yet written back
+/// is written.
 #[inline(never)]
 fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>) {
     let Work { seen, entry, spare, .. } = w;
-    // Whether the packet was counted in the slot, and what the slot owes to the entry of `spare`.
-    let (mut counted, mut owed) = (false, (0, 0, 0));
-    let mut last_seen = seen.now;
     let idle = |s: &mut CacheSlot<A>| s.key.endpoint == 0 || seen.now.wrapping_sub(s.flushed) >= IDLE_JIFFIES;
+    // Before an idle slot, that of the flow itself: it may have only one.
     let way = way(m, seen.hash, &seen.key).or_else(|| first(|way| m.cached(seen.hash, way, idle) == Some(true)));
-    let Some(way) = way else { return count(m, Table::Main, seen, entry) };
-    m.cached(seen.hash, way, |s| {
-        let same = s.key.is(&seen.key);
-        // Also where the flow stays: one whose copy is time and again made invalid would never be written back.
-        (*spare, owed) = (s.key, (s.member, s.packets, s.bytes));
-        if !same {
-            last_seen = seen.now.wrapping_sub(IDLE_JIFFIES);
-            s.key = seen.key;
-        }
-        s.rewrite = entry.rewrite;
-        (s.generation, s.stamp, s.member, s.flags) = (entry.generation, seen.stamp, entry.member, entry.flags);
-        (s.packets, s.bytes, s.flushed) = (1, seen.bytes, seen.now);
-        counted = true;
-    });
-    let (member, packets, bytes) = owed;
+    // What the slot owes to the entry of `spare`, and when the last of it may have come.
+    let (mut member, mut packets, mut bytes, mut last) = (0, 0, 0, 0);
+    if let Some(way) = way {
+        m.cached(seen.hash, way, |s| {
+            // Also where the flow stays: one whose copy is time and again made invalid would never be written back.
+            (member, packets, bytes) = (s.member, s.packets, s.bytes);
+            last = if s.key.is(&seen.key) { seen.now } else { s.flushed.wrapping_add(FLUSH_JIFFIES) };
+            (*spare, s.key) = (s.key, seen.key);
+            s.rewrite = entry.rewrite;
+            (s.generation, s.stamp, s.member, s.flags) = (entry.generation, seen.stamp, entry.member, entry.flags);
+            (s.packets, s.bytes, s.flushed) = (0, 0, seen.now);
+        });
+    }
     if packets != 0 {
-        m.add(Table::Main, spare, packets, bytes, last_seen);
+        m.add(Table::Main, spare, packets, bytes, last);
         m.member_traffic(member, direction(spare), packets, bytes);
     }
-    if !counted {
-        count(m, Table::Main, seen, entry);
-    }
+    count(m, Table::Main, seen, entry);
 }
 
 #[inline(never)]
