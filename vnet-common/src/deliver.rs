@@ -40,7 +40,7 @@ pub enum Todo {
     Drop,
 }
 
-/// The way of a packet to its member.
+/// The way of a packet to its member. [`shortcut`] has the same rules for packets of cached flows.
 #[inline(never)]
 pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
     let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
@@ -175,13 +175,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut 
             _ => {}
         }
     }
-    if !(done && address_to(p, &w.headers, to, w.routed).is_some()) {
-        return Verdict::Drop(Reason::NoMemory);
-    }
-    if peer {
-        p.set_to_host();
-    }
-    Verdict::Redirect { ifindex: to.ifindex, peer, reason }
+    if done { put_onto(p, &w.headers, to, w.routed, reason) } else { FAILED }
 }
 
 /// Addresses the frame to the member's MAC.
@@ -303,7 +297,8 @@ where
     Some(send_to(p, m, h, from, to, [Reason::Reply; 2]))
 }
 
-const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
+/// The kernel had no memory for what was to be done.
+pub const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
 
 /// Sends a rewritten packet to the endpoint `to`; counted for these reasons at either end.
 #[inline(always)]
@@ -315,15 +310,23 @@ fn send_to<A: Address, P: Packet, M: Maps>(
     to: &EndpointRow,
     [here, there]: [Reason; 2],
 ) -> Verdict {
-    if address_to(p, h, to, is_routed(from, to)).is_none() {
+    if to.flags & endpoint_flags::PEER != 0 {
+        m.count(to.slot, Direction::Ingress, there, p.size());
+    }
+    put_onto(p, h, to, is_routed(from, to), here)
+}
+
+/// Addresses a packet whose ingress stages are done to the endpoint `to`, and sends it there.
+#[inline(always)]
+fn put_onto<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool, reason: Reason) -> Verdict {
+    if address_to(p, h, to, routed).is_none() {
         return FAILED;
     }
     let peer = to.flags & endpoint_flags::PEER != 0;
     if peer {
-        m.count(to.slot, Direction::Ingress, there, p.size());
         p.set_to_host();
     }
-    Verdict::Redirect { ifindex: to.ifindex, peer, reason: here }
+    Verdict::Redirect { ifindex: to.ifindex, peer, reason }
 }
 
 /// The packet was made into an answer, or must go unanswered.

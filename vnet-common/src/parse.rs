@@ -43,6 +43,8 @@ pub mod tcp {
     pub const RST: u8 = 1 << 2;
     /// The acknowledgement number is valid.
     pub const ACK: u8 = 1 << 4;
+    /// Those of packets that open or end a connection: a flow cache does not see them.
+    pub const EDGES: u8 = SYN | FIN | RST;
 }
 
 /// What the datapath needs of a packet's headers.
@@ -129,7 +131,7 @@ fn is_plain_l4<P: Packet>(p: &P, protocol: u8, l4: usize, room: u32) -> bool {
     }
     let Some([offset, flags]) = p.read(l4 + 12) else { return false };
     let size = u32::from(offset >> 4) << 2;
-    protocol == protocol::TCP && size >= 20 && size <= room && flags & (tcp::SYN | tcp::FIN | tcp::RST) == 0
+    protocol == protocol::TCP && size >= 20 && size <= room && flags & tcp::EDGES == 0
 }
 
 /// Parses an IPv4 packet as most are.
@@ -143,19 +145,8 @@ pub fn plain4<P: Packet>(p: &P) -> Option<Headers<V4>> {
     {
         return None;
     }
-    let [sport, dport] = ports(p.read(ETH + 20)?);
-    Some(Headers {
-        src: V4::from(p.read(ETH + 12)?),
-        dst: V4::from(p.read(ETH + 16)?),
-        sport,
-        dport,
-        protocol,
-        tcp: tcp::ACK,
-        ttl,
-        fragment: false,
-        dont_fragment: o1 & 0x40 != 0,
-        l4: ETH + 20,
-    })
+    let (src, dst) = (V4::from(p.read(ETH + 12)?), V4::from(p.read(ETH + 16)?));
+    Some(plain(src, dst, p.read(ETH + 20)?, protocol, ttl, o1 & 0x40 != 0))
 }
 
 /// Parses an IPv6 packet as most are.
@@ -167,24 +158,16 @@ pub fn plain6<P: Packet>(p: &P) -> Option<Headers<V6>> {
     if first >> 4 != 6 || payload == 0 || payload + 40 + ETH as u32 > p.size() || !is_plain_l4(p, protocol, ETH + 40, payload) {
         return None;
     }
-    let [sport, dport] = ports(p.read(ETH + 40)?);
-    Some(Headers {
-        src: V6::of(p.read(ETH + 8)?, p.read(ETH + 16)?),
-        dst: V6::of(p.read(ETH + 24)?, p.read(ETH + 32)?),
-        sport,
-        dport,
-        protocol,
-        tcp: tcp::ACK,
-        ttl,
-        fragment: false,
-        dont_fragment: true,
-        l4: ETH + 40,
-    })
+    let src = V6::of(p.read(ETH + 8)?, p.read(ETH + 16)?);
+    let dst = V6::of(p.read(ETH + 24)?, p.read(ETH + 32)?);
+    Some(plain(src, dst, p.read(ETH + 40)?, protocol, ttl, true))
 }
 
+/// The headers of a packet as most are. Its TCP flags are none of [`tcp::EDGES`], and are not asked for again.
 #[inline(always)]
-fn ports([a, b, c, d]: [u8; 4]) -> [[u8; 2]; 2] {
-    [[a, b], [c, d]]
+fn plain<A: Address>(src: A, dst: A, [a, b, c, d]: [u8; 4], protocol: u8, ttl: u8, dont_fragment: bool) -> Headers<A> {
+    let (sport, dport) = ([a, b], [c, d]);
+    Headers { src, dst, sport, dport, protocol, tcp: 0, ttl, fragment: false, dont_fragment, l4: A::PLAIN_L4 }
 }
 
 /// Parses an IPv4 packet whose EtherType said so.

@@ -10,7 +10,7 @@
 
 use crate::addr::{Address, V4, V6};
 use crate::answer;
-use crate::deliver::{self, Shortcut, Todo};
+use crate::deliver::{self, FAILED, Shortcut, Todo};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
 use crate::flow::{FlowMaps, Work, track};
 use crate::lb::LbMaps;
@@ -34,10 +34,8 @@ pub struct Scratch {
 pub trait Maps: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6> {}
 impl<M: HostMaps + EndpointMaps + LbMaps + FlowMaps<V4> + FlowMaps<V6>> Maps for M {}
 
-/// There is always room; the verifier wants to see the question.
-const NO_ROOM: Verdict = Verdict::Drop(Reason::NoMemory);
-
-/// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it is needed.
+/// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
+/// is needed; there always is some, but the verifier wants to see the question.
 #[inline(always)]
 pub fn egress<'s, P: Packet, M: Maps>(
     p: &mut P,
@@ -80,11 +78,11 @@ fn egress_frame<'s, P: Packet, M: Maps>(
     match kind {
         ethertype::IPV4 => match egress_known::<V4, _, _>(p, m, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(NO_ROOM, |s| egress_ip(p, m, &mut s.v4, ep)),
+            None => room().map_or(FAILED, |s| egress_ip(p, m, &mut s.v4, ep)),
         },
         ethertype::IPV6 => match egress_known::<V6, _, _>(p, m, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(NO_ROOM, |s| egress_ip(p, m, &mut s.v6, ep)),
+            None => room().map_or(FAILED, |s| egress_ip(p, m, &mut s.v6, ep)),
         },
         ethertype::ARP if arp(p, m, ep) => Verdict::Reply(Reason::VipNeighbor),
         _ => Verdict::Next(Reason::NotIp),
@@ -102,11 +100,11 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
     match kind {
         ethertype::IPV4 => match ingress_known::<V4, _, _>(p, m, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(NO_ROOM, |s| ingress_ip(p, m, &mut s.v4, ep)),
+            None => room().map_or(FAILED, |s| ingress_ip(p, m, &mut s.v4, ep)),
         },
         ethertype::IPV6 => match ingress_known::<V6, _, _>(p, m, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(NO_ROOM, |s| ingress_ip(p, m, &mut s.v6, ep)),
+            None => room().map_or(FAILED, |s| ingress_ip(p, m, &mut s.v6, ep)),
         },
         _ => Verdict::Next(Reason::NotIp),
     }
@@ -141,7 +139,7 @@ fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, 
     let key = vip::key(ep, Direction::Ingress, &h);
     let t = track::hit(m, &key, p.size(), |_| true)?;
     let done = rewrite::apply(p, &h, &t.rewrite, Side::Source).is_some();
-    Some(if done { Verdict::Next(Reason::Reply) } else { Verdict::Drop(Reason::NoMemory) })
+    Some(if done { Verdict::Next(Reason::Reply) } else { FAILED })
 }
 
 #[inline(always)]
@@ -173,7 +171,7 @@ fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: 
     }
     match judge_ingress(m, w, ep, p.size()) {
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
-        Decision::Forward => Verdict::Drop(Reason::NoMemory),
+        Decision::Forward => FAILED,
         Decision::Drop => Verdict::Drop(w.reason),
         _ => Verdict::Next(Reason::NotOurs),
     }

@@ -88,8 +88,8 @@ pub fn proceed<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: 
 
 /// Is it in the middle of its flow?
 #[inline(always)]
-fn is_plain<A: Address>(seen: &Seen<A>) -> bool {
-    seen.tcp & u32::from(tcp::SYN | tcp::FIN | tcp::RST) == 0
+fn is_amid<A: Address>(seen: &Seen<A>) -> bool {
+    seen.tcp & u32::from(tcp::EDGES) == 0
 }
 
 /// What a packet of a known flow is counted as.
@@ -164,7 +164,7 @@ where
         forget(m, slot, Table::Main, &w.seen.key, &w.partner); // the client reuses the port
         return Course::None;
     }
-    if is_plain(seen) {
+    if is_amid(seen) {
         remember(m, w);
     } else {
         count(m, Table::Main, seen, e);
