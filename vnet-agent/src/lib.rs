@@ -6,5 +6,7 @@ pub mod datapath;
 pub mod device;
 pub mod lb;
 pub mod object;
+#[cfg(test)]
+mod random;
 pub mod resource;
 pub mod store;

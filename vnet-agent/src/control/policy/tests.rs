@@ -12,6 +12,7 @@ use super::*;
 use crate::lb::compile::fixtures::{lb, member};
 use crate::lb::live::{Live, Write};
 use crate::lb::plan::Limits;
+use crate::random::Random;
 use crate::resource::Metadata;
 
 /// A store in memory that can be told to fail.
@@ -307,26 +308,6 @@ fn a_member_that_was_down_is_down_after_a_restart() {
     again.refresh();
     assert_eq!(rig.members(), down);
     assert_eq!(again.inputs().health[&first].0, Health::Down);
-}
-
-/// Xorshift: the same changes every time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn byte(&mut self, n: u64) -> u8 {
-        self.below(n) as u8
-    }
 }
 
 /// Load balancers share few VIPs, each on ports of its own, and few members.

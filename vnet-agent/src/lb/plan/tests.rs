@@ -8,6 +8,7 @@ use vnet_common::map::MAGLEV_BLOCK;
 use super::*;
 use crate::lb::compile::Place;
 use crate::lb::live::MemberKey;
+use crate::random::Random;
 use crate::resource::Protocol;
 
 const LIMITS: Limits = Limits { vips: 64, groups: 16, members: 150, blocks: 2100 };
@@ -149,17 +150,7 @@ fn member_rows(live: &Live) -> HashMap<(VipKey, MemberKey), (u32, u32)> {
     members.collect()
 }
 
-/// XorShift64*: repeatable, and enough to wander.
-struct Random(u64);
-
 impl Random {
-    fn below(&mut self, n: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_F491_4F6C_DD1D) >> 33) % n
-    }
-
     fn group(&mut self, lb: usize, v4: bool, port: u16) -> Group {
         let vip = |i: u64| -> IpAddr {
             if v4 { [10, 0, lb as u8, i as u8].into() } else { [0xFD00, 0, 0, 0, 0, 0, lb as u16, i as u16].into() }

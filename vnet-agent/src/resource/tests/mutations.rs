@@ -4,18 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::fields::{BALANCER, ENDPOINT, SELECTOR};
 use super::*;
-
-/// xorshift64*: the same numbers at each run.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        usize::try_from(self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33).unwrap() % limit.max(1)
-    }
-}
+use crate::random::Random;
 
 const BITS: &[&str] = &[
     "",
@@ -64,14 +53,14 @@ const BITS: &[&str] = &[
 
 fn damage(text: &str, random: &mut Random) -> String {
     let mut text = text.to_owned();
-    for _ in 0..=random.below(4) {
-        let from = text.floor_char_boundary(random.below(text.len() + 1));
-        let until = text.floor_char_boundary((from + random.below(12)).min(text.len())).max(from);
-        match random.below(3) {
-            0 => text.replace_range(from..until, BITS[random.below(BITS.len())]),
-            1 => text.insert_str(from, BITS[random.below(BITS.len())]),
+    for _ in 0..=random.index(4) {
+        let from = text.floor_char_boundary(random.index(text.len() + 1));
+        let until = text.floor_char_boundary((from + random.index(12)).min(text.len())).max(from);
+        match random.index(3) {
+            0 => text.replace_range(from..until, BITS[random.index(BITS.len())]),
+            1 => text.insert_str(from, BITS[random.index(BITS.len())]),
             _ => {
-                let line: String = text.lines().nth(random.below(text.lines().count())).unwrap_or_default().to_owned();
+                let line: String = text.lines().nth(random.index(text.lines().count())).unwrap_or_default().to_owned();
                 text.insert_str(from, &line);
             }
         }
