@@ -79,10 +79,10 @@ struct Knobs {
     /// Addresses of this host's endpoints.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().locals)]
     max_addresses: u32,
-    /// IPv4 flow cache slots for each CPU: a power of two, or 0 for no cache at all.
+    /// IPv4 flow cache slots for each CPU: a power of two from 4 on, or 0 for no cache at all.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().cache[0])]
     cache_slots: u32,
-    /// IPv6 flow cache slots for each CPU: a power of two, or 0 for no cache at all.
+    /// IPv6 flow cache slots for each CPU: a power of two from 4 on, or 0 for no cache at all.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().cache[1])]
     cache_slots6: u32,
 }

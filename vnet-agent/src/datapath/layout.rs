@@ -32,7 +32,7 @@ pub struct Sizes {
     pub maglev: u32,
     /// Addresses of this host's endpoints.
     pub locals: u32,
-    /// Slots of a CPU's IPv4 and IPv6 flow cache: a power of two each; 0 for no cache at all.
+    /// Slots of a CPU's IPv4 and IPv6 flow cache: a power of two from [`CACHE_WAYS`] on each; 0 for no cache at all.
     pub cache: [u32; 2],
 }
 
