@@ -11,6 +11,22 @@ pub mod flags {
     pub const REDIRECT_BACK: u16 = 1;
     /// The device is a veth whose peer is in another network namespace: `bpf_redirect_peer` can enter it.
     pub const PEER: u16 = 1 << 1;
+    /// Its flows are judged by its set: [`super::EndpointRow::set`]. What cannot be judged is dropped.
+    pub const POLICED: u16 = 1 << 2;
+    /// It is in quarantine.
+    pub const QUARANTINED: u16 = 1 << 3;
+    /// Its frames must have its MAC, also inside of ARP and neighbour discovery.
+    pub const CHECK_MAC: u16 = 1 << 4;
+    /// Its packets must have one of its addresses, also inside of ARP and neighbour discovery.
+    pub const CHECK_IP: u16 = 1 << 5;
+    /// It may use ARP and neighbour discovery.
+    pub const NEIGHBORS: u16 = 1 << 6;
+    /// It may be a DHCP client.
+    pub const DHCP: u16 = 1 << 7;
+    /// It is a router: it may advertise itself as one.
+    pub const ROUTER: u16 = 1 << 8;
+    /// It may originate tunnel packets.
+    pub const TUNNELS: u16 = 1 << 9;
 }
 
 /// One endpoint's device. Row `ifindex % ENDPOINT_ROWS` of the endpoint table, if `ifindex` matches.
@@ -36,7 +52,19 @@ pub struct EndpointRow {
     /// See [`flags`].
     pub flags: u16,
     /// Zero.
-    pub pad: [u8; 10],
+    pub pad: u16,
+    /// Row of its set in `SETS`. One 64-bit word with the next, so that both change at once.
+    pub set: u32,
+    /// Its own identity.
+    pub identity: u32,
+    /// The number of its security group, and …
+    pub group: u32,
+    /// … how often it was moved: says which is newer, this row or the store. One word.
+    pub moves: u32,
+    /// A copy of each of its packets goes out of this device; 0: none.
+    pub mirror: u32,
+    /// Zero.
+    pub pad2: u32,
 }
 
 /// What was done with an endpoint's packets, per CPU; row [`EndpointRow::slot`].
@@ -68,7 +96,7 @@ impl EndpointCounters {
     }
 }
 
-const _: () = assert!(size_of::<EndpointRow>() == 48 && size_of::<EndpointCounters>() == 1008);
+const _: () = assert!(size_of::<EndpointRow>() == 64 && size_of::<EndpointCounters>() == 1008);
 
 /// How many flows an endpoint has in the main table, both families: `created - removed`, entries counted in pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -14,6 +14,7 @@ pub mod bench;
 pub mod checksum;
 pub mod deliver;
 pub mod endpoint;
+pub mod event;
 pub mod flow;
 pub mod hash;
 #[cfg(feature = "host")]
@@ -25,5 +26,6 @@ pub mod parse;
 pub mod pipeline;
 #[cfg(feature = "aya")]
 mod pod;
+pub mod policy;
 pub mod rewrite;
 pub mod verdict;

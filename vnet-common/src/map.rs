@@ -30,6 +30,16 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("MEMBERS", "members of groups", 65_536),
     ("MEMBER_COUNTERS", "packets and flows by member, per CPU", 65_536),
     ("MAGLEV", "pick tables, blocks of member rows", 1 << 18),
+    ("SETS", "policy sets: rules of endpoints that have the same", 4096),
+    ("RULES", "rules of policy sets", 1 << 17),
+    ("PORTS", "ports of policy sets", 1 << 17),
+    ("BITS", "which rules match, 64 a word", 1 << 20),
+    ("PEERS", "peers of policy sets", 1 << 20),
+    ("IPCACHE", "identities of addresses", 1 << 17),
+    ("CIDRS", "identities of networks", 1 << 16),
+    ("RULE_COUNTERS", "decisions by rule, per CPU", 1 << 16),
+    ("EVENTS", "events, for the agent", 1 << 20),
+    ("EVENT_BUDGET", "events reported and suppressed, per CPU", 1),
 ];
 
 /// Words of the [`Config`] map.
@@ -40,4 +50,10 @@ pub struct Config {
     pub generation: u32,
     /// Main-table entry pairs an endpoint may have.
     pub flow_quota: u32,
+    /// UDP ports that only tunnels use, big-endian; 0: none.
+    pub tunnel_ports: [[u8; 2]; 4],
+    /// Kinds of events that are wanted; see [`crate::event::kind`].
+    pub events: u32,
+    /// Events that each CPU reports in a window of [`crate::event::WINDOW_JIFFIES`], at most.
+    pub event_rate: u32,
 }

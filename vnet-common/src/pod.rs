@@ -20,6 +20,14 @@ pod!(
     crate::lb::MemberRow,
     crate::lb::MemberCounters,
     crate::map::Config,
+    crate::policy::AddressKey,
+    crate::policy::PeerKey,
+    crate::policy::PortRow,
+    crate::policy::RuleRow,
+    crate::policy::RuleCounters,
+    crate::policy::SetRow,
+    crate::event::EventRow,
+    crate::event::EventBudget,
 );
 #[cfg(feature = "bench")]
 pod!(crate::bench::Plan);

@@ -33,7 +33,7 @@ impl Control for Known {
             }
             _ => {}
         }
-        Ok(ApplyResponse { changes: Vec::new(), warnings: vec![request.files.len().to_string()] })
+        Ok(ApplyResponse { changes: Vec::new(), warnings: vec![request.files.len().to_string()], effects: None })
     }
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
         let all = [

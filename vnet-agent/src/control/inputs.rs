@@ -83,14 +83,14 @@ impl Inputs {
     pub fn load_balancers(&self) -> impl Iterator<Item = &LoadBalancer> {
         self.resources.values().filter_map(|r| match r {
             Resource::LoadBalancer(lb) => Some(lb),
-            Resource::Endpoint(_) => None,
+            _ => None,
         })
     }
 
     fn endpoint_resources(&self) -> impl Iterator<Item = &Endpoint> {
         self.resources.values().filter_map(|r| match r {
             Resource::Endpoint(e) => Some(e),
-            Resource::LoadBalancer(_) => None,
+            _ => None,
         })
     }
 
@@ -172,7 +172,7 @@ mod tests {
 
     fn endpoint(name: &str, device: &str) -> Endpoint {
         let metadata = Metadata { name: name.into(), labels: BTreeMap::from([("app".into(), "web".into())]) };
-        let spec = EndpointSpec { device: device.into(), mac: None, addresses: vec![] };
+        let spec = EndpointSpec { device: device.into(), ..EndpointSpec::default() };
         Endpoint { api_version: API_VERSION.into(), metadata, spec }
     }
 

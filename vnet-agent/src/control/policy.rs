@@ -228,7 +228,7 @@ impl<R: Rows> Policy<R> {
         if !dry_run && let Err(e) = self.drop_overrides(&deleted) {
             warnings.push(format!("{e:#}"));
         }
-        Ok(ApplyResponse { changes, warnings })
+        Ok(ApplyResponse { changes, warnings, effects: None })
     }
 
     /// Deletes all these resources, or none.

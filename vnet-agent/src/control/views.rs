@@ -164,6 +164,7 @@ fn endpoint(nic: &Nic, attachment: Option<&Attachment>, datapath: &Datapath) -> 
         foreign_programs: foreign.iter().map(foreign_name).collect(),
         bytes: counters.bytes,
         packets: packets(&counters),
+        ..EndpointStatus::default()
     })
 }
 

@@ -22,7 +22,7 @@ pub struct Endpoint {
 }
 
 /// See [`Endpoint`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct EndpointSpec {
     /// The host-side device (tap, veth): the agent attaches to it when it appears.
@@ -36,4 +36,26 @@ pub struct EndpointSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub addresses: Vec<IpAddr>,
+    /// Whether packets must come from the endpoint's own MAC and addresses.
+    #[serde(default)]
+    pub anti_spoofing: AntiSpoofing,
+    /// It may originate tunnel packets (UDP 4789 and 6081, see `vnet-agent --tunnel-port`).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub allow_tunnels: bool,
+    /// It is a router: it may send router advertisements, and forward packets of others (no check of IP addresses).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub router: bool,
+}
+
+/// Whether packets must come from the endpoint's own MAC and addresses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AntiSpoofing {
+    /// From those that the resource gives: the MAC if it gives one, the addresses if it gives any.
+    #[default]
+    Auto,
+    /// From those that are known, given or learned; from no address as long as none is known.
+    Strict,
+    /// From any.
+    Off,
 }

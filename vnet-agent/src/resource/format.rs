@@ -32,6 +32,41 @@ pub(super) fn member_name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "member-name", "maxLength": 63, "pattern": "^[A-Za-z0-9:]([A-Za-z0-9_.:-]*[A-Za-z0-9:])?$" })
 }
 
+/// An address or a network.
+pub(super) fn cidr(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "cidr", "maxLength": 49 })
+}
+
+/// Addresses or networks.
+pub(super) fn cidrs(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "maxItems": 100, "items": cidr(generator) })
+}
+
+/// Names of resources.
+pub(super) fn names(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "array", "maxItems": 1000, "items": name(generator) })
+}
+
+/// A CEL expression.
+pub(super) fn expression(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "cel", "minLength": 1, "maxLength": 4096 })
+}
+
+/// A protocol's name or number.
+pub(super) fn protocol(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "protocol", "pattern": "^(TCP|UDP|ICMP|ICMPv6|SCTP|[0-9]{1,3})$" })
+}
+
+/// A tag's name.
+pub(super) fn tag_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "tag-name", "maxLength": 63, "pattern": "^[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?$" })
+}
+
+/// Names of tags, with `*` for any characters.
+pub(super) fn tag_pattern(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "tag-pattern", "minLength": 1, "maxLength": 63, "pattern": r"^[A-Za-z0-9_.*-]+$" })
+}
+
 /// A MAC address.
 pub(super) fn mac(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "mac", "pattern": "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$" })

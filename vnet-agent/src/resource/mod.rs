@@ -5,10 +5,14 @@ mod endpoint;
 mod format;
 mod load_balancer;
 mod parse;
+mod policy;
+mod rule;
 mod schema;
+mod security_group;
 mod similar;
 mod source;
 mod structure;
+mod tag_source;
 #[cfg(test)]
 mod tests;
 mod tree;
@@ -20,13 +24,19 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::check;
-pub use endpoint::{Endpoint, EndpointSpec};
+pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
 pub use format::parse_mac;
 pub use load_balancer::{
     Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
 };
 pub use parse::{Located, parse};
+pub use policy::{AppliedTo, Policy, PolicyMode, PolicySpec, Tier};
+pub use rule::{Action, Entity, Peer, PortMatch, Rule, Selector};
 pub use schema::schema;
+pub use security_group::{
+    Brakes, DefaultAction, Defaults, FlapDamping, KeepAlive, Quarantine, SecurityGroup, SecurityGroupSpec, Transfer, TransferMode,
+};
+pub use tag_source::{Allow, Input, Mapping, OnExpiry, Operation, SourceType, Subject, TagSource, TagSourceSpec};
 pub use vnet_common::api::API_VERSION;
 pub use yaml::to_yaml;
 
@@ -51,6 +61,12 @@ pub enum Resource {
     LoadBalancer(LoadBalancer),
     /// Says what is known of the NIC of a VM or container.
     Endpoint(Endpoint),
+    /// Says what endpoints may do, and when they are moved into quarantine.
+    SecurityGroup(SecurityGroup),
+    /// Rules for endpoints of any group.
+    Policy(Policy),
+    /// Something that puts tags on endpoints.
+    TagSource(TagSource),
 }
 
 impl Resource {
@@ -60,6 +76,9 @@ impl Resource {
         match self {
             Self::LoadBalancer(_) => "LoadBalancer",
             Self::Endpoint(_) => "Endpoint",
+            Self::SecurityGroup(_) => "SecurityGroup",
+            Self::Policy(_) => "Policy",
+            Self::TagSource(_) => "TagSource",
         }
     }
 
@@ -69,6 +88,9 @@ impl Resource {
         match self {
             Self::LoadBalancer(load_balancer) => &load_balancer.metadata,
             Self::Endpoint(endpoint) => &endpoint.metadata,
+            Self::SecurityGroup(group) => &group.metadata,
+            Self::Policy(policy) => &policy.metadata,
+            Self::TagSource(source) => &source.metadata,
         }
     }
 

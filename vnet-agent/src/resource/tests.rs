@@ -51,6 +51,9 @@ fn yaml_is_read_back_to_the_same() {
         match &mut resource {
             Resource::LoadBalancer(it) => it.metadata.labels.extend(labels),
             Resource::Endpoint(it) => it.metadata.labels.extend(labels),
+            Resource::SecurityGroup(it) => it.metadata.labels.extend(labels),
+            Resource::Policy(it) => it.metadata.labels.extend(labels),
+            Resource::TagSource(it) => it.metadata.labels.extend(labels),
         }
         let yaml = to_yaml(&resource);
         assert_eq!(good(&yaml)[0].resource, resource, "{yaml}");

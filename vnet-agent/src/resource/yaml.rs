@@ -20,6 +20,9 @@ pub fn to_yaml(resource: &Resource) -> String {
     match resource {
         Resource::LoadBalancer(it) => write(resource, &it.api_version, &it.spec),
         Resource::Endpoint(it) => write(resource, &it.api_version, &it.spec),
+        Resource::SecurityGroup(it) => write(resource, &it.api_version, &it.spec),
+        Resource::Policy(it) => write(resource, &it.api_version, &it.spec),
+        Resource::TagSource(it) => write(resource, &it.api_version, &it.spec),
     }
 }
 

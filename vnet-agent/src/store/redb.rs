@@ -197,7 +197,7 @@ mod tests {
         Resource::Endpoint(Endpoint {
             api_version: API_VERSION.to_owned(),
             metadata: Metadata { name: name.to_owned(), labels: BTreeMap::new() },
-            spec: EndpointSpec { device: device.to_owned(), mac: None, addresses: Vec::new() },
+            spec: EndpointSpec { device: device.to_owned(), ..EndpointSpec::default() },
         })
     }
 

@@ -282,7 +282,11 @@ fn selectors_follow_endpoint_resources() {
     let endpoint = crate::resource::Endpoint {
         api_version: crate::resource::API_VERSION.into(),
         metadata: Metadata { name: "vm1".into(), labels },
-        spec: crate::resource::EndpointSpec { device: "tap1".into(), mac: None, addresses: vec![[10, 9, 0, 5].into()] },
+        spec: crate::resource::EndpointSpec {
+            device: "tap1".into(),
+            addresses: vec![[10, 9, 0, 5].into()],
+            ..Default::default()
+        },
     };
     let both = vec![Resource::LoadBalancer(selecting), Resource::Endpoint(endpoint)];
     rig.policy.change(both, vec![], false).unwrap();
@@ -348,7 +352,7 @@ fn some_endpoint(r: &mut Random, i: u8) -> Resource {
     Resource::Endpoint(crate::resource::Endpoint {
         api_version: crate::resource::API_VERSION.into(),
         metadata: Metadata { name: format!("vm{i}"), labels },
-        spec: crate::resource::EndpointSpec { device: format!("tap{i}"), mac: None, addresses },
+        spec: crate::resource::EndpointSpec { device: format!("tap{i}"), addresses, ..Default::default() },
     })
 }
 

@@ -21,6 +21,7 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
+        Resource::SecurityGroup(_) | Resource::Policy(_) | Resource::TagSource(_) => {}
     }
 }
 

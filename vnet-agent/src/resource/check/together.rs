@@ -125,6 +125,7 @@ fn hosts(all: &[Party<'_>], owners: &Owners<'_>, faults: &mut Faults) {
         let (addresses, list): (Vec<IpAddr>, &str) = match party.resource {
             Resource::LoadBalancer(it) => (it.spec.members.iter().map(|member| member.address).collect(), "members"),
             Resource::Endpoint(it) => (it.spec.addresses.clone(), "addresses"),
+            Resource::SecurityGroup(_) | Resource::Policy(_) | Resource::TagSource(_) => continue,
         };
         for (index, address) in addresses.into_iter().enumerate() {
             let Some((owner, vip)) = owners.get(&address) else { continue };

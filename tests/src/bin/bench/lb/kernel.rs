@@ -111,7 +111,7 @@ impl Kernel {
 
     /// Sets the policy generation, and a quota that is never reached.
     pub fn set_up_config(&mut self) -> Result<()> {
-        self.put("CONFIG", 0, Config { generation: 1, flow_quota: u32::MAX >> 1 })
+        self.put("CONFIG", 0, Config { generation: 1, flow_quota: u32::MAX >> 1, ..Config::default() })
     }
 
     /// Sets the row of a group of as many members, and its pick table.

@@ -14,8 +14,30 @@
 //! | `POST /v1/lb/{name}/members/{member}` | [`MemberChange`] | [`LbStatus`] |
 //! | `GET /v1/flows?lb=…&limit=…` | | [`FlowList`] |
 //! | `POST /v1/detach` | | [`DetachResponse`]; the agent ends after it |
+//! | `POST /v1/endpoints/attach` | [`AttachRequest`] | [`EndpointStatus`], once its state is in force on the device |
+//! | `GET /v1/groups` | | a list of [`GroupStatus`] |
+//! | `GET /v1/rules` | | a list of [`RuleStatus`] |
+//! | `GET /v1/tags?subject=…` | | a list of [`Tag`] |
+//! | `POST /v1/tags`, `POST /v1/tags/remove` | [`TagRequest`] | a list of [`Tag`]: those set, or removed |
+//! | `GET /v1/sources` | | a list of [`SourceStatus`] |
+//! | `POST /v1/sources/{name}/events` | JSON: an object, a list, or one object a line | [`IngestResponse`] |
+//! | `POST /v1/sources/{name}/scan` | [`ScanRequest`] | [`ScanReport`] |
+//! | `POST /v1/sources/{name}/test` | | [`SourceTest`] |
+//! | `GET /v1/quarantine` | | [`QuarantineStatus`] |
+//! | `POST /v1/quarantine/{endpoint}/{verb}` | [`QuarantineRequest`] | [`QuarantineStatus`] |
+//! | `GET /v1/audit?endpoint=…&limit=…` | | a list of [`AuditRecord`], the newest last |
+//! | `GET /v1/events?follow=…&since=…&endpoint=…&kind=…&reason=…` | | [`Event`]s, one a line |
+//! | `GET /v1/endpoint-flows?endpoint=…&limit=…` | | [`EndpointFlowList`] |
+//! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
+//! | `GET /metrics` | | Prometheus' text format |
+
+mod observe;
+mod quarantine;
 
 use serde::{Deserialize, Serialize};
+
+pub use observe::*;
+pub use quarantine::*;
 
 /// The version of resources: the only one so far.
 pub const API_VERSION: &str = "vnet/v1alpha1";
@@ -39,7 +61,7 @@ pub struct DeleteRequest {
 }
 
 /// One YAML file, of one or more documents.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {
     /// Its name, for messages.
     pub name: String,
@@ -54,6 +76,9 @@ pub struct ApplyResponse {
     pub changes: Vec<Change>,
     /// Things worth knowing that did not stop it.
     pub warnings: Vec<String>,
+    /// A dry run: what else it would do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub effects: Option<Effects>,
 }
 
 /// What became of one resource.
@@ -171,6 +196,18 @@ pub struct EndpointStatus {
     pub addresses: Vec<String>,
     /// Its labels.
     pub labels: std::collections::BTreeMap<String, String>,
+    /// Its security group.
+    #[serde(default)]
+    pub group: String,
+    /// `allowed` (no policy applies), `policed`, or `quarantined`.
+    #[serde(default)]
+    pub policy: String,
+    /// Its identity in the datapath.
+    #[serde(default)]
+    pub identity: u32,
+    /// Its tags, as `source/name=value`.
+    #[serde(default)]
+    pub tags: Vec<String>,
     /// Programs of others that run before ours on its device, by name and id.
     pub foreign_programs: Vec<String>,
     /// Bytes from it, bytes to it.
