@@ -4,6 +4,7 @@ pub mod api;
 pub mod control;
 pub mod datapath;
 pub mod device;
+pub mod expression;
 pub mod lb;
 pub mod object;
 #[cfg(test)]

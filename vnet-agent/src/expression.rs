@@ -1,0 +1,232 @@
+//! Criteria: expressions in the Common Expression Language (<https://cel.dev>), as resources have them.
+//!
+//! Numbers of JSON that are whole are `int`, so that they can be calculated with whatever literals are written.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use cel::common::ast::{EntryExpr, Expr};
+use cel::{Context, IdedExpr, Program, Value};
+
+/// Brackets and prefix operators within each other, at most: the parser calls itself for each.
+const DEEPEST: usize = 32;
+/// Of the thread that parses, in bytes: a level of brackets takes tens of KiB in a debug build.
+const STACK: usize = 32 << 20;
+
+/// Names of types: values of their own.
+const TYPES: [&str; 9] = ["bool", "bytes", "double", "int", "list", "map", "null_type", "string", "uint"];
+
+/// An expression, parsed.
+#[derive(Debug)]
+pub struct Expression {
+    text: String,
+    program: Program,
+}
+
+/// The values of an expression's variables.
+#[derive(Default)]
+pub struct Variables(Context<'static, 'static>);
+
+impl Variables {
+    /// Gives a variable its value.
+    pub fn set(&mut self, name: &str, value: &serde_json::Value) {
+        self.0.add_variable_from_value(name, of_json(value));
+    }
+}
+
+impl Expression {
+    /// Reads an expression that may use these variables.
+    ///
+    /// # Errors
+    /// Why it is none, as the end of a sentence: what is wrong, and where in it.
+    pub fn parse(text: &str, variables: &[&str]) -> Result<Self, String> {
+        if depth(text) > DEEPEST {
+            return Err(format!("has more than {DEEPEST} brackets within each other"));
+        }
+        let parsed = std::thread::scope(|scope| {
+            let parser = std::thread::Builder::new().stack_size(STACK).spawn_scoped(scope, || Program::compile(text));
+            // The parser is made by a generator: should it ever panic on a text, that must not end the agent.
+            parser.map(|parser| parser.join())
+        });
+        let program = match parsed.map_err(|e| format!("cannot be parsed now: starting a thread: {e}"))? {
+            Ok(Ok(program)) => program,
+            Ok(Err(errors)) => {
+                let first =
+                    errors.errors.first().map_or_else(|| errors.to_string(), |e| format!("{} (column {})", e.msg, e.pos.1));
+                return Err(format!("is no CEL expression: {first}"));
+            }
+            Err(_) => return Err("is no CEL expression".to_owned()),
+        };
+        if let Some(unknown) = unknown(program.expression(), &mut variables.to_vec()) {
+            return Err(format!("knows no variable `{unknown}`: there are {}", variables.join(", ")));
+        }
+        Ok(Self { text: text.to_owned(), program })
+    }
+
+    /// As it was written.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Does it ask for this variable?
+    #[must_use]
+    pub fn asks_for(&self, variable: &str) -> bool {
+        self.program.references().has_variable(variable)
+    }
+
+    /// Its value, as JSON.
+    ///
+    /// # Errors
+    /// It cannot be evaluated with these values, or its value is nothing that JSON has.
+    pub fn value(&self, variables: &Variables) -> Result<serde_json::Value, String> {
+        let failed = |why: String| format!("`{}` cannot be evaluated: {why}", self.text);
+        let value = self.program.execute(&variables.0).map_err(|e| failed(e.to_string()))?;
+        to_json(&value).ok_or_else(|| failed(format!("its value is a {}", value.type_of())))
+    }
+
+    /// Does it hold?
+    ///
+    /// # Errors
+    /// It cannot be evaluated with these values, or its value is not true or false.
+    pub fn holds(&self, variables: &Variables) -> Result<bool, String> {
+        match self.value(variables)? {
+            serde_json::Value::Bool(holds) => Ok(holds),
+            other => Err(format!("`{}` must be true or false, but is {other}", self.text)),
+        }
+    }
+}
+
+/// The first name that is neither a variable nor bound by a macro around it.
+fn unknown<'e>(e: &'e IdedExpr, known: &mut Vec<&'e str>) -> Option<&'e str> {
+    match &e.expr {
+        Expr::Ident(name) => (!known.contains(&name.as_str()) && !TYPES.contains(&name.as_str())).then_some(name),
+        Expr::Call(call) => call.target.iter().map(|t| t.as_ref()).chain(&call.args).find_map(|e| unknown(e, known)),
+        Expr::List(list) => list.elements.iter().find_map(|e| unknown(e, known)),
+        Expr::Select(select) => unknown(&select.operand, known),
+        Expr::Map(map) => map.entries.iter().find_map(|entry| entry_unknown(&entry.expr, known)),
+        Expr::Struct(it) => it.entries.iter().find_map(|entry| entry_unknown(&entry.expr, known)),
+        Expr::Comprehension(c) => {
+            let bound = known.len();
+            let first = [&c.iter_range, &c.accu_init].into_iter().find_map(|e| unknown(e, known));
+            known.extend([c.iter_var.as_str(), c.accu_var.as_str()].into_iter().chain(c.iter_var2.as_deref()));
+            let found = first.or_else(|| [&c.loop_cond, &c.loop_step, &c.result].into_iter().find_map(|e| unknown(e, known)));
+            known.truncate(bound);
+            found
+        }
+        Expr::Literal(_) | Expr::Unspecified => None,
+    }
+}
+
+fn entry_unknown<'e>(entry: &'e EntryExpr, known: &mut Vec<&'e str>) -> Option<&'e str> {
+    match entry {
+        EntryExpr::StructField(field) => unknown(&field.value, known),
+        EntryExpr::MapEntry(pair) => unknown(&pair.key, known).or_else(|| unknown(&pair.value, known)),
+    }
+}
+
+/// How deep brackets, and runs of prefix operators, go; those in string literals count too.
+fn depth(text: &str) -> usize {
+    let (mut open, mut deepest, mut prefixes, mut before) = (0_usize, 0, 0_usize, ' ');
+    for c in text.chars() {
+        match c {
+            '(' | '[' | '{' => open += 1,
+            ')' | ']' | '}' => open = open.saturating_sub(1),
+            // `a ? b : c ? d : …` and chains of operators nest too.
+            '!' | '?' => prefixes += 1,
+            '-' if !before.is_alphanumeric() => prefixes += 1,
+            _ => {}
+        }
+        before = c;
+        deepest = deepest.max(open + prefixes);
+    }
+    deepest
+}
+
+fn of_json(value: &serde_json::Value) -> Value {
+    use serde_json::Value as Json;
+    match value {
+        Json::Null => Value::Null,
+        Json::Bool(b) => Value::Bool(*b),
+        Json::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
+            (Some(n), ..) => Value::Int(n),
+            (_, Some(n), _) => Value::UInt(n),
+            (.., n) => Value::Float(n.unwrap_or_default()),
+        },
+        Json::String(s) => Value::String(Arc::new(s.clone())),
+        Json::Array(items) => Value::List(Arc::new(items.iter().map(of_json).collect())),
+        Json::Object(fields) => {
+            let fields: HashMap<String, Value> = fields.iter().map(|(name, value)| (name.clone(), of_json(value))).collect();
+            Value::from(fields)
+        }
+    }
+}
+
+fn to_json(value: &Value) -> Option<serde_json::Value> {
+    use serde_json::Value as Json;
+    Some(match value {
+        Value::Null => Json::Null,
+        Value::Bool(b) => Json::Bool(*b),
+        Value::Int(n) => (*n).into(),
+        Value::UInt(n) => (*n).into(),
+        Value::Float(n) => serde_json::Number::from_f64(*n)?.into(),
+        Value::String(s) => Json::String(s.to_string()),
+        Value::List(items) => Json::Array(items.iter().map(to_json).collect::<Option<_>>()?),
+        Value::Map(map) => {
+            let pairs = map.map.iter().map(|(key, value)| Some((key.to_string(), to_json(value)?)));
+            Json::Object(pairs.collect::<Option<_>>()?)
+        }
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn variables(event: serde_json::Value) -> Variables {
+        let mut v = Variables::default();
+        v.set("event", &event);
+        v
+    }
+
+    #[test]
+    fn values_of_json_can_be_asked_for_and_calculated_with() {
+        let v = variables(json!({"alert": {"severity": 2, "tags": ["a", "b"]}, "src_ip": "10.0.0.1", "ratio": 0.5}));
+        for (text, value) in [
+            ("event.alert.severity <= 2", json!(true)),
+            ("10 - event.alert.severity * 2", json!(6)),
+            ("event.alert.tags.exists(t, t == \"b\")", json!(true)),
+            ("[event.src_ip, \"::1\"]", json!(["10.0.0.1", "::1"])),
+            ("has(event.dest_ip)", json!(false)),
+            ("event.ratio > 0.25 ? \"much\" : \"little\"", json!("much")),
+            ("event.src_ip.matches(\"^10[.]\")", json!(true)),
+        ] {
+            let e = Expression::parse(text, &["event"]).unwrap();
+            assert_eq!(e.value(&v), Ok(value), "{text}");
+            assert!(e.asks_for("event") && !e.asks_for("tags"));
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_said() {
+        let parse = |text: &str| Expression::parse(text, &["tags", "labels"]).map(|_| ()).unwrap_err();
+        assert!(parse("tags.exists(t, t.name ==").starts_with("is no CEL expression: "));
+        assert!(parse("tag.size() > 0").contains("no variable `tag`: there are tags, labels"));
+        assert!(parse(&"(".repeat(3000)).contains("brackets"));
+        assert!(parse(&"!".repeat(3000)).contains("brackets"));
+        let deep = format!("{}1{}", "(".repeat(DEEPEST), ")".repeat(DEEPEST));
+        assert_eq!(
+            parse(&format!("{deep} == x")),
+            "knows no variable `x`: there are tags, labels",
+            "it fits the stack of a thread"
+        );
+        assert!(parse("").starts_with("is no CEL expression"));
+        let v = variables(json!({"a": 1}));
+        let e = Expression::parse("event.b == 1", &["event"]).unwrap();
+        assert!(e.holds(&v).unwrap_err().contains("cannot be evaluated: No such key: b"));
+        let e = Expression::parse("event.a", &["event"]).unwrap();
+        assert_eq!(e.holds(&v).unwrap_err(), "`event.a` must be true or false, but is 1");
+    }
+}
