@@ -22,6 +22,9 @@ pub mod track;
 /// [`crate::hash`], which says where things lie. (There was no release yet: until then it is not raised.)
 pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 
+/// [`FlowEntry::member`] of a flow that is not balanced.
+pub const NO_MEMBER: u32 = u32::MAX;
+
 /// A cached flow is written back to the main table with its first packet after this many jiffies (HZ 1000: 0.13 s; HZ 100: 1.3 s), or when its
 /// slot is taken over.
 pub const FLUSH_JIFFIES: u32 = 128;
@@ -78,6 +81,8 @@ pub mod flags {
     pub const REPLIED: u16 = 1 << 3;
     /// The flow was picked up in mid-stream: its first packet seen was no SYN.
     pub const PICKED_UP: u16 = 1 << 4;
+    /// The peer opened it, not the endpoint.
+    pub const INBOUND: u16 = 1 << 5;
 }
 
 /// Bits of [`FlowEntry::tcp`]: what both sides have sent, in both entries of a flow.
@@ -106,7 +111,7 @@ pub struct FlowEntry<A: Address> {
     pub rewrite: Rewrite<A>,
     /// The policy generation read before this was evaluated.
     pub generation: u32,
-    /// Row of the member.
+    /// Row of the member; [`NO_MEMBER`] in flows that are not balanced.
     pub member: u32,
     /// [`crate::lb::MemberRow::serial`] at the time: the row may since have gone to another member.
     pub serial: u32,
@@ -117,6 +122,9 @@ pub struct FlowEntry<A: Address> {
     /// The low half of jiffies at the first packet.
     #[cfg(not(feature = "previous-abi"))]
     pub created: u32,
+    /// Number of the rule that decided about the flow; 0: none did.
+    #[cfg(not(feature = "previous-abi"))]
+    pub rule: u32,
     /// See [`flags`].
     pub flags: u16,
     /// See [`tcp`].
@@ -161,7 +169,7 @@ pub struct CacheSlot<A: Address> {
 
 const _: () = assert!(size_of::<FlowKey<V4>>() == 24 && size_of::<FlowKey<V6>>() == 48);
 #[cfg(not(feature = "previous-abi"))]
-const _: () = assert!(size_of::<FlowEntry<V4>>() == 56 && size_of::<FlowEntry<V6>>() == 64);
+const _: () = assert!(size_of::<FlowEntry<V4>>() == 56 && size_of::<FlowEntry<V6>>() == 72);
 const _: () = assert!(size_of::<CacheSlot<V4>>() == 64 && size_of::<CacheSlot<V6>>() == 128);
 
 impl<A: Address> CacheSlot<A> {

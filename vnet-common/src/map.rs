@@ -51,9 +51,16 @@ pub struct Config {
     /// Main-table entry pairs an endpoint may have.
     pub flow_quota: u32,
     /// UDP ports that only tunnels use, big-endian; 0: none.
+    #[cfg(not(feature = "previous-abi"))]
     pub tunnel_ports: [[u8; 2]; 4],
     /// Kinds of events that are wanted; see [`crate::event::kind`].
+    #[cfg(not(feature = "previous-abi"))]
     pub events: u32,
     /// Events that each CPU reports in a window of [`crate::event::WINDOW_JIFFIES`], at most.
+    #[cfg(not(feature = "previous-abi"))]
     pub event_rate: u32,
 }
+
+/// Bytes of [`Config`] in the layout before this one, which began alike.
+pub const CONFIG_1: usize = 8;
+const _: () = assert!(size_of::<Config>() == if cfg!(feature = "previous-abi") { CONFIG_1 } else { 24 });

@@ -156,6 +156,23 @@ pub struct AddressKey {
 /// Bits of an [`AddressKey`] in front of the address: a prefix in `CIDRS` is this much longer than the network's.
 pub const ADDRESS_BITS: u32 = 64;
 
+/// Key of `CIDRS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(C)]
+pub struct NetworkKey {
+    /// Bits of `address` that count: [`ADDRESS_BITS`], and those of the network's prefix.
+    pub bits: u32,
+    /// The first address; what does not count is 0.
+    pub address: AddressKey,
+}
+
+impl NetworkKey {
+    /// The key with which a single address is looked up: all its bits count.
+    pub const fn of(address: AddressKey) -> Self {
+        Self { bits: ADDRESS_BITS + if address.version == 4 { 32 } else { 128 }, address }
+    }
+}
+
 /// What was decided by a rule, per CPU; row [`RuleRow::id`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -188,7 +205,7 @@ pub const fn port_key(protocol: u8, port: [u8; 2]) -> u32 {
 
 const _: () = assert!(size_of::<RuleRow>() == 16 && size_of::<Side>() == 24 && size_of::<SetRow>() == 64);
 const _: () = assert!(size_of::<PeerKey>() == 8 && size_of::<PortRow>() == 8 && size_of::<AddressKey>() == 24);
-const _: () = assert!(size_of::<RuleCounters>() == 24);
+const _: () = assert!(size_of::<RuleCounters>() == 24 && size_of::<NetworkKey>() == 28);
 
 /// The policy's tables.
 pub trait PolicyMaps {

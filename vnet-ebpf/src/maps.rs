@@ -5,14 +5,16 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
+use vnet_common::event::EventBudget;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
+use vnet_common::policy::{AddressKey, PeerKey, PortRow, RuleCounters, RuleRow, SetRow};
 use vnet_common::verdict::{Direction, Reason};
 
 const BPF_NOEXIST: u64 = 1;
@@ -87,6 +89,27 @@ static MEMBERS: Array<MemberRow> = Array::with_max_entries(65_536, MMAPABLE);
 static MEMBER_COUNTERS: PerCpuArray<MemberCounters> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
 static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMAPABLE);
+
+#[map]
+static SETS: Array<SetRow> = Array::with_max_entries(4096, MMAPABLE);
+#[map]
+static RULES: Array<RuleRow> = Array::with_max_entries(1 << 17, MMAPABLE);
+#[map]
+static PORTS: Array<PortRow> = Array::with_max_entries(1 << 17, MMAPABLE);
+#[map]
+static BITS: Array<u64> = Array::with_max_entries(1 << 20, MMAPABLE);
+#[map]
+static PEERS: HashMap<PeerKey, u32> = HashMap::with_max_entries(1 << 20, NO_PREALLOC);
+#[map]
+static IPCACHE: HashMap<AddressKey, u32> = HashMap::with_max_entries(1 << 17, NO_PREALLOC);
+#[map]
+static CIDRS: LpmTrie<AddressKey, u32> = LpmTrie::with_max_entries(1 << 16, NO_PREALLOC);
+#[map]
+static RULE_COUNTERS: PerCpuArray<RuleCounters> = PerCpuArray::with_max_entries(1 << 16, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static EVENT_BUDGET: PerCpuArray<EventBudget> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);

@@ -134,7 +134,7 @@ impl Kernel {
 
     /// Writes everything that the agent writes.
     pub fn configure(&mut self, maps: &Maps) {
-        self.set("CONFIG", 0, Config { generation: maps.generation.get(), flow_quota: maps.flow_quota });
+        self.set("CONFIG", 0, Config { generation: maps.generation.get(), flow_quota: maps.flow_quota, ..Config::default() });
         for ifindex in std::mem::take(&mut self.endpoints) {
             self.set("ENDPOINTS", ifindex % ENDPOINT_ROWS, EndpointRow::default());
         }

@@ -19,6 +19,7 @@ mod mmap;
 mod open;
 mod percpu;
 mod pins;
+mod policy;
 mod sys;
 
 use std::sync::Mutex;
@@ -27,7 +28,7 @@ use anyhow::Result;
 use vnet_common::flow::ABI;
 
 pub use attach::{Attached, ForeignProgram};
-pub use layout::Sizes;
+pub use layout::{PolicySizes, Sizes};
 pub use load::Logger;
 pub use maps::Maps;
 pub use migrate::Moved;

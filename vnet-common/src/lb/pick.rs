@@ -194,7 +194,7 @@ fn fill<A: Address>(w: &mut Work<A>, index: u32, member: &MemberRow, deliver: u1
         e.last_seen = seen.now;
         #[cfg(not(feature = "previous-abi"))]
         {
-            e.created = seen.now;
+            (e.created, e.rule) = (seen.now, 0);
         }
         (e.tcp, e.pad, e.entry_pad) = (0, 0, Default::default());
     }
