@@ -178,4 +178,6 @@ pub trait HostMaps {
     fn generation(&self) -> u32;
     /// The low half of jiffies.
     fn now(&self) -> u32;
+    /// Is the UDP port (big-endian) one that only tunnels use?
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool;
 }

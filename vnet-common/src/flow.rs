@@ -22,9 +22,6 @@ pub mod track;
 /// [`crate::hash`], which says where things lie. (There was no release yet: until then it is not raised.)
 pub const ABI: u32 = if cfg!(feature = "previous-abi") { 1 } else { 2 };
 
-/// [`FlowEntry::member`] of a flow that is not balanced.
-pub const NO_MEMBER: u32 = u32::MAX;
-
 /// A cached flow is written back to the main table with its first packet after this many jiffies (HZ 1000: 0.13 s; HZ 100: 1.3 s), or when its
 /// slot is taken over.
 pub const FLUSH_JIFFIES: u32 = 128;
@@ -81,15 +78,22 @@ pub mod flags {
     pub const REPLIED: u16 = 1 << 3;
     /// The flow was picked up in mid-stream: its first packet seen was no SYN.
     pub const PICKED_UP: u16 = 1 << 4;
-    /// The peer opened it, not the endpoint.
+    /// The peer opened the flow, not the endpoint.
     pub const INBOUND: u16 = 1 << 5;
+    /// A rule sent the flow to a group's member ([`crate::policy::action::REDIRECT`]), no VIP.
+    pub const STEERED: u16 = 1 << 6;
+    /// One side is rewritten.
+    pub const NAT: u16 = DNAT | UNNAT;
 }
+
+/// [`FlowEntry::member`] of a flow that is not balanced.
+pub const NO_MEMBER: u32 = u32::MAX;
 
 /// Bits of [`FlowEntry::tcp`]: what both sides have sent, in both entries of a flow.
 pub mod tcp {
-    /// FIN from the client.
+    /// FIN from the side that opened it.
     pub const FIN_CLIENT: u8 = 1;
-    /// FIN from the member.
+    /// FIN from the other side.
     pub const FIN_MEMBER: u8 = 1 << 1;
     /// RST from either.
     pub const RESET: u8 = 1 << 2;
@@ -111,7 +115,7 @@ pub struct FlowEntry<A: Address> {
     pub rewrite: Rewrite<A>,
     /// The policy generation read before this was evaluated.
     pub generation: u32,
-    /// Row of the member; [`NO_MEMBER`] in flows that are not balanced.
+    /// Row of the member, or [`NO_MEMBER`].
     pub member: u32,
     /// [`crate::lb::MemberRow::serial`] at the time: the row may since have gone to another member.
     pub serial: u32,
@@ -122,7 +126,7 @@ pub struct FlowEntry<A: Address> {
     /// The low half of jiffies at the first packet.
     #[cfg(not(feature = "previous-abi"))]
     pub created: u32,
-    /// Number of the rule that decided about the flow; 0: none did.
+    /// The number of the rule that allowed it; 0: nobody was asked.
     #[cfg(not(feature = "previous-abi"))]
     pub rule: u32,
     /// See [`flags`].
@@ -240,10 +244,14 @@ impl<A: Address> FlowKey<A> {
         }
     }
 
-    /// What the reverse entry of the forward key `self` writes back.
+    /// What the other direction's entry of the key `self` writes back; and what an entry of this key says whose flow is not rewritten.
     #[inline(always)]
     pub fn unrewrite(&self) -> Rewrite<A> {
-        Rewrite { addr: self.dst, port: self.dport, client_port: self.sport }
+        if self.direction == crate::verdict::Direction::Egress as u8 {
+            Rewrite { addr: self.dst, port: self.dport, client_port: self.sport }
+        } else {
+            Rewrite { addr: self.src, port: self.sport, client_port: self.dport }
+        }
     }
 }
 
@@ -299,6 +307,14 @@ pub struct Work<A: Address> {
     pub other: FlowEntry<A>,
     /// Another key, for a moment.
     pub spare: FlowKey<A>,
+    /// What rules are asked.
+    pub question: crate::policy::evaluate::Question<A>,
+    /// What they answered.
+    pub judged: crate::policy::evaluate::Judged,
+    /// The group that a member is picked of.
+    pub group: crate::lb::pick::Picking<A>,
+    /// A report about the packet.
+    pub event: crate::event::EventRow,
 }
 
 /// The flow tables of one address family.

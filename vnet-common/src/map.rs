@@ -61,6 +61,45 @@ pub struct Config {
     pub event_rate: u32,
 }
 
+#[cfg(not(feature = "previous-abi"))]
+impl Config {
+    /// [`Config::tunnel_ports`].
+    #[inline(always)]
+    pub const fn tunnels(&self) -> [[u8; 2]; 4] {
+        self.tunnel_ports
+    }
+    /// [`Config::events`].
+    #[inline(always)]
+    pub const fn kinds(&self) -> u8 {
+        self.events as u8
+    }
+    /// [`Config::event_rate`].
+    #[inline(always)]
+    pub const fn rate(&self) -> u32 {
+        self.event_rate
+    }
+}
+
+/// The layout before this one knew nothing of these.
+#[cfg(feature = "previous-abi")]
+impl Config {
+    /// None.
+    #[inline(always)]
+    pub const fn tunnels(&self) -> [[u8; 2]; 4] {
+        [[0; 2]; 4]
+    }
+    /// None.
+    #[inline(always)]
+    pub const fn kinds(&self) -> u8 {
+        0
+    }
+    /// None.
+    #[inline(always)]
+    pub const fn rate(&self) -> u32 {
+        0
+    }
+}
+
 /// Bytes of [`Config`] in the layout before this one, which began alike.
 pub const CONFIG_1: usize = 8;
 const _: () = assert!(size_of::<Config>() == if cfg!(feature = "previous-abi") { CONFIG_1 } else { 24 });

@@ -13,7 +13,12 @@
 //! rule     = RULES[side.rules + first common bit]
 //! ```
 //!
+//! What comes before all rules is in [`guard`]; [`crate::judge`] asks for the rule and does what it says.
+//!
 //! A set never changes: another list of rules is another set, written whole before the endpoint's row leads to it.
+
+pub mod evaluate;
+pub mod guard;
 
 /// Numbers of identities that are always there; others are given out from [`identity::FIRST`] on.
 pub mod identity {
@@ -183,6 +188,19 @@ pub struct RuleCounters {
     pub bytes: u64,
     /// Flows about which it would have decided, if it were not staged.
     pub staged: u64,
+}
+
+impl RuleCounters {
+    /// Counts a decision.
+    #[inline(always)]
+    pub fn count(&mut self, bytes: u32, staged: bool) {
+        if staged {
+            self.staged += 1;
+        } else {
+            self.hits += 1;
+            self.bytes += u64::from(bytes);
+        }
+    }
 }
 
 /// Rules of one side at most.

@@ -17,6 +17,8 @@ pub enum Verdict {
     },
     /// The packet was made into an answer: send it back out of the device it came from.
     Reply(Reason),
+    /// The packet was made into an answer in the endpoint's own name: let it enter at the endpoint's device.
+    Bounce(Reason),
     /// Drop.
     Drop(Reason),
 }
@@ -26,7 +28,7 @@ impl Verdict {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Next(r) | Self::Redirect { reason: r, .. } | Self::Reply(r) | Self::Drop(r) => r,
+            Self::Next(r) | Self::Redirect { reason: r, .. } | Self::Reply(r) | Self::Bounce(r) | Self::Drop(r) => r,
         }
     }
 }
@@ -94,6 +96,32 @@ reasons! {
     BadRow = 20, "bad-row";
     /// A rejection that must not be answered (a reset, an error, a broadcast), or that cannot be (options in the way).
     RejectSilent = 21, "reject-silent";
+    /// The first packet of a flow that a rule allows, or one of those that make no flow.
+    Allowed = 22, "allowed";
+    /// A rule denies it.
+    Denied = 23, "denied";
+    /// A rule refuses it aloud.
+    Rejected = 24, "rejected";
+    /// The endpoint is in quarantine, which does not allow it.
+    Quarantined = 25, "quarantined";
+    /// The first packet of a flow that goes to the quarantine's remediation service instead.
+    Steered = 26, "steered";
+    /// An ICMP error about a flow that may be.
+    Related = 27, "related";
+    /// What keeps a network going: ARP, neighbour discovery, DHCP.
+    System = 28, "system";
+    /// The source MAC is not the endpoint's.
+    SpoofedMac = 29, "spoofed-mac";
+    /// The source address is not the endpoint's.
+    SpoofedAddress = 30, "spoofed-address";
+    /// ARP or neighbour discovery in the name of another.
+    SpoofedNeighbor = 31, "spoofed-neighbor";
+    /// The endpoint may not originate tunnel packets.
+    TunnelForbidden = 32, "tunnel-forbidden";
+    /// One of the agent's own probes.
+    Probe = 33, "probe";
+    /// Made by our own programs: an answer in somebody's name, or a copy for a service node.
+    Ours = 34, "ours";
 }
 
 /// Room for reasons in counters; more need a new map ABI.
