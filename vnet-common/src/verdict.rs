@@ -124,6 +124,29 @@ reasons! {
     Ours = 34, "ours";
 }
 
+impl Reason {
+    /// Whether the packet went no further: it was dropped, or refused with an answer. (What is answered in somebody's place is not. What
+    /// cannot be judged — not IP, malformed, tagged — is dropped where the endpoint is policed, and else left to the stack.)
+    pub const fn is_drop(self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::NotIp | Self::Malformed | Self::Vlan | Self::NotOurs => false,
+            Self::Established | Self::NewFlow | Self::HalfOpen | Self::Reply => false,
+            Self::VipNeighbor | Self::VipEcho => false,
+            Self::VipPortClosed | Self::NoMember | Self::MemberRemoved | Self::Fragment => true,
+            Self::FlowCollision | Self::FlowTableFull | Self::FlowQuota => true,
+            Self::PacketTooBig | Self::NoMemory | Self::BadRow | Self::RejectSilent => true,
+            Self::Allowed | Self::Steered | Self::Related | Self::System | Self::Probe | Self::Ours => false,
+            Self::Denied | Self::Rejected | Self::Quarantined => true,
+            Self::SpoofedMac | Self::SpoofedAddress | Self::SpoofedNeighbor | Self::TunnelForbidden => true,
+        }
+    }
+
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
 /// Room for reasons in counters; more need a new map ABI.
 pub const MAX_REASONS: usize = 62;
 const _: () = assert!(Reason::ALL.len() <= MAX_REASONS);

@@ -25,10 +25,41 @@ const FLOWS_LIMIT: usize = 65_536;
 const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
 
 type Agent = State<Arc<dyn Control>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+/// What a request gets.
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
-/// All routes over `control`; the members of group `writers` may change things.
-pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
+/// Routes, each with what answers it.
+pub struct Routes(Router);
+
+impl Routes {
+    /// These and others.
+    #[must_use]
+    pub fn with(self, others: impl Into<Self>) -> Self {
+        Self(self.0.merge(others.into().0))
+    }
+
+    pub(super) fn new(router: Router) -> Self {
+        Self(router)
+    }
+
+    /// All that is served: the members of group `writers` may change things.
+    pub(super) fn into_router(self, writers: Arc<str>) -> Router {
+        self.0
+            .fallback(no_such_path)
+            .method_not_allowed_fallback(no_such_method)
+            .layer(DefaultBodyLimit::max(BODY_LIMIT))
+            .layer(middleware::from_fn_with_state(writers, access::check))
+    }
+}
+
+/// The routes of [`Control`].
+impl From<Arc<dyn Control>> for Routes {
+    fn from(control: Arc<dyn Control>) -> Self {
+        Self(router(control))
+    }
+}
+
+fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/apply", post(apply))
@@ -41,18 +72,15 @@ pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
         .route("/v1/lb/{name}/members/{member}", post(change_member))
         .route("/v1/flows", get(flows))
         .route("/v1/detach", post(detach))
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(writers, access::check))
         .with_state(control)
 }
 
 /// Calls `control` on a thread that may block.
-async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
+pub(super) async fn ask<C, T, F>(control: Arc<C>, call: F) -> Answer<T>
 where
+    C: ?Sized + Send + Sync + 'static,
     T: Send + 'static,
-    F: FnOnce(&dyn Control) -> Result<T, Refusal> + Send + 'static,
+    F: FnOnce(&C) -> Result<T, Refusal> + Send + 'static,
 {
     match tokio::task::spawn_blocking(move || call(control.as_ref())).await {
         Ok(answer) => answer.map(Json),
@@ -136,11 +164,17 @@ struct FlowQuery {
     limit: Option<usize>,
 }
 
-async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
-    let limit = query.limit.unwrap_or(FLOWS);
+/// How many flows an answer may have.
+pub(super) fn flow_limit(asked: Option<usize>) -> Result<usize, Refusal> {
+    let limit = asked.unwrap_or(FLOWS);
     if limit > FLOWS_LIMIT {
         return Err(Refusal::bad_request(format!("limit {limit} is over {FLOWS_LIMIT}, the most flows in one answer")));
     }
+    Ok(limit)
+}
+
+async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
+    let limit = flow_limit(query.limit)?;
     ask(control, move |control| control.flows(query.lb.as_deref(), limit)).await
 }
 

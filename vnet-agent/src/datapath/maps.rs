@@ -277,6 +277,12 @@ impl Maps {
         self.all.iter().find(|(l, _)| l.name == name).map(|(l, _)| l.max_entries)
     }
 
+    /// Another handle of a map.
+    pub(super) fn handle(&self, name: &str) -> Result<OwnedFd> {
+        let (_, fd) = self.all.iter().find(|(l, _)| l.name == name).with_context(|| format!("there is no map {name}"))?;
+        fd.try_clone().with_context(|| format!("map {name}: duplicating its handle"))
+    }
+
     /// Every map. How full the flow tables are is what the collector found last.
     pub fn status(&self) -> Result<Vec<MapStatus>> {
         let mut status = Vec::new();

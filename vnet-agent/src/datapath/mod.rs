@@ -8,6 +8,7 @@ mod attach;
 mod batch;
 mod clock;
 pub mod endpoints;
+pub mod events;
 pub mod flows;
 pub mod gc;
 mod kernel;
