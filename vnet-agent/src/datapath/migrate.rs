@@ -284,6 +284,7 @@ fn entry_from_1<A: Address, const PAD: usize>(value: &[u8]) -> Vec<u8> {
         last_seen: old.last_seen,
         // The first moment that is known of.
         created: old.last_seen,
+        rule: 0,
         flags: old.flags,
         tcp: old.tcp,
         pad: 0,
