@@ -9,7 +9,7 @@ use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::flow::track::{self, Treatment};
 use crate::flow::{FlowMaps, Work, flags as flow_flags};
-use crate::judge::{self, Decision};
+use crate::judge::{self, Decision, Judge};
 use crate::lb::vip;
 use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
@@ -47,7 +47,13 @@ pub enum Todo {
 
 /// The way of a packet to its member. [`shortcut`] has the same rules for packets of cached flows.
 #[inline(never)]
-pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
+pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+    bytes: u32,
+    segment: u32,
+) -> Todo {
     let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
@@ -82,7 +88,7 @@ pub fn local<'m, A: Address, M: Maps>(m: &'m M, from: &EndpointRow, addr: &A) ->
 pub fn route_back<A, M>(m: &M, w: &mut Work<A>, ep: &EndpointRow, to: &EndpointRow, bytes: u32, segment: u32) -> Todo
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     if note_passage(ep, w, to, bytes, segment) != Passage::Fits {
         return Todo::Pass;
@@ -91,7 +97,7 @@ where
     if !went_past_the_stack(m, w) {
         return Todo::Pass;
     }
-    match judge::ingress(m, to, w) {
+    match Judge::<A>::ingress(m, to, w) {
         Decision::Forward => {
             if to.flags & endpoint_flags::PEER != 0 {
                 m.count(to.slot, Direction::Ingress, w.reason, bytes);
@@ -149,7 +155,7 @@ fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u3
 
 /// Does it.
 #[inline(always)]
-pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
+pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
     let r = w.reason;
     match w.todo {
         Todo::Pass => Verdict::Next(Reason::NotOurs),
@@ -171,7 +177,7 @@ pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M,
 
 /// Rewrites the packet and sends it to the endpoint behind [`Work::device`].
 #[inline(always)]
-fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
+fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
     let Some(to) = m.endpoint(w.device) else { return Verdict::Drop(Reason::BadRow) };
     let back = w.todo == Todo::HandBack;
     let mut done = change(p, w, if back { Side::Source } else { Side::Destination });
@@ -215,7 +221,12 @@ pub fn change<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool
 }
 
 #[inline(never)]
-fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, to: &EndpointRow, bytes: u32) -> Decision {
+fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    to: &EndpointRow,
+    bytes: u32,
+) -> Decision {
     let r = &w.treatment.rewrite;
     (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
     let free = to.flags & endpoint_flags::POLICED == 0 && vip::is_no_member(m, to, &w.headers.src);
@@ -301,7 +312,7 @@ pub fn take_back<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, from: &EndpointRow) 
 where
     A: Address,
     P: Packet,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     // As the long way has it: what is not for this host, or does not fit, is not ours here.
     let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), p.size(), p.segment()) == Passage::Fits);

@@ -10,6 +10,7 @@ use crate::event::{EventMaps, EventRow};
 use crate::flow::track::{Seen, Treatment};
 use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBER, Rewrite, Table, Work};
 use crate::hash::STAMPS;
+use crate::judge::Judge;
 use crate::lb::pick::Picking;
 use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
 use crate::map::MAGLEV_BLOCK;
@@ -352,6 +353,8 @@ impl LbMaps for Maps {
         self.locals.get(key).copied()
     }
 }
+
+impl<A: Family> Judge<A> for Maps {}
 
 impl PolicyMaps for Maps {
     fn identity(&self, key: &AddressKey) -> u32 {

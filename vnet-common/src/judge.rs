@@ -13,7 +13,7 @@ use crate::event::{EventRow, kind};
 use crate::flow::track::{Course, find, forget, insert_pair, proceed, treat};
 use crate::flow::{FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBER, Table, Work, flags};
 use crate::hash;
-use crate::lb::pick::{self, Reverse};
+use crate::lb::pick::{self, Outcome, Reverse};
 use crate::lb::vip;
 use crate::parse::{Headers, protocol, tcp};
 use crate::pipeline::Maps;
@@ -21,8 +21,53 @@ use crate::policy::evaluate::{Judged, Question, evaluate};
 use crate::policy::{action, port_key, rule_flags};
 use crate::verdict::{Direction, Reason};
 
+/// The large steps, as functions of their own: the kernel's verifier looks at each once, not for every way that leads to it.
+pub trait Judge<A: Address>: Sized {
+    /// [`egress`].
+    #[inline(always)]
+    fn egress(&self, ep: &EndpointRow, w: &mut Work<A>, vip: bool) -> Decision
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        egress(self, ep, w, vip)
+    }
+    /// [`ingress`].
+    #[inline(always)]
+    fn ingress(&self, ep: &EndpointRow, w: &mut Work<A>) -> Decision
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        ingress(self, ep, w)
+    }
+    /// [`known`].
+    #[inline(always)]
+    fn known(&self, ep: &EndpointRow, w: &mut Work<A>) -> Known
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        known(self, ep, w)
+    }
+    /// [`admit`].
+    #[inline(always)]
+    fn admit(&self, w: &mut Work<A>, member: bool) -> Admission
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        admit(self, w, member)
+    }
+    /// [`pick::from_group`].
+    #[inline(always)]
+    fn pick(&self, ep: &EndpointRow, w: &mut Work<A>, bits: u32) -> Outcome
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        pick::from_group(self, ep, w, bits)
+    }
+}
+
 /// What is to be done with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Decision {
     /// Not for us.
     NotOurs,
@@ -38,6 +83,7 @@ pub enum Decision {
 
 /// What the rules say of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Admission {
     /// It may be.
     Allowed,
@@ -50,10 +96,14 @@ pub enum Admission {
 }
 
 /// What is known of a packet's flow.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Known {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Known {
+    /// It goes on.
     Valid,
+    /// It may not go on, for [`Work::reason`].
     Refused,
+    /// There is none.
     None,
     /// The rules say no now.
     Denied,
@@ -64,6 +114,25 @@ enum Known {
     /// The same, and another member is picked instead.
     GoneRepick,
 }
+
+macro_rules! numbered {
+    ($name:ident: $first:ident $(, $other:ident)* $(,)?) => {
+        impl $name {
+            /// What has this number; the first, for a number that none has.
+            #[inline(always)]
+            pub const fn of(number: u32) -> Self {
+                $(if number == Self::$other as u32 {
+                    return Self::$other;
+                })*
+                Self::$first
+            }
+        }
+    };
+}
+numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo);
+numbered!(Admission: Denied, Allowed, Rejected, Steered);
+numbered!(Known: Refused, Valid, None, Denied, Rejected, GoneReset, GoneRepick);
+numbered!(Outcome: Drop, Picked, NoGroup, Reject, Steer);
 
 /// Notes what tracking needs to know of a packet.
 #[inline(never)]
@@ -114,11 +183,11 @@ fn is_tracked<A: Address>(h: &Headers<A>, ep: &EndpointRow) -> bool {
 pub fn egress<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, vip: bool) -> Decision
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     let tracked = is_tracked(&w.headers, ep);
     if tracked {
-        match known(m, ep, w) {
+        match Judge::<A>::known(m, ep, w) {
             Known::Valid => return Decision::Forward,
             Known::Refused | Known::Denied => return Decision::Drop,
             Known::Rejected => return Decision::Reject,
@@ -145,10 +214,10 @@ where
 pub fn ingress<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     if is_tracked(&w.headers, ep) {
-        match known(m, ep, w) {
+        match Judge::<A>::known(m, ep, w) {
             Known::Valid => return Decision::Forward,
             Known::Refused | Known::Denied | Known::GoneReset | Known::GoneRepick => return Decision::Drop,
             Known::Rejected => return Decision::Reject,
@@ -159,11 +228,11 @@ where
 }
 
 /// Finds the packet's flow; an entry of another generation is judged again. What may not stay is removed.
-#[inline(never)]
-fn known<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known
+#[inline(always)]
+pub fn known<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     if !find(m, w) {
         return Known::None;
@@ -206,11 +275,11 @@ fn renew<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) {
 
 /// May the flow of [`Work::entry`] stay?
 #[inline(always)]
-fn judge_again<A: Address, M: Maps + FlowMaps<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known {
+fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known {
     let nat = w.entry.flags & flags::NAT != 0;
     if is_policed(ep) {
         ask_again(ep, w);
-        match admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
+        match Judge::<A>::admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
             Admission::Denied => return Known::Denied,
             Admission::Rejected => return Known::Rejected,
             Admission::Allowed if w.entry.flags & flags::STEERED == 0 => {}
@@ -295,8 +364,8 @@ fn ask<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
 }
 
 /// Asks the rules, [`Work::question`] being set. `member`: also about that in [`Work::group`], whose answer counts as much.
-#[inline(never)]
-fn admit<A: Address, M: Maps>(m: &M, w: &mut Work<A>, member: bool) -> Admission {
+#[inline(always)]
+pub fn admit<A: Address, M: Maps>(m: &M, w: &mut Work<A>, member: bool) -> Admission {
     w.reason = Reason::BadRow;
     w.judged.rule = Default::default();
     if !evaluate(m, &w.question, &mut w.judged) {
@@ -345,18 +414,18 @@ fn outweighs(new: &Judged, old: &Judged) -> bool {
 
 /// Asks about a new flow to a VIP, whose member is in [`Work::group`].
 #[inline(never)]
-pub fn admit_balanced<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
+pub fn admit_balanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
     ask(ep, w);
-    let admission = admit(m, w, true);
+    let admission = Judge::<A>::admit(m, w, true);
     note(m, ep, w, admission);
     admission
 }
 
 /// Asks about a packet to a VIP that no group takes.
 #[inline(never)]
-pub fn admit_unbalanced<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
+pub fn admit_unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
     ask(ep, w);
-    let admission = admit(m, w, false);
+    let admission = Judge::<A>::admit(m, w, false);
     note(m, ep, w, admission);
     admission
 }
@@ -366,10 +435,10 @@ pub fn admit_unbalanced<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Wo
 fn fresh<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     ask(ep, w);
-    let admission = admit(m, w, false);
+    let admission = Judge::<A>::admit(m, w, false);
     note(m, ep, w, admission);
     match admission {
         Admission::Denied => Decision::Drop,
@@ -398,7 +467,7 @@ fn makes_flow<A: Address>(h: &Headers<A>) -> bool {
 fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     let is_tcp = w.headers.is_tcp();
     w.table = if is_tcp { Table::HalfOpen } else { Table::Main };

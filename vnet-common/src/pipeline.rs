@@ -14,7 +14,7 @@ use crate::deliver::{self, FAILED, Shortcut, Todo};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
 use crate::event::{EventMaps, EventRow, kind};
 use crate::flow::{FlowKey, FlowMaps, Table, Work, flags as flow_flags, track};
-use crate::judge::{self, Decision};
+use crate::judge::{self, Decision, Judge};
 use crate::lb::LbMaps;
 use crate::lb::vip;
 use crate::packet::Packet;
@@ -35,8 +35,14 @@ pub struct Scratch {
 }
 
 /// All the maps of the datapath.
-pub trait Maps: HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6> {}
-impl<M: HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6>> Maps for M {}
+pub trait Maps:
+    HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6> + Judge<V4> + Judge<V6>
+{
+}
+impl<M: HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6> + Judge<V4> + Judge<V6>> Maps
+    for M
+{
+}
 
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
 /// is needed; there always is some, but the verifier wants to see the question.
@@ -199,7 +205,7 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
 /// The short way: for a packet in the middle of a flow that this CPU has cached, or that nobody asks about; most are. `None`: the long
 /// way, from the beginning.
 #[inline(always)]
-fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
     let h = A::plain(p)?;
     let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
     if is_policed(ep) {
@@ -221,7 +227,7 @@ fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, e
 }
 
 #[inline(always)]
-fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
     let h = A::plain(p)?;
     if !is_policed(ep) && vip::is_no_member(m, ep, &h.src) {
         return Some(Verdict::Next(Reason::NotOurs));
@@ -236,7 +242,12 @@ fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, 
 }
 
 #[inline(always)]
-fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+) -> Verdict {
     let (bytes, segment) = (p.size(), p.segment());
     if !A::parse(p, w) {
         return unjudged(ep, Reason::Malformed);
@@ -271,7 +282,12 @@ fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &
 }
 
 #[inline(always)]
-fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+) -> Verdict {
     if !A::parse(p, w) {
         return unjudged(ep, Reason::Malformed);
     }
@@ -312,12 +328,13 @@ fn refuse<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>, guard: 
 /// Is it an ICMP error about a packet of a flow that may be? The packet that it quotes went the other way, so the flow's entry for this
 /// way has its tuple turned round.
 #[inline(never)]
-fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A>>(p: &P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> bool {
+fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: &M, w: &mut Work<A>, ep: &EndpointRow) -> bool {
     let h = &w.headers;
     if !h.is_icmp() || h.fragment || !A::is_error(h.dport[0]) {
         return false;
     }
-    let Some(quoted) = A::quoted(p, h.l4 + 8) else { return false };
+    // So many bits: the verifier must see that it is not negative.
+    let Some(quoted) = A::quoted(p, (h.l4 & 0x7ff) + 8) else { return false };
     let Some([a, b, c, d]) = p.read::<4>(quoted.l4) else { return false };
     let echo = quoted.protocol == h.protocol;
     let id = if echo { p.read::<2>(quoted.l4 + 4).unwrap_or_default() } else { [0; 2] };
@@ -435,7 +452,7 @@ fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<V6>, ep: &Endpoint
 
 /// Judges a packet that was seen.
 #[inline(always)]
-fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(
+fn judge_egress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     m: &M,
     w: &mut Work<A>,
     ep: &EndpointRow,
@@ -443,7 +460,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(
     segment: u32,
     vip: bool,
 ) {
-    w.todo = match judge::egress(m, ep, w, vip) {
+    w.todo = match Judge::<A>::egress(m, ep, w, vip) {
         Decision::NotOurs => Todo::Pass,
         Decision::Forward if w.treatment.flags & flow_flags::NAT != 0 => deliver::route(m, w, ep, bytes, segment),
         Decision::Forward => Todo::Go,
@@ -461,7 +478,13 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A>>(
 }
 
 #[inline(always)]
-fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) {
+fn judge_way_back<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+    bytes: u32,
+    segment: u32,
+) {
     w.todo = match deliver::local(m, ep, &w.headers.dst) {
         Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
         None => Todo::Pass,
@@ -470,7 +493,12 @@ fn judge_way_back<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep:
 
 /// Judges what reaches `ep`.
 #[inline(always)]
-pub(crate) fn judge_ingress<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32) -> Decision {
+pub(crate) fn judge_ingress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+    bytes: u32,
+) -> Decision {
     judge::see(m, ep, Direction::Ingress, bytes, w);
-    judge::ingress(m, ep, w)
+    Judge::<A>::ingress(m, ep, w)
 }

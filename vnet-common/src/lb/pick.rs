@@ -6,7 +6,7 @@ use crate::endpoint::{EndpointMaps, EndpointRow, flags as endpoint_flags};
 use crate::flow::track::{forget, insert_pair, treat};
 use crate::flow::{FlowKey, FlowMaps, InsertError, Rewrite, Table, Work, flags, tcp as flow_state};
 use crate::hash;
-use crate::judge::{self, Admission, Decision};
+use crate::judge::{self, Admission, Decision, Judge};
 use crate::parse::{protocol, tcp};
 use crate::pipeline::Maps;
 use crate::verdict::{Direction, Reason};
@@ -20,6 +20,7 @@ const FIRST_PORT: u16 = 49_152;
 
 /// What became of a packet that starts a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Outcome {
     /// Its flow is made: apply [`Work::treatment`].
     Picked,
@@ -64,12 +65,12 @@ pub fn vip_key<A: Address>(network: u32, addr: &A, port: [u8; 2], protocol: u8) 
 pub fn new_flow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Outcome
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     let key = &w.seen.key;
     let Some(vip) = m.vip(&vip_key(key.network, &key.dst, key.dport, key.protocol)) else { return Outcome::NoGroup };
     (w.group.group, w.group.serial) = (vip.group, vip.serial);
-    from_group(m, ep, w, 0)
+    Judge::<A>::pick(m, ep, w, 0)
 }
 
 /// Makes the flow of a packet that a rule sends to a member of [`Work::group`].
@@ -77,9 +78,9 @@ where
 pub fn steer<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
-    match from_group(m, ep, w, flags::STEERED) {
+    match Judge::<A>::pick(m, ep, w, u32::from(flags::STEERED)) {
         Outcome::Picked => Decision::Forward,
         Outcome::Reject => Decision::Reject,
         _ => Decision::Drop,
@@ -87,11 +88,11 @@ where
 }
 
 /// Makes the flow to a member of [`Work::group`]; `bits` are set in both entries.
-#[inline(never)]
-fn from_group<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u16) -> Outcome
+#[inline(always)]
+pub fn from_group<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u32) -> Outcome
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     let Some(group) = m.group(w.group.group).filter(|g| g.serial == w.group.serial) else {
         w.reason = Reason::BadRow;
@@ -111,7 +112,7 @@ where
         w.reason = Reason::FlowQuota;
         return Outcome::Drop;
     }
-    let outcome = insert(m, ep, w, bits);
+    let outcome = insert(m, ep, w, bits as u16);
     if outcome != Outcome::Picked && !is_tcp {
         m.give_flow(ep.slot);
     }
@@ -132,7 +133,7 @@ fn pick<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: u32, table: u64, 
 fn insert<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u16) -> Outcome
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     w.table = if w.seen.key.protocol == protocol::TCP { Table::HalfOpen } else { Table::Main };
     w.reason = Reason::BadRow;

@@ -6,7 +6,7 @@ use crate::addr::Address;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::flow::{FlowMaps, Work};
 use crate::hash;
-use crate::judge::{self, Admission, Decision};
+use crate::judge::{self, Admission, Decision, Judge};
 use crate::parse::protocol;
 use crate::pipeline::Maps;
 use crate::verdict::Reason;
@@ -34,7 +34,7 @@ pub fn is_vip<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, addr: &A) -> bool 
 pub fn egress<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, tracked: bool) -> Decision
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     if !tracked || !(w.headers.is_tcp() || w.headers.is_udp()) {
         return unbalanced(m, ep, w);
@@ -50,7 +50,7 @@ where
 
 /// Decides about a packet to a VIP's address that no group takes: the VIP behaves like a host.
 #[inline(never)]
-fn unbalanced<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision {
+fn unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision {
     if m.vip(&vip_key(ep.network, &w.headers.dst, [0; 2], 0)).is_none() {
         return Decision::NotOurs;
     }

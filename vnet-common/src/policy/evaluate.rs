@@ -44,15 +44,17 @@ pub fn evaluate<A: Address, M: PolicyMaps>(m: &M, q: &Question<A>, judged: &mut 
     let staged = if egress { set_flags::STAGED_EGRESS } else { set_flags::STAGED_INGRESS };
     let by_peer = m.peer(&PeerKey { side: q.set << 1 | q.direction, identity: judged.identity }).unwrap_or(side.any_peer);
     let Some(by_port) = ports(m, side, q.port) else { return false };
-    let Some(row) = first(m, side, by_peer, by_port, true) else { return false };
+    let search = Search { rules: side.rules, words: side.words, by_peer, by_port, enforced: side.enforced };
+    let row = m.first(search);
     let Some(rule) = m.rule(row) else { return false };
     judged.rule = *rule;
-    if set.flags & staged != 0
-        && let Some(other) = first(m, side, by_peer, by_port, false)
-        && other != row
-        && let Some(other) = m.rule(other)
-    {
-        judged.staged = other.id;
+    if set.flags & staged != 0 {
+        let other = m.first(Search { enforced: ALL, ..search });
+        if other != row
+            && let Some(other) = m.rule(other)
+        {
+            judged.staged = other.id;
+        }
     }
     true
 }
@@ -76,31 +78,54 @@ fn ports<M: PolicyMaps>(m: &M, side: &Side, key: u32) -> Option<u32> {
     m.port(low).map(|row| row.bits)
 }
 
-/// The first rule whose bit both rows have, by its row in `RULES`; with `enforced`, staged rules are passed over. A `pass`
-/// leads on to a later tier.
-#[inline(never)]
-fn first<M: PolicyMaps>(m: &M, side: &Side, by_peer: u32, by_port: u32, enforced: bool) -> Option<u32> {
-    let mut at = 0;
-    for _ in 0..MAX_WORDS + MAX_TIERS {
+/// All rules, for [`Search::enforced`].
+const ALL: u32 = u32::MAX;
+/// No rule.
+pub const NONE: u32 = u32::MAX;
+
+/// What [`PolicyMaps::first`] is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// [`Side::rules`].
+    pub rules: u32,
+    /// [`Side::words`].
+    pub words: u32,
+    /// First word of the peer's bits.
+    pub by_peer: u32,
+    /// First word of the port's bits.
+    pub by_port: u32,
+    /// [`Side::enforced`], or `u32::MAX`: staged rules count too.
+    pub enforced: u32,
+}
+
+/// The first rule whose bit both rows have, by its row in `RULES`, or [`NONE`]. A `pass` leads on to a later tier.
+#[inline(always)]
+pub fn first<M: PolicyMaps>(m: &M, s: Search) -> u32 {
+    let (mut at, mut left) = (0, u64::from(MAX_WORDS + MAX_TIERS));
+    while left != 0 {
+        // Else the compiler makes two loops of one, and the verifier sees no end. 64 bits: it knows only whole slots of the stack.
+        left = core::hint::black_box(left - 1);
         let word = at >> 6;
-        if word >= side.words {
-            return None;
+        if word >= s.words {
+            return NONE;
         }
-        let mut bits = m.bits(by_peer.wrapping_add(word))? & m.bits(by_port.wrapping_add(word))?;
-        if enforced {
-            bits &= m.bits(side.enforced.wrapping_add(word))?;
+        let (Some(peer), Some(port)) = (m.bits(s.by_peer.wrapping_add(word)), m.bits(s.by_port.wrapping_add(word))) else {
+            return NONE;
+        };
+        let mut bits = peer & port & u64::MAX << (at & 63);
+        if s.enforced != ALL {
+            bits &= m.bits(s.enforced.wrapping_add(word)).unwrap_or(0);
         }
-        bits &= u64::MAX << (at & 63);
         if bits == 0 {
             at = (word + 1) << 6;
             continue;
         }
-        let row = side.rules.wrapping_add(word << 6 | bits.trailing_zeros());
-        let rule = m.rule(row)?;
-        if rule.action != action::PASS || (!enforced && rule.flags & rule_flags::STAGED != 0) {
-            return Some(row);
+        let row = s.rules.wrapping_add(word << 6 | bits.trailing_zeros());
+        let Some(rule) = m.rule(row) else { return NONE };
+        if rule.action != action::PASS || (s.enforced == ALL && rule.flags & rule_flags::STAGED != 0) {
+            return row;
         }
         at = u32::from(rule.next);
     }
-    None
+    NONE
 }

@@ -175,7 +175,7 @@ where
     P: Packet,
     M: LbMaps,
 {
-    let kind = h.dport[0];
+    let (kind, l4) = (h.dport[0], h.l4 & 0x7ff);
     if ep.flags & flags::NEIGHBORS == 0 {
         return Guard::Quarantine;
     }
@@ -193,33 +193,58 @@ where
         _ => return Guard::Pass,
     };
     if kind == 136 && ep.flags & flags::CHECK_IP != 0 {
-        let (Some(a), Some(b)) = (p.read(h.l4 + 8), p.read(h.l4 + 16)) else { return Guard::Neighbor };
-        let target = V6::of(a, b);
+        let mut target = V6::default();
+        if !read_address(p, l4 + 8, &mut target) {
+            return Guard::Neighbor;
+        }
         if !is_link_local(&target) && !is_own(m, ep, &target) {
             return Guard::Neighbor;
         }
     }
-    if ep.flags & flags::CHECK_MAC != 0 && !own_link_options(p, h.l4 + options, &ep.mac) { Guard::Neighbor } else { Guard::Pass }
+    if ep.flags & flags::CHECK_MAC != 0 && !own_link_options(p, l4 + options, &ep.mac) { Guard::Neighbor } else { Guard::Pass }
+}
+
+/// Reads an address. A function of its own: else the compiler calculates with what was not read, which the verifier refuses.
+#[inline(never)]
+fn read_address<P: Packet>(p: &P, at: usize, into: &mut V6) -> bool {
+    let (Some(upper), Some(lower)) = (p.read(at), p.read(at + 8)) else { return false };
+    *into = V6::of(upper, lower);
+    true
 }
 
 /// Is every link-layer address option from `at` on (RFC 4861 §4.6.1) this MAC?
-#[inline(never)]
+#[inline(always)]
 fn own_link_options<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> bool {
-    let mut at = at;
-    for _ in 0..ND_OPTIONS {
-        let Some([kind, units]) = p.read::<2>(at) else { return at as u32 >= p.size() };
-        if units == 0 {
-            return false;
-        }
-        if matches!(kind, 1 | 2) {
-            let (Some([a, b, c, d]), Some([e, f])) = (p.read::<4>(at + 2), p.read::<2>(at + 6)) else { return false };
-            if [a, b, c, d, e, f] != *mac {
-                return false;
-            }
-        }
-        at += usize::from(units) << 3;
+    // No loop: the compiler would keep registers across it that the verifier takes for unset.
+    const { assert!(ND_OPTIONS == 4) };
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    at != FOREIGN && at as u32 >= p.size()
+}
+
+/// Where to go on after a link-layer address option that is somebody else's, or broken: nowhere.
+const FOREIGN: usize = usize::MAX;
+
+/// Looks at the option at `at`; gives where the next one is.
+#[inline(never)]
+fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
+    if at == FOREIGN || at as u32 >= p.size() {
+        return at;
     }
-    at as u32 >= p.size()
+    let at = at & 0x7ff;
+    let Some([kind, units]) = p.read::<2>(at) else { return FOREIGN };
+    if units == 0 {
+        return FOREIGN;
+    }
+    if matches!(kind, 1 | 2) {
+        let (Some([a, b, c, d]), Some([e, f])) = (p.read::<4>(at + 2), p.read::<2>(at + 6)) else { return FOREIGN };
+        if [a, b, c, d, e, f] != *mac {
+            return FOREIGN;
+        }
+    }
+    at + (usize::from(units) << 3)
 }
 
 /// Is a UDP packet for a tunnel's port? A fragment has its ports only in the first one; one that is too short for them is none to be
