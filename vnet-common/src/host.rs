@@ -168,6 +168,15 @@ pub struct Policy {
     pub counters: RefCell<HashMap<u32, RuleCounters>>,
 }
 
+impl Policy {
+    /// See [`PolicyMaps::identity`].
+    #[must_use]
+    pub fn identity(&self, key: &AddressKey) -> u32 {
+        let longest = || (0..=ADDRESS_BITS + 128).rev().find_map(|bits| self.cidrs.get(&(bits, masked(key, bits))));
+        self.ipcache.get(key).or_else(longest).copied().unwrap_or(crate::policy::identity::UNKNOWN)
+    }
+}
+
 impl Default for Maps {
     fn default() -> Self {
         Self {
@@ -358,9 +367,7 @@ impl<A: Family> Judge<A> for Maps {}
 
 impl PolicyMaps for Maps {
     fn identity(&self, key: &AddressKey) -> u32 {
-        let p = &self.policy;
-        let longest = || (0..=ADDRESS_BITS + 128).rev().find_map(|bits| p.cidrs.get(&(bits, masked(key, bits))));
-        p.ipcache.get(key).or_else(longest).copied().unwrap_or(crate::policy::identity::UNKNOWN)
+        self.policy.identity(key)
     }
     fn set(&self, row: u32) -> Option<&SetRow> {
         self.policy.sets.get(&row)

@@ -41,13 +41,13 @@ pub struct Maps {
     pub(super) endpoint_counters: PerCpu<EndpointCounters>,
     pub(super) flow_counts: Mapped<FlowCount>,
     pub(super) stamps: Mapped<u64>,
-    filters: Mapped<u64>,
-    locals: Table<LocalKey, u32>,
-    vips: Table<VipKey, VipRow>,
+    pub(super) filters: Mapped<u64>,
+    pub(super) locals: Table<LocalKey, u32>,
+    pub(super) vips: Table<VipKey, VipRow>,
     groups: Mapped<GroupRow>,
     members: Mapped<MemberRow>,
     member_counters: PerCpu<MemberCounters>,
-    maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
+    pub(super) maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
     /// IPv4 flows.
     pub(super) flows4: FlowTables<V4>,
     /// IPv6 flows.

@@ -14,6 +14,7 @@ pub mod gc;
 mod kernel;
 mod layout;
 mod load;
+pub mod look;
 mod maps;
 mod migrate;
 mod mmap;

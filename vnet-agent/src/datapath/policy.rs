@@ -17,11 +17,11 @@ use super::percpu::PerCpu;
 
 /// The maps of policy and events.
 pub(super) struct PolicyTables {
-    sets: Mapped<SetRow>,
-    rules: Mapped<RuleRow>,
-    ports: Mapped<PortRow>,
-    bits: Mapped<u64>,
-    peers: Table<PeerKey, u32>,
+    pub(super) sets: Mapped<SetRow>,
+    pub(super) rules: Mapped<RuleRow>,
+    pub(super) ports: Mapped<PortRow>,
+    pub(super) bits: Mapped<u64>,
+    pub(super) peers: Table<PeerKey, u32>,
     identities: Table<AddressKey, u32>,
     networks: Table<NetworkKey, u32>,
     counters: PerCpu<RuleCounters>,
