@@ -239,7 +239,12 @@ where
         let judged = judge_again(m, ep, w);
         w.partner = w.seen.key.partner(&w.entry.rewrite);
         if judged != Known::Valid {
-            forget(m, ep.slot, w.table, &w.seen.key, &w.partner);
+            // A reset is for the client to see: until its next packet the entry says so.
+            let waits =
+                matches!(judged, Known::GoneReset | Known::GoneRepick) && w.seen.key.direction == Direction::Ingress as u8;
+            if !waits {
+                forget(m, ep.slot, w.table, &w.seen.key, &w.partner);
+            }
             if matches!(judged, Known::Denied | Known::Rejected) {
                 note_drop(m, ep, w);
             }
