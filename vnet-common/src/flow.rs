@@ -308,9 +308,11 @@ pub struct Work<A: Address> {
     /// Another key, for a moment.
     pub spare: FlowKey<A>,
     /// What rules are asked.
-    pub question: crate::policy::evaluate::Question<A>,
+    pub question: crate::policy::evaluate::Question,
     /// What they answered.
     pub judged: crate::policy::evaluate::Judged,
+    /// What they answered about the member.
+    pub judged_member: crate::policy::evaluate::Judged,
     /// The group that a member is picked of.
     pub group: crate::lb::pick::Picking<A>,
     /// A report about the packet.

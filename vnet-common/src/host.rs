@@ -16,7 +16,7 @@ use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent,
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::pipeline::Scratch;
+use crate::pipeline::{self, Scratch, Ways};
 use crate::policy::evaluate::{Judged, Question};
 use crate::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow};
 use crate::verdict::{Direction, Reason};
@@ -364,6 +364,7 @@ impl LbMaps for Maps {
 }
 
 impl<A: Family> Judge<A> for Maps {}
+impl<A: Family + pipeline::Family> Ways<Frame, A> for Maps {}
 
 impl PolicyMaps for Maps {
     fn identity(&self, key: &AddressKey) -> u32 {
@@ -449,6 +450,7 @@ fn work<A: Address>() -> Work<A> {
         spare: FlowKey::default(),
         question: Question::default(),
         judged: Judged::default(),
+        judged_member: Judged::default(),
         group: Picking::default(),
         event: EventRow::default(),
     }

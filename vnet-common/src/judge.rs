@@ -18,7 +18,7 @@ use crate::lb::vip;
 use crate::parse::{Headers, protocol, tcp};
 use crate::pipeline::Maps;
 use crate::policy::evaluate::{Judged, Question, evaluate};
-use crate::policy::{action, port_key, rule_flags};
+use crate::policy::{AddressKey, action, port_key, rule_flags};
 use crate::verdict::{Direction, Reason};
 
 /// The large steps, as functions of their own: the kernel's verifier looks at each once, not for every way that leads to it.
@@ -47,13 +47,13 @@ pub trait Judge<A: Address>: Sized {
     {
         known(self, ep, w)
     }
-    /// [`admit`].
+    /// [`evaluate`] for [`Work::question`], into [`Work::judged`] or, if it is about a `member`, [`Work::judged_member`].
     #[inline(always)]
-    fn admit(&self, w: &mut Work<A>, member: bool) -> Admission
+    fn evaluate(&self, w: &mut Work<A>, member: bool) -> bool
     where
         Self: Maps + FlowMaps<A>,
     {
-        admit(self, w, member)
+        evaluate(self, &w.question, if member { &mut w.judged_member } else { &mut w.judged })
     }
     /// [`pick::from_group`].
     #[inline(always)]
@@ -83,7 +83,6 @@ pub enum Decision {
 
 /// What the rules say of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
 pub enum Admission {
     /// It may be.
     Allowed,
@@ -130,7 +129,6 @@ macro_rules! numbered {
     };
 }
 numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo);
-numbered!(Admission: Denied, Allowed, Rejected, Steered);
 numbered!(Known: Refused, Valid, None, Denied, Rejected, GoneReset, GoneRepick);
 numbered!(Outcome: Drop, Picked, NoGroup, Reject, Steer);
 
@@ -241,7 +239,12 @@ where
         let judged = judge_again(m, ep, w);
         w.partner = w.seen.key.partner(&w.entry.rewrite);
         if judged != Known::Valid {
-            forget(m, ep.slot, w.table, &w.seen.key, &w.partner);
+            // A reset is for the client to see: until its next packet the entry says so.
+            let waits =
+                matches!(judged, Known::GoneReset | Known::GoneRepick) && w.seen.key.direction == Direction::Ingress as u8;
+            if !waits {
+                forget(m, ep.slot, w.table, &w.seen.key, &w.partner);
+            }
             if matches!(judged, Known::Denied | Known::Rejected) {
                 note_drop(m, ep, w);
             }
@@ -279,7 +282,7 @@ fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &Endpoin
     let nat = w.entry.flags & flags::NAT != 0;
     if is_policed(ep) {
         ask_again(ep, w);
-        match Judge::<A>::admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
+        match admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
             Admission::Denied => return Known::Denied,
             Admission::Rejected => return Known::Rejected,
             Admission::Allowed if w.entry.flags & flags::STEERED == 0 => {}
@@ -335,6 +338,11 @@ fn opened_port<A: Address>(protocol: u8, dport: [u8; 2]) -> u32 {
     }
 }
 
+#[inline(always)]
+fn address<A: Address>(ep: &EndpointRow, addr: &A) -> AddressKey {
+    AddressKey { network: ep.network, version: u32::from(A::VERSION), addr: addr.widen() }
+}
+
 /// Asks about the flow of [`Work::entry`], as who opened it did. A balanced one's member goes into [`Work::group`].
 #[inline(never)]
 fn ask_again<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
@@ -349,7 +357,7 @@ fn ask_again<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
     let key = &w.spare;
     let peer = if opener == Direction::Egress { key.dst } else { key.src };
     let port = opened_port::<A>(key.protocol, key.dport);
-    w.question = Question { peer, network: ep.network, set: ep.set, direction: opener as u32, port };
+    w.question = Question { peer: address(ep, &peer), set: ep.set, direction: opener as u32, port };
 }
 
 /// Asks about the packet at hand.
@@ -360,26 +368,25 @@ fn ask<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
     let peer = if egress { h.dst } else { h.src };
     let port = if h.fragment { [0; 2] } else { h.dport };
     let direction = u32::from(w.seen.key.direction);
-    w.question = Question { peer, network: ep.network, set: ep.set, direction, port: port_key(h.protocol, port) };
+    w.question = Question { peer: address(ep, &peer), set: ep.set, direction, port: port_key(h.protocol, port) };
 }
 
 /// Asks the rules, [`Work::question`] being set. `member`: also about that in [`Work::group`], whose answer counts as much.
 #[inline(always)]
-pub fn admit<A: Address, M: Maps>(m: &M, w: &mut Work<A>, member: bool) -> Admission {
+fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, member: bool) -> Admission {
     w.reason = Reason::BadRow;
     w.judged.rule = Default::default();
-    if !evaluate(m, &w.question, &mut w.judged) {
+    if !Judge::<A>::evaluate(m, w, false) {
         return Admission::Denied;
     }
     if member {
-        let mut other = Judged::default();
-        w.question.peer = w.group.member;
+        w.question.peer.addr = w.group.member.widen();
         w.question.port = w.question.port & !0xffff | u32::from(u16::from_be_bytes(w.group.port));
-        if !evaluate(m, &w.question, &mut other) {
+        if !Judge::<A>::evaluate(m, w, true) {
             return Admission::Denied;
         }
-        if outweighs(&other, &w.judged) {
-            w.judged = other;
+        if outweighs(&w.judged_member, &w.judged) {
+            w.judged = w.judged_member;
         }
     }
     let rule = &w.judged.rule;
@@ -413,10 +420,10 @@ fn outweighs(new: &Judged, old: &Judged) -> bool {
 }
 
 /// Asks about a new flow to a VIP, whose member is in [`Work::group`].
-#[inline(never)]
+#[inline(always)]
 pub fn admit_balanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
     ask(ep, w);
-    let admission = Judge::<A>::admit(m, w, true);
+    let admission = admit(m, w, true);
     note(m, ep, w, admission);
     admission
 }
@@ -425,7 +432,7 @@ pub fn admit_balanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &
 #[inline(never)]
 pub fn admit_unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Admission {
     ask(ep, w);
-    let admission = Judge::<A>::admit(m, w, false);
+    let admission = admit(m, w, false);
     note(m, ep, w, admission);
     admission
 }
@@ -438,7 +445,7 @@ where
     M: Maps + FlowMaps<A> + Judge<A>,
 {
     ask(ep, w);
-    let admission = Judge::<A>::admit(m, w, false);
+    let admission = admit(m, w, false);
     note(m, ep, w, admission);
     match admission {
         Admission::Denied => Decision::Drop,

@@ -44,10 +44,34 @@ impl<M: HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4>
 {
 }
 
+/// The ways, as functions of their own: see [`Judge`]. The stack of a way that was left is free for the next.
+pub trait Ways<P: Packet, A: Family>: Maps + FlowMaps<A> + Judge<A> + Sized {
+    /// The short one of what an endpoint sends.
+    #[inline(always)]
+    fn egress_known(&self, p: &mut P, ep: &EndpointRow) -> Option<Verdict> {
+        egress_known::<A, P, Self>(p, self, ep)
+    }
+    /// The short one of what reaches an endpoint.
+    #[inline(always)]
+    fn ingress_known(&self, p: &mut P, ep: &EndpointRow) -> Option<Verdict> {
+        ingress_known::<A, P, Self>(p, self, ep)
+    }
+    /// The long one of what an endpoint sends.
+    #[inline(always)]
+    fn egress(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+        egress_ip(p, self, w, ep)
+    }
+    /// The long one of what reaches an endpoint.
+    #[inline(always)]
+    fn ingress(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+        ingress_ip(p, self, w, ep)
+    }
+}
+
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
 /// is needed; there always is some, but the verifier wants to see the question.
 #[inline(always)]
-pub fn egress<'s, P: Packet, M: Maps>(
+pub fn egress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     p: &mut P,
     m: &M,
     room: impl FnOnce() -> Option<&'s mut Scratch>,
@@ -66,7 +90,7 @@ pub fn egress<'s, P: Packet, M: Maps>(
 
 /// Judges a packet that leaves through the device `ifindex`: one that reaches its endpoint.
 #[inline(always)]
-pub fn ingress<'s, P: Packet, M: Maps>(
+pub fn ingress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     p: &mut P,
     m: &M,
     room: impl FnOnce() -> Option<&'s mut Scratch>,
@@ -110,7 +134,7 @@ fn unjudged(ep: &EndpointRow, reason: Reason) -> Verdict {
 }
 
 #[inline(always)]
-fn egress_frame<'s, P: Packet, M: Maps>(
+fn egress_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     p: &mut P,
     m: &M,
     room: impl FnOnce() -> Option<&'s mut Scratch>,
@@ -118,13 +142,13 @@ fn egress_frame<'s, P: Packet, M: Maps>(
 ) -> Verdict {
     let Some(kind) = p.read(12) else { return unjudged(ep, Reason::Malformed) };
     match kind {
-        ethertype::IPV4 => match egress_known::<V4, _, _>(p, m, ep) {
+        ethertype::IPV4 => match Ways::<P, V4>::egress_known(m, p, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(FAILED, |s| egress_ip(p, m, &mut s.v4, ep)),
+            None => room().map_or(FAILED, |s| Ways::<P, V4>::egress(m, p, &mut s.v4, ep)),
         },
-        ethertype::IPV6 => match egress_known::<V6, _, _>(p, m, ep) {
+        ethertype::IPV6 => match Ways::<P, V6>::egress_known(m, p, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(FAILED, |s| egress_ip(p, m, &mut s.v6, ep)),
+            None => room().map_or(FAILED, |s| Ways::<P, V6>::egress(m, p, &mut s.v6, ep)),
         },
         ethertype::ARP => egress_arp(p, m, room, ep),
         _ => unjudged(ep, Reason::NotIp),
@@ -161,24 +185,31 @@ fn refuse_arp<P: Packet, M: Maps>(
     direction: Direction,
 ) -> Verdict {
     if m.events() & kind::DROP != 0 {
-        w.event = EventRow {
-            endpoint: ep.id,
-            bytes: p.size(),
-            src: p.read::<4>(ETH + 14).map_or_else(Default::default, |ip| V4::from(ip).widen()),
-            dst: p.read::<4>(ETH + 24).map_or_else(Default::default, |ip| V4::from(ip).widen()),
-            direction: direction as u8,
-            reason: guard.reason() as u8,
-            kind: kind::DROP,
-            ethertype: ethertype::ARP,
-            ..EventRow::default()
-        };
-        m.report(&mut w.event);
+        report_arp(p, m, w, ep, guard.reason() as u32 | (direction as u32) << 8);
     }
     Verdict::Drop(guard.reason())
 }
 
+/// Reports an ARP packet that is dropped. `why`: the reason, and above it the direction.
+#[inline(never)]
+fn report_arp<P: Packet, M: Maps>(p: &P, m: &M, w: &mut Work<V4>, ep: &EndpointRow, why: u32) -> bool {
+    w.event = EventRow {
+        endpoint: ep.id,
+        bytes: p.size(),
+        src: p.read::<4>(ETH + 14).map_or_else(Default::default, |ip| V4::from(ip).widen()),
+        dst: p.read::<4>(ETH + 24).map_or_else(Default::default, |ip| V4::from(ip).widen()),
+        direction: (why >> 8) as u8,
+        reason: why as u8,
+        kind: kind::DROP,
+        ethertype: ethertype::ARP,
+        ..EventRow::default()
+    };
+    m.report(&mut w.event);
+    true
+}
+
 #[inline(always)]
-fn ingress_frame<'s, P: Packet, M: Maps>(
+fn ingress_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     p: &mut P,
     m: &M,
     room: impl FnOnce() -> Option<&'s mut Scratch>,
@@ -186,13 +217,13 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
 ) -> Verdict {
     let Some(kind) = p.read(12) else { return unjudged(ep, Reason::Malformed) };
     match kind {
-        ethertype::IPV4 => match ingress_known::<V4, _, _>(p, m, ep) {
+        ethertype::IPV4 => match Ways::<P, V4>::ingress_known(m, p, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(FAILED, |s| ingress_ip(p, m, &mut s.v4, ep)),
+            None => room().map_or(FAILED, |s| Ways::<P, V4>::ingress(m, p, &mut s.v4, ep)),
         },
-        ethertype::IPV6 => match ingress_known::<V6, _, _>(p, m, ep) {
+        ethertype::IPV6 => match Ways::<P, V6>::ingress_known(m, p, ep) {
             Some(verdict) => verdict,
-            None => room().map_or(FAILED, |s| ingress_ip(p, m, &mut s.v6, ep)),
+            None => room().map_or(FAILED, |s| Ways::<P, V6>::ingress(m, p, &mut s.v6, ep)),
         },
         ethertype::ARP if is_policed(ep) && ep.flags & endpoint_flags::NEIGHBORS == 0 => {
             room().map_or(FAILED, |s| refuse_arp(p, m, &mut s.v4, ep, Guard::Quarantine, Direction::Ingress))
@@ -205,7 +236,11 @@ fn ingress_frame<'s, P: Packet, M: Maps>(
 /// The short way: for a packet in the middle of a flow that this CPU has cached, or that nobody asks about; most are. `None`: the long
 /// way, from the beginning.
 #[inline(always)]
-fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    ep: &EndpointRow,
+) -> Option<Verdict> {
     let h = A::plain(p)?;
     let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
     if is_policed(ep) {
@@ -226,8 +261,13 @@ fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut 
     Some(deliver::take(p, m, &h, &t, ep, route))
 }
 
+/// The same for what reaches an endpoint.
 #[inline(always)]
-fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, ep: &EndpointRow) -> Option<Verdict> {
+pub fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    ep: &EndpointRow,
+) -> Option<Verdict> {
     let h = A::plain(p)?;
     if !is_policed(ep) && vip::is_no_member(m, ep, &h.src) {
         return Some(Verdict::Next(Reason::NotOurs));
@@ -241,8 +281,9 @@ fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut
     Some(if done { Verdict::Next(Reason::Reply) } else { FAILED })
 }
 
+/// The long way of what an endpoint sends.
 #[inline(always)]
-fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     p: &mut P,
     m: &M,
     w: &mut Work<A>,
@@ -281,8 +322,9 @@ fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     deliver::carry_out(p, m, w)
 }
 
+/// The long way of what reaches an endpoint.
 #[inline(always)]
-fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     p: &mut P,
     m: &M,
     w: &mut Work<A>,
@@ -359,8 +401,8 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
 }
 
 /// The start of a packet that an ICMP error quotes.
-#[derive(Clone, Copy)]
-struct Quoted<A> {
+#[derive(Clone, Copy, Debug)]
+pub struct Quoted<A> {
     src: A,
     dst: A,
     protocol: u8,
@@ -368,7 +410,7 @@ struct Quoted<A> {
 }
 
 /// Where the families differ.
-trait Family: Address {
+pub trait Family: Address {
     /// Headers as most packets have them.
     fn plain<P: Packet>(p: &P) -> Option<Headers<Self>>;
     /// All headers; says if they are well-formed.

@@ -239,13 +239,21 @@ pub trait PolicyMaps {
     fn bits(&self, word: u32) -> Option<u64>;
     /// A rule.
     fn rule(&self, row: u32) -> Option<&RuleRow>;
-    /// [`evaluate::first`]. The kernel has it as a function that is verified once, not for every way that leads to it.
+    /// [`evaluate::ports`]. The kernel has it, and the next, as a function that is verified once, not for every way that leads to it.
     #[inline(always)]
-    fn first(&self, search: evaluate::Search) -> u32
+    fn ports(&self, first: u32, count: u32, key: u32) -> u32
     where
         Self: Sized,
     {
-        evaluate::first(self, search)
+        evaluate::ports(self, first, count, key)
+    }
+    /// [`evaluate::next`].
+    #[inline(always)]
+    fn next(&self, search: evaluate::Search, at: u32) -> u32
+    where
+        Self: Sized,
+    {
+        evaluate::next(self, search, at)
     }
     /// Counts a decision of the rule with this number: `bytes` of one packet; `staged`: it only would have decided.
     fn rule_hit(&self, id: u32, bytes: u32, staged: bool);

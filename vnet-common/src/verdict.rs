@@ -33,6 +33,36 @@ impl Verdict {
     }
 }
 
+impl Verdict {
+    /// As one number: what a function that the verifier looks at by itself can return.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        let (kind, more) = match self {
+            Self::Next(_) => (0, 0),
+            Self::Redirect { ifindex, peer, .. } => (if peer { 2 } else { 1 }, (ifindex as u64) << 32),
+            Self::Reply(_) => (3, 0),
+            Self::Bounce(_) => (4, 0),
+            Self::Drop(_) => (5, 0),
+        };
+        more | (self.reason() as u64) << 8 | kind
+    }
+
+    /// The other way round.
+    #[inline(always)]
+    pub fn of_word(word: u64) -> Self {
+        let reason = Reason::of(word as u32 >> 8 & 0xff);
+        let ifindex = (word >> 32) as u32;
+        match word as u32 & 0xff {
+            0 => Self::Next(reason),
+            1 => Self::Redirect { ifindex, peer: false, reason },
+            2 => Self::Redirect { ifindex, peer: true, reason },
+            3 => Self::Reply(reason),
+            4 => Self::Bounce(reason),
+            _ => Self::Drop(reason),
+        }
+    }
+}
+
 macro_rules! reasons {
     ($($(#[doc = $doc:literal])+ $name:ident = $number:literal, $text:literal;)+) => {
         /// Why a packet got its verdict. The numbers are an interface: append only, never reuse one.
@@ -43,6 +73,14 @@ macro_rules! reasons {
         impl Reason {
             /// Every reason, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+            /// The reason with this number; `BadRow` for a number that none has.
+            #[inline(always)]
+            pub const fn of(number: u32) -> Self {
+                match number {
+                    $($number => Self::$name,)+
+                    _ => Self::BadRow,
+                }
+            }
             /// The name used by the CLI, the metrics and the documentation.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }

@@ -10,16 +10,16 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use vnet_common::event::{EventBudget, EventMaps, EventRow, WINDOW_JIFFIES};
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table, Work};
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
-use vnet_common::judge::{self, Admission, Decision, Judge, Known};
-use vnet_common::lb::pick::{self, Outcome};
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
-use vnet_common::policy::evaluate::{self, Search};
+use vnet_common::policy::evaluate::Search;
 use vnet_common::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow, identity};
 use vnet_common::verdict::{Direction, Reason};
+
+use crate::steps;
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
@@ -409,75 +409,17 @@ impl PolicyMaps for Kernel {
         RULES.get(row)
     }
     #[inline(always)]
-    fn first(&self, s: Search) -> u32 {
-        policy_first(s.rules, s.words, s.by_peer, s.by_port, s.enforced)
+    fn ports(&self, first: u32, count: u32, key: u32) -> u32 {
+        steps::policy_ports(first, count, key)
+    }
+    #[inline(always)]
+    fn next(&self, s: Search, at: u32) -> u32 {
+        steps::policy_next(s.by_peer, s.by_port, s.enforced, s.words, at)
     }
     #[inline(always)]
     fn rule_hit(&self, id: u32, bytes: u32, staged: bool) {
         with(RULE_COUNTERS.get_ptr_mut(id), |c| c.count(bytes, staged));
     }
-}
-
-/// A step as a global function. A pointer that is null, which none is, gives what a number that nothing has gives.
-macro_rules! step {
-    ($name:ident($ep:ident, $w:ident: $addr:ty $(, $n:ident)?) => $run:expr) => {
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $name($ep: *const EndpointRow, $w: *mut Work<$addr> $(, $n: u32)?) -> u32 {
-            // SAFETY: null, or a whole value, as the verifier makes sure; the caller has lent it to this call.
-            let Some($ep) = (unsafe { $ep.as_ref() }) else { return u32::MAX };
-            // SAFETY: as above.
-            let Some($w) = (unsafe { $w.as_mut() }) else { return u32::MAX };
-            $run as u32
-        }
-    };
-}
-
-macro_rules! judge {
-    ($addr:ty, $egress:ident, $ingress:ident, $known:ident, $admit:ident, $pick:ident) => {
-        step!($egress(ep, w: $addr, vip) => judge::egress(&Kernel, ep, w, vip != 0));
-        step!($ingress(ep, w: $addr) => judge::ingress(&Kernel, ep, w));
-        step!($known(ep, w: $addr) => judge::known(&Kernel, ep, w));
-        step!($pick(ep, w: $addr, bits) => pick::from_group(&Kernel, ep, w, bits));
-        #[unsafe(no_mangle)]
-        #[inline(never)]
-        extern "C" fn $admit(w: *mut Work<$addr>, member: u32) -> u32 {
-            // SAFETY: as in `step`.
-            let Some(w) = (unsafe { w.as_mut() }) else { return u32::MAX };
-            judge::admit(&Kernel, w, member != 0) as u32
-        }
-        impl Judge<$addr> for Kernel {
-            #[inline(always)]
-            fn egress(&self, ep: &EndpointRow, w: &mut Work<$addr>, vip: bool) -> Decision {
-                Decision::of($egress(ep, w, u32::from(vip)))
-            }
-            #[inline(always)]
-            fn ingress(&self, ep: &EndpointRow, w: &mut Work<$addr>) -> Decision {
-                Decision::of($ingress(ep, w))
-            }
-            #[inline(always)]
-            fn known(&self, ep: &EndpointRow, w: &mut Work<$addr>) -> Known {
-                Known::of($known(ep, w))
-            }
-            #[inline(always)]
-            fn admit(&self, w: &mut Work<$addr>, member: bool) -> Admission {
-                Admission::of($admit(w, u32::from(member)))
-            }
-            #[inline(always)]
-            fn pick(&self, ep: &EndpointRow, w: &mut Work<$addr>, bits: u32) -> Outcome {
-                Outcome::of($pick(ep, w, bits))
-            }
-        }
-    };
-}
-judge!(V4, judge_egress4, judge_ingress4, judge_known4, judge_admit4, judge_pick4);
-judge!(V6, judge_egress6, judge_ingress6, judge_known6, judge_admit6, judge_pick6);
-
-/// Global, so that the verifier looks at it once.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn policy_first(rules: u32, words: u32, by_peer: u32, by_port: u32, enforced: u32) -> u32 {
-    evaluate::first(&Kernel, Search { rules, words, by_peer, by_port, enforced })
 }
 
 /// The ring buffer's reader looks by itself from time to time: waking it up costs more than the event.

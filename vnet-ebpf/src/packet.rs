@@ -39,6 +39,18 @@ impl Skb {
         Self { ctx: ctx.skb.skb }
     }
 
+    /// The same packet once more, in another function.
+    #[inline(always)]
+    pub fn again(ctx: *mut __sk_buff) -> Self {
+        Self { ctx }
+    }
+
+    /// For another function.
+    #[inline(always)]
+    pub fn context(&self) -> *mut __sk_buff {
+        self.ctx
+    }
+
     /// Is there a VLAN tag, kept beside the packet?
     #[inline(always)]
     pub fn has_vlan(&self) -> bool {

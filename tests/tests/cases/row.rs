@@ -107,6 +107,26 @@ impl Row {
         self.last().frame.segment = bytes;
         self
     }
+    /// The last packet has this mark.
+    pub fn mark(mut self, mark: u32) -> Self {
+        self.last().frame.mark = mark;
+        self
+    }
+    /// The rule with this number decided about the last packet.
+    pub fn decided(mut self, id: u32) -> Self {
+        let bytes = self.last().frame.bytes.len() as u64;
+        self.judged = true;
+        let c = self.expected.rules.entry(id).or_default();
+        c.hits += 1;
+        c.bytes += bytes;
+        self
+    }
+    /// A staged rule would have decided about it.
+    pub fn staged(mut self, id: u32) -> Self {
+        self.judged = true;
+        self.expected.rules.entry(id).or_default().staged += 1;
+        self
+    }
     /// The last packet has a VLAN tag beside it.
     pub fn vlan(mut self) -> Self {
         self.last().vlan = true;
@@ -154,6 +174,11 @@ impl Row {
     /// The last packet is dropped.
     pub fn dropped(self, reason: Reason) -> Self {
         self.outcome(Verdict::Drop(reason), None)
+    }
+    /// The last packet is answered in the endpoint's name.
+    pub fn bounced(self, reason: Reason, out: &Packet) -> Self {
+        let bytes = out.bytes();
+        self.outcome(Verdict::Bounce(reason), Some(bytes))
     }
     /// The last packet is answered.
     pub fn answered(self, reason: Reason, out: &Packet) -> Self {
@@ -245,9 +270,10 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
     let host = Snapshot::of(&world.maps);
     let mut expected = Snapshot { main: host.main.clone(), half_open: host.half_open.clone(), ..expected };
     if !judged {
-        // Rows that say nothing of rules compare them between host and kernel only.
-        (expected.rules, expected.events) = (host.rules.clone(), host.events.clone());
+        // A row that says nothing of rules: they are held against the kernel's only.
+        expected.rules.clone_from(&host.rules);
     }
+    expected.events.clone_from(&host.events);
     let mut differences = expected.differences("expected", &host, "host");
     let entries = (host.main.len(), host.half_open.len());
     if entries != (2 * holds.0, 2 * holds.1) {

@@ -61,7 +61,7 @@ pub fn vip_key<A: Address>(network: u32, addr: &A, port: [u8; 2], protocol: u8) 
 }
 
 /// Makes the flow of a packet that is addressed to a group's VIP, protocol and port.
-#[inline(never)]
+#[inline(always)]
 pub fn new_flow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Outcome
 where
     A: Address,
@@ -74,7 +74,7 @@ where
 }
 
 /// Makes the flow of a packet that a rule sends to a member of [`Work::group`].
-#[inline(never)]
+#[inline(always)]
 pub fn steer<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
 where
     A: Address,
@@ -290,7 +290,7 @@ where
 }
 
 /// Notes a half-open flow as the endpoint's newest, and removes the oldest if it has too many.
-#[inline(never)]
+#[inline(always)]
 pub fn make_room<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
 where
     A: Address,
