@@ -69,8 +69,7 @@ impl Applier {
         match planned {
             Err(Refused::Room { .. }) if self.garbage.is_some() => {
                 // Perhaps what is to be swept is what is missing.
-                rows.wait_for_programs();
-                self.sweep_now(rows, &limits).map_err(PlanError::Maps)?;
+                self.sweep_all(rows).map_err(PlanError::Maps)?;
                 Ok(self.plan_beside(rows, image, &limits)??)
             }
             result => Ok(result?),
@@ -143,6 +142,15 @@ impl Applier {
             Some(since) if since.elapsed() >= SWEEP_AFTER => self.sweep_now(rows, &rows.limits()?),
             _ => Ok(()),
         }
+    }
+
+    /// The same at once, as soon as no program can be reading it.
+    pub fn sweep_all(&mut self, rows: &impl PolicyRows) -> Result<()> {
+        if self.garbage.is_none() {
+            return Ok(());
+        }
+        rows.wait_for_programs();
+        self.sweep_now(rows, &rows.limits()?)
     }
 
     fn sweep_now(&mut self, rows: &impl PolicyRows, limits: &Limits) -> Result<()> {

@@ -11,7 +11,7 @@ use vnet_common::policy::{AddressKey, identity};
 
 use super::identity::Identities;
 use super::ids::RuleIds;
-use super::live::Tables;
+use super::live::{Tables, cidr_key};
 use super::networks::{Networks, Region};
 use super::peers::{AtomId, Atoms, entity};
 use super::rules::{self, Combination, DIRECTIONS, Rules, Written};
@@ -20,9 +20,9 @@ use super::set::Set;
 use super::subject::{HostKind, Subject};
 
 pub use super::image::Image;
-pub use super::refused::Refused;
 
 use super::image::{Claim, Local, Placed, Program, Rank};
+use super::refused::{Refused, rule_name};
 use crate::resource::{Cidr, Entity};
 
 /// What an image follows from.
@@ -54,7 +54,6 @@ pub enum Previous<'a> {
 /// What is known of an endpoint or host before identities have numbers.
 struct Draft {
     subject: Subject,
-    atoms: Vec<AtomId>,
     /// Its addresses, each with all atoms that match there.
     addresses: Vec<(AddressKey, Rank, Arc<[AtomId]>)>,
     /// The policies about it, if it is on this host.
@@ -112,19 +111,19 @@ impl Image {
     }
 
     fn place(&mut self, draft: Draft) -> Result<(), Refused> {
-        let Draft { subject, atoms, addresses, combination, faults } = draft;
+        let Draft { subject, addresses, combination, faults } = draft;
         let about = || format!("endpoint `{}`", subject.name);
         let local = match combination {
             Some(combination) => Some(Local { set: self.set(&combination, &about())?, combination }),
             None => None,
         };
-        let identity = self.identities.take(addresses.first().map_or(&atoms, |(_, _, atoms)| atoms));
         let mut claims = Vec::with_capacity(addresses.len());
         for (key, rank, atoms) in addresses {
             let claim = Claim { rank, owner: Arc::clone(&subject.name), identity: self.identities.take(&atoms) };
             claims.push((key, claim.identity));
             self.claim(key, claim);
         }
+        let identity = claims.first().map_or(identity::UNKNOWN, |(_, identity)| *identity);
         let placed = Placed { identity, claims, local, faults, subject };
         self.subjects.insert(Arc::clone(&placed.subject.name), Arc::new(placed));
         Ok(())
@@ -140,7 +139,7 @@ impl Image {
         let lists = DIRECTIONS.map(|direction| rules.list(combination, direction));
         let set = Set::new([&lists[0], &lists[1]]).map_err(|too_long| {
             let rule = lists.get(too_long.direction as usize).and_then(|list| list.get(too_long.at));
-            let reference = rule.and_then(|rule| rules.reference(rule.id)).map(|(r, _)| r.into());
+            let reference = rule.and_then(|rule| rules.reference(rule.id)).map(|(r, _)| rule_name(r));
             Refused::long(reference.unwrap_or_default(), about.to_owned(), too_long)
         })?;
         let set = Arc::new(set);
@@ -150,8 +149,7 @@ impl Image {
 
     /// One fewer has what an endpoint had.
     fn give_back(&mut self, placed: &Placed) {
-        let claimed = placed.claims.iter().map(|(_, identity)| *identity);
-        claimed.chain([placed.identity]).for_each(|identity| self.identities.give_back(identity));
+        placed.claims.iter().for_each(|(_, identity)| self.identities.give_back(*identity));
         if let Some(Local { combination, .. }) = &placed.local
             && let Some((_, users)) = self.sets.get_mut(combination)
         {
@@ -202,7 +200,7 @@ impl Program {
                 addresses.push((key, rank, self.at(&atoms, address)));
             }
         }
-        Ok(Draft { subject, atoms, addresses, combination, faults })
+        Ok(Draft { subject, addresses, combination, faults })
     }
 
     fn host(&self, address: IpAddr, kind: HostKind) -> (AddressKey, Rank, Arc<[AtomId]>) {
@@ -231,7 +229,7 @@ fn program(written: &Written<'_>, networks: &[Cidr], previous: Previous<'_>) -> 
         Previous::Image(image) => image.program.ids.of(rules::keys(written)),
         Previous::Start { ids, .. } => ids.of(rules::keys(written)),
     };
-    let ids = ids.map_err(|key| Refused::Numbers { rule: key.into() })?;
+    let ids = ids.map_err(|key| Refused::Numbers { rule: rules::unnumbered(written, key) })?;
     let (mut ready, known) = (Known::default(), before.map(|b| &b.ready));
     let atoms = Atoms::new(rules::atoms(written), before.map(|b| &b.atoms), (&mut ready, known));
     let rules = Rules::new(written, &ids, &atoms, (&mut ready, known));
@@ -247,28 +245,27 @@ fn numbers(
     regions: &[(Cidr, Vec<AtomId>)],
     previous: Previous<'_>,
 ) -> Identities {
-    let addresses = || drafts.iter().flat_map(|d| &d.addresses).chain(hosts).map(|(key, _, atoms)| (key, atoms));
+    let mut classes: BTreeMap<Arc<[AtomId]>, Vec<u32>> = BTreeMap::new();
+    let mut holds = |atoms: Arc<[AtomId]>, number: Option<u32>| {
+        classes.entry(atoms).or_default().extend(number.filter(|n| *n >= identity::FIRST));
+    };
+    for (key, _, atoms) in drafts.iter().flat_map(|d| &d.addresses).chain(hosts) {
+        let number = match previous {
+            Previous::Start { tables, .. } => tables.addresses.get(key).copied(),
+            Previous::Image(image) => image.addresses.get(key).and_then(|claims| claims.first()).map(|c| c.identity),
+        };
+        holds(Arc::clone(atoms), number);
+    }
+    for (cidr, atoms) in regions {
+        let number = match previous {
+            Previous::Start { tables, .. } => tables.cidrs.get(&cidr_key(cidr)).copied(),
+            Previous::Image(image) => image.regions.get(cidr).copied(),
+        };
+        holds(atoms.clone().into(), number);
+    }
     match previous {
-        Previous::Start { tables, .. } => {
-            let mut classes: BTreeMap<Arc<[AtomId]>, Vec<AddressKey>> = BTreeMap::new();
-            addresses().for_each(|(key, atoms)| classes.entry(Arc::clone(atoms)).or_default().push(*key));
-            Identities::adopt(tables, &classes)
-        }
+        Previous::Start { tables, .. } => Identities::adopt(tables, &classes),
         Previous::Image(image) => {
-            let mut classes: BTreeMap<Arc<[AtomId]>, Vec<u32>> = BTreeMap::new();
-            let mut holds = |atoms: Arc<[AtomId]>, number: Option<u32>| {
-                let held = classes.entry(atoms).or_default();
-                held.extend(number.filter(|n| *n >= identity::FIRST && held.last() != Some(n)));
-            };
-            for (key, atoms) in addresses() {
-                holds(Arc::clone(atoms), image.addresses.get(key).and_then(|claims| claims.first()).map(|c| c.identity));
-            }
-            for draft in drafts.iter().filter(|d| d.addresses.is_empty()) {
-                holds(draft.atoms.clone().into(), image.subjects.get(&draft.subject.name).map(|p| p.identity));
-            }
-            for (cidr, atoms) in regions {
-                holds(atoms.clone().into(), image.regions.get(cidr).copied());
-            }
             let stays: HashSet<AtomId> = program.atoms.numbers().collect();
             Identities::inherit(&image.identities, &classes, &stays, image.program.atoms.next())
         }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use vnet_common::policy::{AddressKey, identity};
+use vnet_common::policy::identity;
 
 use super::live::Tables;
 use super::peers::{AtomId, entity};
@@ -104,19 +104,16 @@ impl Identities {
         all
     }
 
-    /// Lets these classes have the numbers that addresses have in the maps, where the number is of no others.
-    pub fn adopt(tables: &Tables, classes: &BTreeMap<Arc<[AtomId]>, Vec<AddressKey>>) -> Self {
-        let live = &tables.addresses;
+    /// Lets these classes have the numbers that their holders have in the maps, where the number is of no others.
+    pub fn adopt(tables: &Tables, classes: &BTreeMap<Arc<[AtomId]>, Vec<u32>>) -> Self {
+        let live = || tables.addresses.values().chain(tables.cidrs.values());
         let mut holders: HashMap<u32, usize> = HashMap::new();
-        live.values().chain(tables.cidrs.values()).for_each(|number| *holders.entry(*number).or_default() += 1);
-        let peers = tables.peers.keys().map(|key| &key.identity);
-        let last = live.values().chain(tables.cidrs.values()).chain(peers).max();
+        live().for_each(|number| *holders.entry(*number).or_default() += 1);
+        let last = live().chain(tables.peers.keys().map(|key| &key.identity)).max();
         let mut all = Self::after(last.copied().unwrap_or_default());
-        for (atoms, addresses) in classes {
+        for (atoms, numbers) in classes {
             let mut held: BTreeMap<u32, usize> = BTreeMap::new();
-            for number in addresses.iter().filter_map(|a| live.get(a)).filter(|n| **n >= identity::FIRST) {
-                *held.entry(*number).or_default() += 1;
-            }
+            numbers.iter().for_each(|number| *held.entry(*number).or_default() += 1);
             if let Some((number, _)) = held.iter().find(|(number, count)| holders.get(*number) == Some(*count)) {
                 all.insert(*number, Arc::clone(atoms));
             }
@@ -150,7 +147,7 @@ impl Identities {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vnet_common::policy::PeerKey;
+    use vnet_common::policy::{AddressKey, PeerKey};
 
     #[test]
     fn the_same_atoms_have_the_same_number_for_as_long_as_anyone_has_it() {
@@ -190,11 +187,7 @@ mod tests {
     fn numbers_in_the_maps_are_kept_by_those_who_alone_have_them() {
         let key = |n: u8| AddressKey { network: 0, version: 4, addr: [n; 16] };
         let live = HashMap::from([(key(1), 40), (key(2), 40), (key(3), 41), (key(4), 41), (key(5), identity::HOST)]);
-        let classes = BTreeMap::from([
-            ([5, 10].into(), vec![key(1), key(2), key(9)]),
-            ([5, 11].into(), vec![key(3)]),
-            ([5, 12].into(), vec![key(4), key(5)]),
-        ]);
+        let classes = BTreeMap::from([class(&[5, 10], &[40, 40]), class(&[5, 11], &[41]), class(&[5, 12], &[41])]);
         let peers = HashMap::from([(PeerKey { side: 2, identity: 50 }, 0)]);
         let mut all = Identities::adopt(&Tables { addresses: live, peers, ..Tables::default() }, &classes);
         assert_eq!(all.take(&[5, 10]), 40);

@@ -14,7 +14,6 @@ use super::ids::RuleIds;
 use super::networks::Networks;
 use super::peers::{AtomId, Atoms};
 use super::plan::Scope;
-use super::refused::RuleName;
 use super::rules::{Combination, Rules, tier_name};
 use super::selector::Known;
 use super::set::Set;
@@ -86,7 +85,7 @@ pub struct Claim {
 pub struct Placed {
     /// The endpoint.
     pub subject: Subject,
-    /// Its own identity: that of its first address.
+    /// Its own identity: that of its first address; unknown while it has none.
     pub identity: u32,
     /// If it is on this host, its rules.
     pub local: Option<Local>,
@@ -191,7 +190,7 @@ impl Image {
     }
 
     /// A rule that names this network.
-    pub(super) fn rule_with(&self, network: &Cidr) -> Option<RuleName> {
+    pub(super) fn rule_with(&self, network: &Cidr) -> Option<&RuleRef> {
         let atoms: Vec<AtomId> = self
             .program
             .atoms
@@ -199,7 +198,7 @@ impl Image {
             .filter(|(_, cidr, except)| cidr == network || except.contains(network))
             .map(|(id, ..)| id)
             .collect();
-        self.program.rules.with_peer(&atoms).map(RuleName::from)
+        self.program.rules.with_peer(&atoms)
     }
 
     /// Identities, with what they stand for.

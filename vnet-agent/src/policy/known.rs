@@ -197,6 +197,8 @@ impl Known {
             self.garbage.sets.insert(*row);
         }
         self.identities.extend(&plan.new_identities);
+        // Whoever goes back to an image before this one has numbers again that were to go.
+        self.garbage.identities.retain(|number| !self.identities.contains(number));
         remove_all(&plan.gone_identities, |number| self.identities.remove(number));
         self.garbage.identities.extend(&plan.gone_identities);
         self.addresses.extend(plan.addresses.iter().copied());
@@ -314,7 +316,8 @@ fn says(
 /// The flags of a set's row.
 pub fn flags(set: &Set) -> u32 {
     let [egress, ingress] = &set.sides;
-    u32::from(egress.staged) * set_flags::STAGED_EGRESS | u32::from(ingress.staged) * set_flags::STAGED_INGRESS
+    let flag = |is: bool, flag| if is { flag } else { 0 };
+    flag(egress.staged, set_flags::STAGED_EGRESS) | flag(ingress.staged, set_flags::STAGED_INGRESS)
 }
 
 /// Identities by the atoms that they stand for.

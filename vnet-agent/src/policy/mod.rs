@@ -26,10 +26,12 @@ mod rules;
 mod selector;
 mod set;
 mod subject;
+#[cfg(test)]
+mod tests;
 
 pub use compile::{Image, Inputs, Previous};
 pub use image::{Claim, Local, Placed, Rank};
-pub use refused::{Refused, RuleName};
+pub use refused::Refused;
 pub use rules::{Target, Written};
 pub use set::Set;
 pub use subject::{HostKind, Subject};

@@ -15,7 +15,7 @@ use super::ids::RuleIds;
 use super::image::Image;
 use super::known::{Known, Loaded, PeerIndex, Room, flags, peer_key, side_row};
 use super::live::{CidrKey, Limits, Write, cidr_key};
-use super::refused::{Refused, RuleName};
+use super::refused::{Refused, rule_name};
 use super::rules::DIRECTIONS;
 use super::set::{Bits, Set, SideImage};
 
@@ -205,7 +205,11 @@ impl Planner<'_> {
         new.sort_unstable_by_key(|(number, _)| *number);
         for (set, row) in &known.rows {
             for (d, image) in DIRECTIONS.into_iter().zip(&set.sides) {
+                let there = known.sets.get(row).map(|loaded| &loaded.peers[d as usize]);
                 for (number, atoms) in &new {
+                    if there.is_some_and(|there| there.contains_key(number)) {
+                        continue;
+                    }
                     let Some(bits) = image.peer(atoms) else { continue };
                     let first = self.row_of_bits(&bits, image)?;
                     self.out.peers.push((peer_key(*row, d, *number), first));
@@ -254,7 +258,7 @@ impl Planner<'_> {
             added += u32::from(before.is_none());
             let free = self.limits.cidrs.saturating_sub(known.cidrs.len() as u32);
             if added > free {
-                let rule = self.image.rule_with(cidr).map(|rule| rule.to_string());
+                let rule = self.image.rule_with(cidr).map(rule_name);
                 let cause = rule.unwrap_or_else(|| format!("the network {cidr}"));
                 return Err(self.no_room(cause, "its networks", "CIDRS", (added, free, self.limits.cidrs)));
             }
@@ -334,8 +338,7 @@ impl Planner<'_> {
     }
 
     fn named(&self, id: Option<u32>) -> String {
-        let reference = id.and_then(|id| self.image.rule(id)).map(|(r, _)| RuleName::from(r));
-        reference.unwrap_or_default().to_string()
+        id.and_then(|id| self.image.rule(id)).map(|(r, _)| rule_name(r)).unwrap_or_default()
     }
 }
 

@@ -1,12 +1,10 @@
 //! What the datapath cannot take.
 
-use std::fmt;
-
 use vnet_common::api::RuleRef;
 use vnet_common::policy::{MAX_PORT_ROWS, MAX_RULES};
 use vnet_common::verdict::Direction;
 
-use super::ids::{MAX_ID, RuleKey};
+use super::ids::MAX_ID;
 use super::set::TooLong;
 
 /// Why there is no image, or no plan. Nothing was changed.
@@ -16,13 +14,13 @@ pub enum Refused {
     #[error("{rule}: there are more than {} rules in all, and this one has no number left", MAX_ID - 1)]
     Numbers {
         /// The first without one.
-        rule: RuleName,
+        rule: String,
     },
     /// An endpoint has more rules, or more ports in them, than fit into one list.
     #[error("{rule}: with this rule, {about} has more than {limit} for {direction}, which is all that one endpoint can have")]
     Long {
         /// The rule that is too much.
-        rule: RuleName,
+        rule: String,
         /// The endpoint, or quarantine group.
         about: String,
         /// What there is too much of.
@@ -58,7 +56,7 @@ pub enum Refused {
 
 impl Refused {
     /// Of a list that is too long.
-    pub fn long(rule: RuleName, about: String, too_long: TooLong) -> Self {
+    pub fn long(rule: String, about: String, too_long: TooLong) -> Self {
         const _: () = assert!(MAX_RULES == 4096 && MAX_PORT_ROWS == 8192);
         let limit = if too_long.rules { "4096 rules" } else { "8192 ranges of ports" };
         let direction = match too_long.direction {
@@ -69,30 +67,8 @@ impl Refused {
     }
 }
 
-/// A rule, for people.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RuleName {
-    kind: String,
-    resource: String,
-    rule: String,
-    place: String,
-}
-
-impl From<&RuleRef> for RuleName {
-    fn from(r: &RuleRef) -> Self {
-        Self { kind: r.kind.clone(), resource: r.resource.clone(), rule: r.rule.clone(), place: r.place.clone() }
-    }
-}
-
-impl From<RuleKey> for RuleName {
-    fn from(key: RuleKey) -> Self {
-        Self { kind: key.kind, resource: key.resource, rule: key.rule, place: String::new() }
-    }
-}
-
-impl fmt::Display for RuleName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} `{}`, rule `{}`", self.kind, self.resource, self.rule)?;
-        if self.place.is_empty() { Ok(()) } else { write!(f, " ({})", self.place) }
-    }
+/// A rule, for people: whose it is, its name, and where it was written if that is known.
+pub fn rule_name(rule: &RuleRef) -> String {
+    let name = format!("{} `{}`, rule `{}`", rule.kind, rule.resource, rule.rule);
+    if rule.place.is_empty() { name } else { format!("{name} ({})", rule.place) }
 }

@@ -13,6 +13,7 @@ use vnet_common::verdict::Direction;
 
 use super::ids::{RuleIds, RuleKey};
 use super::peers::{Atom, AtomId, Atoms, atom};
+use super::refused::rule_name;
 use super::selector::{Candidate, Known, Selectors};
 use crate::resource::{
     self, Action, Cidr, DefaultAction, Origin, Policy, PolicyMode, PortMatch, Protocol, SecurityGroup, SecurityGroupSpec, Tier,
@@ -231,6 +232,13 @@ pub fn keys(written: &Written<'_>) -> Vec<RuleKey> {
     }
     add("built-in", DEFAULT_GROUP, [&[], &[]], &defaults);
     keys
+}
+
+/// A rule that there is no number for, as people know it.
+pub fn unnumbered(written: &Written<'_>, key: RuleKey) -> String {
+    let origin = written.origins.get(&(key.kind.clone(), key.resource.clone()));
+    let place = origin.map(|o| o.place(o.line)).unwrap_or_default();
+    rule_name(&RuleRef { kind: key.kind, resource: key.resource, rule: key.rule, place, ..RuleRef::default() })
 }
 
 /// Every atom that these rules have.

@@ -65,24 +65,27 @@ impl Candidate<'_> {
     }
 }
 
+/// Selectors with their keys.
+type Keyed<K> = Vec<(K, Arc<Ready>)>;
+
 /// Selectors by what must be there for them to select anyone.
 #[derive(Clone, Debug)]
 pub struct Selectors<K> {
     /// By one of the labels that they ask for: name, then value.
-    by_label: HashMap<String, HashMap<String, Vec<(K, Arc<Ready>)>>>,
+    by_label: HashMap<String, HashMap<String, Keyed<K>>>,
     /// Those that ask for no label.
-    others: Vec<(K, Arc<Ready>)>,
+    others: Keyed<K>,
 }
 
 impl<K: Copy> Selectors<K> {
     /// Of these.
     pub fn new(selectors: impl IntoIterator<Item = (K, Arc<Ready>)>) -> Self {
-        let all: Vec<(K, Arc<Ready>)> = selectors.into_iter().collect();
+        let all: Keyed<K> = selectors.into_iter().collect();
         let mut asked: HashMap<(String, String), usize> = HashMap::new();
         for label in all.iter().flat_map(|(_, s)| &s.labels) {
             *asked.entry(label.clone()).or_default() += 1;
         }
-        let mut by_label: HashMap<String, HashMap<String, Vec<(K, Arc<Ready>)>>> = HashMap::new();
+        let mut by_label: HashMap<String, HashMap<String, Keyed<K>>> = HashMap::new();
         let mut others = Vec::new();
         for (key, selector) in all {
             // The label that the fewest others ask for: few selectors are then looked at in vain.
