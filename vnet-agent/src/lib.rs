@@ -10,4 +10,6 @@ pub mod object;
 #[cfg(test)]
 mod random;
 pub mod resource;
+mod socket_file;
+pub mod source;
 pub mod store;

@@ -7,6 +7,7 @@ mod error;
 mod extract;
 mod routes;
 mod socket;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -24,6 +25,7 @@ use vnet_common::api::{
 
 pub use error::{Class, Refusal};
 pub use socket::{Peer, Socket};
+pub use sources::Sources;
 
 /// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
 const GRACE: Duration = Duration::from_secs(3);
@@ -51,6 +53,10 @@ pub trait Control: Send + Sync + 'static {
     /// Takes the datapath off this host. The agent is to end afterwards: what implements this resolves the `shutdown` that
     /// [`serve`] was given; this answer is still sent.
     fn detach(&self) -> Result<DetachResponse, Refusal>;
+    /// The tag sources, if this agent has any to ask.
+    fn sources(&self) -> Option<Arc<dyn Sources>> {
+        None
+    }
 }
 
 /// Makes the socket at `path` and serves it, until `shutdown` resolves and the requests under way are answered.

@@ -15,7 +15,8 @@ use vnet_common::api::{
 
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
-use super::{Control, access};
+use super::access::Access;
+use super::{Control, access, sources};
 
 /// Flows in an answer, when the request does not say.
 const FLOWS: usize = 100;
@@ -25,11 +26,13 @@ const FLOWS_LIMIT: usize = 65_536;
 const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
 
 type Agent = State<Arc<dyn Control>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// All routes over `control`; the members of group `writers` may change things.
 pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
+    let access = Access { writers, control: Arc::clone(&control) };
     Router::new()
+        .merge(sources::routes())
         .route("/v1/status", get(status))
         .route("/v1/apply", post(apply))
         .route("/v1/resources/{kind}", get(resources))
@@ -44,12 +47,12 @@ pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(writers, access::check))
+        .layer(middleware::from_fn_with_state(access, access::check))
         .with_state(control)
 }
 
 /// Calls `control` on a thread that may block.
-async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
+pub(super) async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
 where
     T: Send + 'static,
     F: FnOnce(&dyn Control) -> Result<T, Refusal> + Send + 'static,

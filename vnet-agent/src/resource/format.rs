@@ -88,6 +88,7 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
         "label-value" if text.is_empty() => None,
         "label-value" => wrong_word(text, 63, "_.-"),
         "member-name" => wrong_word(text, 63, "_.-:"),
+        "tag-name" => wrong_word(text, 63, "_.-"),
         _ => None,
     }
 }
@@ -101,6 +102,11 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
+}
+
+/// Can a tag have this name?
+pub fn is_tag_name(text: &str) -> bool {
+    wrong_word(text, 63, "_.-").is_none()
 }
 
 fn wrong_ip(text: &str) -> Option<String> {

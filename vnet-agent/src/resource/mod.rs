@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 pub use check::check;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
-pub use format::parse_mac;
+pub use format::{is_tag_name, parse_mac};
 pub use load_balancer::{
     Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
 };
