@@ -13,4 +13,6 @@ pub mod policy;
 #[cfg(test)]
 mod random;
 pub mod resource;
+mod socket_file;
+pub mod source;
 pub mod store;

@@ -8,6 +8,7 @@ mod extract;
 mod observe;
 mod routes;
 mod socket;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -26,6 +27,7 @@ pub use error::{Class, Refusal};
 pub use observe::{Observe, serve_metrics};
 pub use routes::Routes;
 pub use socket::{Peer, Socket};
+pub use sources::Sources;
 
 /// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
 const GRACE: Duration = Duration::from_secs(3);
