@@ -9,6 +9,7 @@ pub mod expression;
 pub mod lb;
 pub mod object;
 pub mod observe;
+pub mod policy;
 #[cfg(test)]
 mod random;
 pub mod resource;

@@ -103,6 +103,19 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
     parts.next().is_none().then_some(mac)
 }
 
+/// `TCP`, or a number.
+pub fn protocol_number(text: &str) -> Option<u8> {
+    match text {
+        "ICMP" => Some(1),
+        "TCP" => Some(6),
+        "UDP" => Some(17),
+        "ICMPv6" => Some(58),
+        "SCTP" => Some(132),
+        number if number.starts_with(|c: char| c.is_ascii_digit()) => number.parse().ok(),
+        _ => None,
+    }
+}
+
 fn wrong_ip(text: &str) -> Option<String> {
     if text.parse::<IpAddr>().is_ok() {
         return None;
