@@ -9,8 +9,10 @@ use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use vnet_common::event::{EventMaps, EventRow};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
+use vnet_common::host::Frame;
 use vnet_common::judge::Judge;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow};
+use vnet_common::pipeline::{self, Ways};
 use vnet_common::policy::evaluate::{self, Search};
 use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow};
 use vnet_common::verdict::{Direction, Reason};
@@ -32,8 +34,12 @@ pub enum Step {
     Identity(AddressKey, u32),
     /// Which rules are about the peer?
     Peer(PeerKey, Option<u32>),
-    /// Which rule decides? The row in `RULES`, or [`evaluate::NONE`].
+    /// Which rule matches first? Its place in the list, or [`evaluate::NONE`].
     Search(Search, u32),
+    /// A rule was read: its row in `RULES`.
+    Rule(u32, RuleRow),
+    /// The flow's entry has another rule from now on.
+    Renewed(u32),
     /// The rule with this number decided; `staged`: would have.
     Hit {
         /// [`RuleRow::id`].
@@ -217,7 +223,12 @@ impl<A: Family, R: Rows> FlowMaps<A> for View<'_, R> {
     }
     fn update(&self, table: Table, key: &FlowKey<A>, f: impl FnOnce(&mut FlowEntry<A>)) -> bool {
         let Some(mut entry) = self.entry(table, key) else { return false };
+        let before = origin(&entry).1;
         f(&mut entry);
+        let (_, rule) = origin(&entry);
+        if rule != before {
+            self.note(Step::Renewed(rule));
+        }
         self.put(table, key, Some(entry));
         true
     }
@@ -267,6 +278,7 @@ impl<R: Rows> LbMaps for View<'_, R> {
 }
 
 impl<A: Family, R: Rows> Judge<A> for View<'_, R> {}
+impl<A: Family + pipeline::Family, R: Rows> Ways<Frame, A> for View<'_, R> {}
 
 impl<R: Rows> PolicyMaps for View<'_, R> {
     fn identity(&self, key: &AddressKey) -> u32 {
@@ -289,12 +301,14 @@ impl<R: Rows> PolicyMaps for View<'_, R> {
         self.rows.bits(word)
     }
     fn rule(&self, row: u32) -> Option<&RuleRow> {
-        self.rows.rule(row).map(|r| &*self.rules.alloc(r))
+        let rule = self.rows.rule(row)?;
+        self.note(Step::Rule(row, rule));
+        Some(self.rules.alloc(rule))
     }
-    fn first(&self, search: Search) -> u32 {
-        let row = evaluate::first(self, search);
-        self.note(Step::Search(search, row));
-        row
+    fn next(&self, search: Search, at: u32) -> u32 {
+        let place = evaluate::next(self, search, at);
+        self.note(Step::Search(search, place));
+        place
     }
     fn rule_hit(&self, id: u32, _: u32, staged: bool) {
         self.note(Step::Hit { id, staged });
