@@ -7,6 +7,7 @@ pub mod device;
 pub mod expression;
 pub mod lb;
 pub mod object;
+pub mod quarantine;
 #[cfg(test)]
 mod random;
 pub mod resource;

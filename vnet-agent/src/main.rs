@@ -67,7 +67,8 @@ async fn serve(options: Options) -> Result<()> {
     log::info!("serving {}", socket.path().display());
     let mut ending = agent.ending();
     let shutdown = async move { drop(ending.wait_for(|ending| *ending).await) };
-    let server = tokio::spawn(api::serve_on(socket, Arc::clone(&agent) as Arc<dyn api::Control>, shutdown));
+    let behind = api::Behind { control: Arc::clone(&agent) as Arc<dyn api::Control>, quarantine: None };
+    let server = tokio::spawn(api::serve_on(socket, behind, shutdown));
     run::tell_systemd(&[NotifyState::Ready]);
     run::run(&agent, devices, health).await?;
     server.await.context("ending the API")?

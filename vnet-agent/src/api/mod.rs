@@ -1,10 +1,11 @@
 //! The agent's API: HTTP/JSON on a unix socket. The routes and their types are in [`vnet_common::api`].
 //!
-//! This layer speaks HTTP and decides who may do what; what is done is behind [`Control`].
+//! This layer speaks HTTP and decides who may do what; what is done is behind [`Control`] and [`Quarantine`].
 
 mod access;
 mod error;
 mod extract;
+mod quarantine;
 mod routes;
 mod socket;
 #[cfg(test)]
@@ -23,6 +24,7 @@ use vnet_common::api::{
 };
 
 pub use error::{Class, Refusal};
+pub use quarantine::Quarantine;
 pub use socket::{Peer, Socket};
 
 /// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
@@ -53,20 +55,29 @@ pub trait Control: Send + Sync + 'static {
     fn detach(&self) -> Result<DetachResponse, Refusal>;
 }
 
+/// What is behind the routes. Those of a part that is not there are not there either.
+#[derive(Clone)]
+pub struct Behind {
+    /// Most of it.
+    pub control: Arc<dyn Control>,
+    /// Tags, groups, quarantine and the audit log.
+    pub quarantine: Option<Arc<dyn Quarantine>>,
+}
+
 /// Makes the socket at `path` and serves it, until `shutdown` resolves and the requests under way are answered.
-pub async fn serve(path: &Path, control: Arc<dyn Control>, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-    serve_on(Socket::bind(path)?, control, shutdown).await
+pub async fn serve(path: &Path, behind: Behind, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    serve_on(Socket::bind(path)?, behind, shutdown).await
 }
 
 /// Like [`serve`], on a socket that is already bound: from its binding on, clients wait instead of being refused.
 pub async fn serve_on(
     socket: Socket,
-    control: Arc<dyn Control>,
+    behind: Behind,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let (path, writers) = (socket.path().to_owned(), socket.group());
     let (begun, ending) = oneshot::channel();
-    let server = axum::serve(socket, routes::router(control, writers).into_make_service_with_connect_info::<Peer>())
+    let server = axum::serve(socket, routes::router(behind, writers).into_make_service_with_connect_info::<Peer>())
         .with_graceful_shutdown(async move {
             shutdown.await;
             // Nobody listens any more if the server has ended by itself.

@@ -15,20 +15,21 @@ use vnet_common::api::{
 
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
-use super::{Control, access};
+use super::{Behind, Control, access, quarantine};
 
 /// Flows in an answer, when the request does not say.
 const FLOWS: usize = 100;
 /// Flows in an answer at most: about 20 MB of JSON.
 const FLOWS_LIMIT: usize = 65_536;
 /// The kinds of resources.
-const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
+const KINDS: [&str; 5] = ["LoadBalancer", "Endpoint", "SecurityGroup", "Policy", "TagSource"];
 
 type Agent = State<Arc<dyn Control>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
-/// All routes over `control`; the members of group `writers` may change things.
-pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
+/// All routes; the members of group `writers` may change things.
+pub(super) fn router(behind: Behind, writers: Arc<str>) -> Router {
+    let quarantine = behind.quarantine.map(quarantine::routes).unwrap_or_default();
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/apply", post(apply))
@@ -41,20 +42,22 @@ pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
         .route("/v1/lb/{name}/members/{member}", post(change_member))
         .route("/v1/flows", get(flows))
         .route("/v1/detach", post(detach))
+        .with_state(behind.control)
+        .merge(quarantine)
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
         .layer(DefaultBodyLimit::max(BODY_LIMIT))
         .layer(middleware::from_fn_with_state(writers, access::check))
-        .with_state(control)
 }
 
-/// Calls `control` on a thread that may block.
-async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
+/// Calls what is behind a route, on a thread that may block.
+pub(super) async fn ask<C, T, F>(behind: Arc<C>, call: F) -> Answer<T>
 where
+    C: Send + Sync + ?Sized + 'static,
     T: Send + 'static,
-    F: FnOnce(&dyn Control) -> Result<T, Refusal> + Send + 'static,
+    F: FnOnce(&C) -> Result<T, Refusal> + Send + 'static,
 {
-    match tokio::task::spawn_blocking(move || call(control.as_ref())).await {
+    match tokio::task::spawn_blocking(move || call(behind.as_ref())).await {
         Ok(answer) => answer.map(Json),
         Err(error) => Err(anyhow::anyhow!("the agent broke down over this request ({error}); its log says more").into()),
     }

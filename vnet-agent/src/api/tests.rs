@@ -13,7 +13,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use vnet_common::api::*;
 
-use super::{Control, Refusal, Socket, serve_on};
+use super::{Behind, Control, Refusal, Socket, serve_on};
 
 struct Known;
 
@@ -90,12 +90,16 @@ impl Server {
     }
 
     fn start_with(set_up: impl FnOnce(Socket) -> Socket) -> Result<Self> {
+        Self::start_over(Behind { control: Arc::new(Known), quarantine: None }, set_up)
+    }
+
+    fn start_over(behind: Behind, set_up: impl FnOnce(Socket) -> Socket) -> Result<Self> {
         let directory = directory()?;
         let socket = directory.join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let bound = runtime.block_on(async { Socket::bind(&socket) })?;
-        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known), async {
+        let done = runtime.spawn(serve_on(set_up(bound), behind, async {
             let _ = stopped.await;
         }));
         Ok(Self { directory, socket, stop: Some(stop), done: Some(done), runtime })
