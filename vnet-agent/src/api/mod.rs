@@ -6,6 +6,7 @@ mod access;
 mod error;
 mod extract;
 mod observe;
+mod quarantine;
 mod routes;
 mod socket;
 mod sources;
@@ -25,6 +26,7 @@ use vnet_common::api::{
 
 pub use error::{Class, Refusal};
 pub use observe::{Observe, serve_metrics};
+pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};
 pub use sources::Sources;
