@@ -11,6 +11,7 @@ mod drops;
 pub mod glob;
 pub mod inputs;
 pub mod policy;
+mod policy_rows;
 mod rows;
 pub mod run;
 mod views;

@@ -87,7 +87,8 @@ impl Datapath {
         let tcx = Tcx::new(root.complete(ABI).join(LINKS), programs, options.order);
         let maps = Maps::new(&maps, options.sizes.cache)?;
         let clock = clock::Clock::new(clock)?;
-        Ok((Self { maps, tcx, clock, logger: std::sync::Mutex::new(logger), root }, OpenReport { origin, devices, notes }))
+        let (logger, object, sizes) = (std::sync::Mutex::new(logger), options.object.clone(), options.sizes.clone());
+        Ok((Self { maps, tcx, clock, logger, root, object, sizes }, OpenReport { origin, devices, notes }))
     }
 }
 
