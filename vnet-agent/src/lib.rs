@@ -10,7 +10,10 @@ pub mod lb;
 pub mod object;
 pub mod observe;
 pub mod policy;
+pub mod quarantine;
 #[cfg(test)]
 mod random;
 pub mod resource;
+mod socket_file;
+pub mod source;
 pub mod store;

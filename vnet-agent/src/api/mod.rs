@@ -6,8 +6,10 @@ mod access;
 mod error;
 mod extract;
 mod observe;
+mod quarantine;
 mod routes;
 mod socket;
+mod sources;
 #[cfg(test)]
 mod tests;
 
@@ -24,8 +26,10 @@ use vnet_common::api::{
 
 pub use error::{Class, Refusal};
 pub use observe::{Observe, serve_metrics};
+pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};
+pub use sources::Sources;
 
 /// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
 const GRACE: Duration = Duration::from_secs(3);

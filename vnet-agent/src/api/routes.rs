@@ -13,9 +13,10 @@ use vnet_common::api::{
     ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
 };
 
+use super::access::Access;
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
-use super::{Control, access};
+use super::{Control, Sources, access};
 
 /// Flows in an answer, when the request does not say.
 const FLOWS: usize = 100;
@@ -29,33 +30,44 @@ type Agent = State<Arc<dyn Control>>;
 pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
 /// Routes, each with what answers it.
-pub struct Routes(Router);
+pub struct Routes {
+    router: Router,
+    /// Knows who may send events to tag sources, beside those who may change things.
+    senders: Option<Arc<dyn Sources>>,
+}
 
 impl Routes {
     /// These and others.
     #[must_use]
     pub fn with(self, others: impl Into<Self>) -> Self {
-        Self(self.0.merge(others.into().0))
+        let others = others.into();
+        Self { router: self.router.merge(others.router), senders: self.senders.or(others.senders) }
     }
 
     pub(super) fn new(router: Router) -> Self {
-        Self(router)
+        Self { router, senders: None }
+    }
+
+    /// The same, where the users of a tag source may send its events.
+    pub(super) fn sent_to(self, senders: Arc<dyn Sources>) -> Self {
+        Self { senders: Some(senders), ..self }
     }
 
     /// All that is served: the members of group `writers` may change things.
     pub(super) fn into_router(self, writers: Arc<str>) -> Router {
-        self.0
+        let access = Access { writers, senders: self.senders };
+        self.router
             .fallback(no_such_path)
             .method_not_allowed_fallback(no_such_method)
             .layer(DefaultBodyLimit::max(BODY_LIMIT))
-            .layer(middleware::from_fn_with_state(writers, access::check))
+            .layer(middleware::from_fn_with_state(access, access::check))
     }
 }
 
 /// The routes of [`Control`].
 impl From<Arc<dyn Control>> for Routes {
     fn from(control: Arc<dyn Control>) -> Self {
-        Self(router(control))
+        Self::new(router(control))
     }
 }
 

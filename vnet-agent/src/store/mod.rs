@@ -1,5 +1,6 @@
 //! Where desired state lives.
 
+mod quarantine;
 pub mod redb;
 
 use anyhow::Result;

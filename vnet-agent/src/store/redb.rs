@@ -1,6 +1,7 @@
 //! The embedded store: one file, transactions, crash-safe.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
@@ -18,9 +19,10 @@ const OVERRIDES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new
 /// Endpoint name → number.
 const ENDPOINTS: TableDefinition<'_, &str, u32> = TableDefinition::new("endpoints");
 
-/// Desired state in one file of the state directory.
+/// Desired state in one file of the state directory. Clones share it.
+#[derive(Clone)]
 pub struct RedbStore {
-    db: Database,
+    db: Arc<Database>,
     path: PathBuf,
 }
 
@@ -35,7 +37,7 @@ impl RedbStore {
             Err(DatabaseError::Storage(StorageError::Corrupted("its structure contradicts itself".to_owned())))
         });
         let db = opened.map_err(|e| explain(path, e))?;
-        let store = Self { db, path: path.to_owned() };
+        let store = Self { db: Arc::new(db), path: path.to_owned() };
         store.prepare().with_context(|| format!("preparing the store {}", path.display()))?;
         Ok(store)
     }
@@ -56,17 +58,18 @@ impl RedbStore {
             txn.open_table(RESOURCES)?;
             txn.open_table(OVERRIDES)?;
             txn.open_table(ENDPOINTS)?;
+            super::quarantine::prepare(&txn)?;
         }
         txn.commit()?;
         Ok(())
     }
 
-    fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
+    pub(super) fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
         let txn = self.db.begin_read()?;
         f(&txn).with_context(|| format!("reading the store {}", self.path.display()))
     }
 
-    fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
+    pub(super) fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
         let run = || -> Result<T> {
             let txn = self.db.begin_write()?;
             let value = f(&txn)?;

@@ -22,7 +22,7 @@
 //! | `GET /v1/sources` | | a list of [`SourceStatus`] |
 //! | `POST /v1/sources/{name}/events` | JSON: an object, a list, or one object a line | [`IngestResponse`] |
 //! | `POST /v1/sources/{name}/scan` | [`ScanRequest`] | [`ScanReport`] |
-//! | `POST /v1/sources/{name}/test` | | [`SourceTest`] |
+//! | `POST /v1/sources/{name}/test?config=…` (the source's own settings) | | [`SourceTest`] |
 //! | `GET /v1/quarantine` | | [`QuarantineStatus`] |
 //! | `POST /v1/quarantine/{endpoint}/{verb}` | [`QuarantineRequest`] | [`QuarantineStatus`] |
 //! | `GET /v1/audit?endpoint=…&limit=…` | | a list of [`AuditRecord`], the newest last |
