@@ -15,7 +15,7 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::time::interval;
-use vnet_agent::api::{self, Socket};
+use vnet_agent::api::{self, Routes, Socket};
 use vnet_agent::control::{Agent, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
 use vnet_agent::lb::health::{Checker, Tcp};
@@ -55,6 +55,7 @@ async fn serve(options: Options) -> Result<()> {
     let (datapath, report) = Datapath::open(&datapath_options(&options)?).context("opening the datapath")?;
     say(&report);
     datapath.maps().set_flow_quota(options.flows_per_endpoint)?;
+    datapath.maps().set_tunnel_ports(&options.tunnel_ports)?;
     if let Some(logger) = datapath.take_logger() {
         tokio::spawn(write_traces(logger));
     }
@@ -67,7 +68,13 @@ async fn serve(options: Options) -> Result<()> {
     log::info!("serving {}", socket.path().display());
     let mut ending = agent.ending();
     let shutdown = async move { drop(ending.wait_for(|ending| *ending).await) };
-    let server = tokio::spawn(api::serve_on(socket, Arc::clone(&agent) as Arc<dyn api::Control>, shutdown));
+    agent.start_events(options.events())?;
+    let routes = Routes::from(Arc::clone(&agent) as Arc<dyn api::Control>).with(Arc::clone(&agent) as Arc<dyn api::Observe>);
+    let server = tokio::spawn(api::serve_on(socket, routes, shutdown));
+    if let Some(address) = options.metrics_listen {
+        let metrics = api::listen_for_metrics(address).await?;
+        tokio::spawn(api::serve_metrics(metrics, Arc::clone(&agent) as Arc<dyn api::Observe>));
+    }
     run::tell_systemd(&[NotifyState::Ready]);
     run::run(&agent, devices, health).await?;
     server.await.context("ending the API")?
@@ -84,6 +91,7 @@ fn datapath_options(o: &Options) -> Result<datapath::Options> {
         object,
         sizes: o.sizes(),
         order: datapath::Order::default(),
+        foreign: o.foreign(),
         trace: log::max_level() >= log::LevelFilter::Trace,
         discard_newer: o.discard_newer,
     })

@@ -10,6 +10,7 @@ mod diff;
 mod drops;
 pub mod glob;
 pub mod inputs;
+mod observe;
 pub mod policy;
 mod policy_rows;
 mod rows;
@@ -33,7 +34,9 @@ use vnet_common::api::{
 use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
 use crate::device::Snapshot;
+use crate::explain::Rehearsals;
 use crate::lb::health::{self, Checker};
+use crate::observe::{Directory, Observer, Reader, Saying};
 use crate::resource::{self, Resource};
 use crate::store::Store;
 use attachments::Attachments;
@@ -51,6 +54,10 @@ pub struct Agent {
     state: Mutex<Option<State>>,
     started: Instant,
     ending: watch::Sender<bool>,
+    observer: Observer,
+    /// Reads the programs' events.
+    reader: Mutex<Option<Reader>>,
+    rehearsals: Rehearsals,
 }
 
 /// What the lock guards.
@@ -63,6 +70,7 @@ struct State {
     /// What keeps the agent from following the host, if anything does.
     blind: Option<String>,
     drops: Drops,
+    names: Arc<Directory>,
 }
 
 impl Agent {
@@ -74,8 +82,17 @@ impl Agent {
         let inputs = Inputs { attach: patterns, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let state = State { datapath, policy, attachments, checker, runtime, blind: None, drops: Drops::default() };
-        Ok(Self { state: Mutex::new(Some(state)), started: Instant::now(), ending: watch::Sender::new(false) })
+        let observer = Observer::default();
+        let (drops, names) = (Drops::default(), Arc::clone(&observer.names));
+        let state = State { datapath, policy, attachments, checker, runtime, blind: None, drops, names };
+        Ok(Self {
+            state: Mutex::new(Some(state)),
+            started: Instant::now(),
+            ending: watch::Sender::new(false),
+            observer,
+            reader: Mutex::default(),
+            rehearsals: Rehearsals::default(),
+        })
     }
 
     /// Becomes `true` when the agent is to end.
@@ -86,6 +103,7 @@ impl Agent {
     /// Says that the agent is to end.
     pub fn end(&self) {
         self.ending.send_replace(true);
+        self.observer.events.close();
     }
 
     /// The devices or neighbours of this host changed.
@@ -116,10 +134,12 @@ impl Agent {
     pub fn health_changed(&self, events: Vec<health::Event>) {
         self.event(|s| {
             for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
-                match &e.error {
-                    Some(error) => log::warn!("{} is down: {error}", e.check.target),
-                    None => log::info!("{} is up", e.check.target),
-                }
+                let (reason, what) = match &e.error {
+                    Some(error) => ("down", format!("{} is down: {error}", e.check.target)),
+                    None => ("up", format!("{} is up", e.check.target)),
+                };
+                log::log!(if e.error.is_some() { log::Level::Warn } else { log::Level::Info }, "{what}");
+                self.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
             s.policy.refresh();
@@ -135,6 +155,7 @@ impl Agent {
             s.follow(true);
             s.look_at_drops();
         });
+        self.rehearsals.tidy();
     }
 
     /// The datapath, unless it was detached.
@@ -164,9 +185,11 @@ impl Agent {
 impl State {
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
-        let Self { policy, attachments, datapath, checker, .. } = self;
+        let Self { policy, attachments, datapath, .. } = self;
         let members = policy.desired().redirect_members();
         attachments.reconcile(datapath, policy.endpoints(), &members, |device| policy.endpoint_id(device), again);
+        self.names.update(|names| self.rename(names));
+        let Self { policy, checker, .. } = self;
         let _runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {

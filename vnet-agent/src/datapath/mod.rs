@@ -31,7 +31,7 @@ use std::sync::Mutex;
 use anyhow::Result;
 use vnet_common::flow::ABI;
 
-pub use attach::{Attached, ForeignProgram};
+pub use attach::{Attached, Foreign, ForeignProgram};
 pub use layout::{PolicySizes, Sizes};
 pub use load::Logger;
 pub use maps::Maps;

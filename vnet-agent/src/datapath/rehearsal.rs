@@ -106,12 +106,12 @@ impl Rehearsal {
         let counted = self.maps.endpoint_counters(0)?;
         let mut events = Vec::new();
         self.events.drain(usize::MAX, |row| events.push(*row));
-        self.clear()?;
         Ok(Ran { action, reason: counted_reason(&counted, direction), bytes, events })
     }
 
     /// Makes the tables those of `live`, but for slots and copies for service nodes.
     fn prepare(&mut self, live: &Maps, ifindex: u32, seeds: &Seeds) -> Result<()> {
+        self.clear()?;
         for device in std::mem::take(&mut self.devices) {
             self.maps.remove_endpoint(device)?;
         }
@@ -136,7 +136,7 @@ impl Rehearsal {
         Ok(())
     }
 
-    /// Forgets what the run left.
+    /// Forgets what the run before left.
     fn clear(&self) -> Result<()> {
         self.maps.flows4.clear()?;
         self.maps.flows6.clear()?;

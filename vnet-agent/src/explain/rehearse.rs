@@ -33,14 +33,13 @@ impl Rehearsals {
     /// Calls `f` with it.
     pub fn with<T>(&self, datapath: &Datapath, f: impl FnOnce(&mut Stage<'_>) -> Result<T>) -> Result<T> {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // After an error it may hold what the next one must not see: it is loaded anew.
         let mut rehearsal = match kept.take() {
             Some((rehearsal, _)) => rehearsal,
             None => datapath.rehearsal()?,
         };
-        let done = f(&mut Stage { rehearsal: &mut rehearsal, datapath })?;
+        let done = f(&mut Stage { rehearsal: &mut rehearsal, datapath });
         *kept = Some((rehearsal, Instant::now()));
-        Ok(done)
+        done
     }
 
     /// Gives it back if it was not used for a while.

@@ -30,6 +30,8 @@ pub struct Run<'a> {
     pub steps: &'a [Step],
     /// What came out.
     pub verdict: Verdict,
+    /// It is IPv4.
+    pub v4: bool,
     /// The packet before, in one line.
     pub before: String,
     /// The packet afterwards, if it is another.
@@ -217,8 +219,7 @@ impl<R: Rows> Teller<'_, R> {
             return None;
         }
         if let Some((row, m)) = member {
-            let version = if vips.first().map_or(self.is_v4(), |(k, _)| k.version == 4) { 4 } else { 6 };
-            let address = address(&m.addr, version);
+            let address = address(&m.addr, if self.run.v4 { 4 } else { 6 });
             let names = self.scene.names.members.get(&(*row, m.serial));
             let of = names.map_or(String::new(), |(lb, name)| format!(" ({name} of load balancer {lb})"));
             let how = if nat { "its flow belongs to" } else { "goes to" };
@@ -226,10 +227,6 @@ impl<R: Rows> Teller<'_, R> {
         }
         let is_vip = vips.iter().any(|(k, row)| row.is_some() && k.protocol == 0);
         Some(if is_vip { "a VIP, without a group on this port" } else { "no VIP" }.to_owned())
-    }
-
-    fn is_v4(&self) -> bool {
-        !self.run.before.contains("::") && !self.run.before.contains('[')
     }
 
     fn identity(&self, key: &AddressKey, identity: u32) -> String {

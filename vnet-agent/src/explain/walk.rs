@@ -9,6 +9,7 @@ use vnet_common::api::{Explanation, Hop};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::host::{Frame, scratch};
 use vnet_common::lb::LocalKey;
+use vnet_common::parse::ethertype;
 use vnet_common::pipeline;
 use vnet_common::verdict::{Direction, Reason, Verdict};
 
@@ -51,8 +52,9 @@ pub fn walk<R: Rows>(
         }
         let after = (frame.bytes != before.bytes).then(|| packet::line(&frame.bytes));
         let (steps, direction) = (view.take_steps(), entry.direction);
+        let v4 = before.bytes.get(12..14) == Some(&ethertype::IPV4[..]);
         let before = packet::line(&before.bytes);
-        hops.push(story::hop(scene, rows, &Run { place: &here, row, direction, steps: &steps, verdict, before, after }));
+        hops.push(story::hop(scene, rows, &Run { place: &here, row, direction, steps: &steps, verdict, v4, before, after }));
         at = onward(rows, entry, verdict, &mut frame, &mut notes, hops.len());
         last = Some((row, verdict));
     }
