@@ -96,6 +96,25 @@ reasons! {
     RejectSilent = 21, "reject-silent";
 }
 
+impl Reason {
+    /// Whether the packet went no further: it was dropped, or refused with an answer. (What is answered in somebody's place is not.)
+    pub const fn is_drop(self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::NotIp | Self::Malformed | Self::Vlan | Self::NotOurs => false,
+            Self::Established | Self::NewFlow | Self::HalfOpen | Self::Reply => false,
+            Self::VipNeighbor | Self::VipEcho => false,
+            Self::VipPortClosed | Self::NoMember | Self::MemberRemoved | Self::Fragment => true,
+            Self::FlowCollision | Self::FlowTableFull | Self::FlowQuota => true,
+            Self::PacketTooBig | Self::NoMemory | Self::BadRow | Self::RejectSilent => true,
+        }
+    }
+
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
+}
+
 /// Room for reasons in counters; more need a new map ABI.
 pub const MAX_REASONS: usize = 62;
 const _: () = assert!(Reason::ALL.len() <= MAX_REASONS);
