@@ -13,7 +13,7 @@ use crate::{effects, files};
 ///
 /// A resource is created when there is none of its kind and name, else changed to what the file says. Faults are all told at once,
 /// and then nothing is changed. Resources that are not in the files stay. If live flows are cut or moved, it says how many, and by
-/// which rules.
+/// which rules; `diff` lists them before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -38,7 +38,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     if response.changes.is_empty() {
         bail!("there are no resources in what was given");
     }
-    for warning in response.effects.iter().flat_map(effects::warnings) {
+    for warning in response.effects.iter().flat_map(|effects| effects::warnings(effects, args.dry_run)) {
         session.warn(&warning);
     }
     if !args.dry_run {

@@ -34,8 +34,18 @@ pub fn totals(effects: &Effects) -> [u64; 2] {
     [cut.max(effects.flows_cut.len() as u64), moved.max(effects.flows_moved.len() as u64)]
 }
 
-/// What someone should know who is about to apply it; each a sentence.
-pub fn warnings(effects: &Effects) -> Vec<String> {
+/// What someone should know who applies it, or, with `dry_run`, might; each a sentence.
+pub fn warnings(effects: &Effects, dry_run: bool) -> Vec<String> {
+    let counted = |flows: u64| {
+        let verb = if dry_run {
+            "would be"
+        } else if flows == 1 {
+            "is"
+        } else {
+            "are"
+        };
+        format!("{} {verb}", human::count(flows, "live flow"))
+    };
     let [cut, moved] = totals(effects);
     let mut warnings = Vec::new();
     if cut > 0 {
@@ -43,17 +53,12 @@ pub fn warnings(effects: &Effects) -> Vec<String> {
         by.sort_unstable();
         by.dedup();
         let by = if by.is_empty() { String::new() } else { format!(", by {}", by.join(", ")) };
-        warnings.push(format!("{} cut{by}; vnet-ctl diff lists such flows before", counted(cut)));
+        warnings.push(format!("{} cut{by}", counted(cut)));
     }
     if moved > 0 {
         warnings.push(format!("{} moved to another member, or reset", counted(moved)));
     }
     warnings
-}
-
-/// `1 live flow is`, `2 live flows are`.
-fn counted(flows: u64) -> String {
-    format!("{} {}", human::count(flows, "live flow"), if flows == 1 { "is" } else { "are" })
 }
 
 fn rules(effects: &Effects, paint: Paint) -> String {

@@ -203,7 +203,11 @@ fn text(event: &Event, wide: bool, paint: Paint) -> String {
     if let Some(by) = &event.rule {
         add(format!("by {}: {}", if wide { rule::placed(by) } else { rule::name(by) }, rule::action(by)));
     }
-    add(if event.count > 1 { format!("x{}", event.count) } else { String::new() });
+    add(match event.kind.as_str() {
+        "suppressed" => format!("{} not reported", human::count(event.count, "event")),
+        _ if event.count > 1 => format!("x{}", event.count),
+        _ => String::new(),
+    });
     add(event.message.clone());
     let time = paint.paint(Look::Dim, &time::stamp(event.at_ms));
     format!("{number}{time} {kind} {}\n", parts.join("  ")).trim_end().to_owned() + "\n"

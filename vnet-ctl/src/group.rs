@@ -29,7 +29,7 @@ pub enum Verb {
     Ls(LsArgs),
 }
 
-/// List the security groups: how many endpoints are in each, its rules and defaults
+/// List the security groups with their endpoints, rules and defaults
 ///
 /// INGRESS and EGRESS are what becomes of flows to, and from, its endpoints that no rule matches. -o wide names the endpoints.
 #[derive(Debug, clap::Args)]

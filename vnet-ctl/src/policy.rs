@@ -34,7 +34,7 @@ pub enum Verb {
     Ls(LsArgs),
 }
 
-/// List the rules of policies and security groups, in their order, with what they did
+/// List the rules, in their order, with what they did
 ///
 /// HITS are flows that a rule decided about; of denied ones every packet. WOULD HIT are flows about which a staged rule would have
 /// decided. ENDPOINTS are those of this host that have the rule. PLACE is where it was written.

@@ -19,7 +19,7 @@ use crate::table::{Cell, Table};
 use crate::target::{Kind, Target, TargetParser};
 use crate::{human, rule};
 
-/// Show everything about one load balancer, endpoint, security group, policy or tag source
+/// Show everything about one resource: its settings, and what is
 ///
 /// The settings and the live state, as text for people; -o json and -o yaml give the live state for programs.
 #[derive(Debug, clap::Args)]

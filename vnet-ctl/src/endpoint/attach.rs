@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 use vnet_common::api::{AttachRequest, EndpointStatus};
 
 use crate::failure::Refused;
+use crate::human;
 use crate::link::Link;
 use crate::output::Session;
 
@@ -94,8 +95,12 @@ async fn attach(session: &Session, args: &Args, link: Option<&Link>) -> Result<E
         };
         // What was refused is refused again; an agent that is busy or not there yet may do it in a moment.
         let refused = error.downcast_ref::<Refused>().is_some_and(|refused| refused.status < 500);
-        if refused || Instant::now() + PAUSE >= deadline {
+        if refused {
             return Err(error);
+        }
+        if Instant::now() + PAUSE >= deadline {
+            let waited = human::milliseconds(u64::try_from(session.agent.patience().as_millis()).unwrap_or(u64::MAX));
+            return Err(error.context(format!("given up after {waited}")));
         }
         sleep(PAUSE).await;
     }
@@ -120,13 +125,11 @@ async fn ask(session: &Session, args: &Args, deadline: Instant) -> Result<Endpoi
 
 /// The error, with what it means for the device. It may have been set up by others meanwhile: it is set down again.
 async fn kept(link: Option<&Link>, device: &str, error: anyhow::Error) -> anyhow::Error {
-    let refused = error.downcast_ref::<Refused>().is_some();
-    let why = if refused { format!("{error:#}") } else { format!("no success with the agent in time: {error:#}") };
     match link {
-        None => anyhow!("device '{device}' is not attached: {why}"),
+        None => anyhow!("device '{device}' is not attached: {error:#}"),
         Some(link) => match link.set(false).await {
-            Ok(()) => anyhow!("device '{device}' is not attached, and stays down: {why}"),
-            Err(again) => anyhow!("device '{device}' is not attached: {why}; and it may be up: {again:#}"),
+            Ok(()) => anyhow!("device '{device}' is not attached, and stays down: {error:#}"),
+            Err(again) => anyhow!("device '{device}' is not attached: {error:#}; and it may be up: {again:#}"),
         },
     }
 }

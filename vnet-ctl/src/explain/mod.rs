@@ -13,11 +13,13 @@ use crate::failure::Misused;
 use crate::output::Session;
 use crate::{files, get, rule};
 
-/// Show what would become of a packet: the stages in order, the deciding rule, and the packet as it is rewritten
+/// Show what would become of a packet, and why
 ///
-/// The packet is described (--from, --to), comes from a capture file (--pcap), or from an event (--event). Nothing is sent. The state is
-/// the one in force; with -f, as it would be if the files were applied. With --live the kernel's own program runs on the packet too,
-/// beside the traffic, and it is said if the two ever differ.
+/// That is: the stages in order, the deciding rule with its place, the rules it shadows, and the packet as it is rewritten. The
+/// packet is described (--from, --to), comes from a capture file (--pcap), or from an event (--event). Nothing is sent.
+///
+/// The state is the one in force; with -f, as it would be if the files were applied. With --live the kernel's own program runs on the
+/// packet too, beside the traffic, and it is said if the two ever differ.
 ///
 /// TO is an endpoint's name or an address, with port and protocol: 10.0.0.9:443/tcp, [fd00::9]:53/udp, web-2:22, 10.0.0.9/icmp.
 #[derive(Debug, clap::Args)]

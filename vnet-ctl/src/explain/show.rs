@@ -35,7 +35,7 @@ fn hop_text(number: usize, hop: &Hop, wide: bool, paint: Paint) -> String {
         line("decided by", deciding(by, wide, paint));
     }
     for (i, shadowed) in hop.shadowed.iter().enumerate() {
-        let what = format!("{} ({})", rule::placed(shadowed), rule::action(shadowed));
+        let what = format!("{}: {}", rule::placed(shadowed), rule::action(shadowed));
         line(if i == 0 { "shadows" } else { "" }, paint.paint(Look::Dim, &what));
     }
     if let Some(rewritten) = &hop.rewritten {
@@ -64,5 +64,6 @@ fn outcome(explanation: &Explanation, paint: Paint) -> String {
     let Explanation { outcome, reason, .. } = explanation;
     let by = explanation.hops.last().and_then(|hop| hop.rule.as_ref());
     let by = by.map(|by| format!(", by {}", rule::placed(by))).unwrap_or_default();
-    format!("{}: {reason}{by}\n", paint.paint(rule::look(outcome), outcome))
+    let reason = if reason == outcome { String::new() } else { format!(": {reason}") };
+    format!("{}{reason}{by}\n", paint.paint(rule::look(outcome), outcome))
 }

@@ -17,7 +17,7 @@ use crate::{human, lb, near};
 pub use policies::applied_to;
 pub use tables::{endpoints as endpoint_table, groups as group_table, kind_of, sources as source_table};
 
-/// List load balancers, endpoints, security groups, policies or tag sources; with -o yaml, as files for `apply`
+/// List resources of a kind; with -o yaml, as files for `apply`
 ///
 /// Endpoints include those that were discovered. With -o yaml or json come the resources as they were applied, which `apply`
 /// takes again, and discovered endpoints in the same form with `discovered: true`, which `apply` passes over. The live state

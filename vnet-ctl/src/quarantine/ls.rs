@@ -9,7 +9,7 @@ use crate::table::{Cell, Table};
 use crate::watch::{self, WatchArgs};
 use crate::{human, time};
 
-/// List the endpoints in quarantine, the moves that wait for approval, and the never-quarantine list
+/// List who is held, which moves wait for approval, and who is never moved
 ///
 /// SINCE is how long ago. RELEASE says what a release waits for. -o wide adds the tags that hold each, and the latest release.
 #[derive(Debug, clap::Args)]
@@ -81,7 +81,7 @@ fn by(held: &Held) -> &str {
 fn release(held: &Held) -> String {
     let early = held.not_before_ms > time::now_ms();
     match (early, held.waiting_for.as_str()) {
-        (true, "") => format!("not before {}", time::until(held.not_before_ms).trim_start_matches("in ")),
+        (true, "") => format!("{} at the earliest", time::until(held.not_before_ms)),
         (_, why) => why.to_owned(),
     }
 }
