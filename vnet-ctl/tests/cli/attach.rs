@@ -52,16 +52,8 @@ fn a_device_that_is_not_attached_stays_down() {
     let host = Host::start();
     let cases = [
         ("tap7", "--timeout 5", "is not attached, and stays down: device 'tap7' is that of endpoint 'db-1'"),
-        (
-            "tap6",
-            "--timeout 5",
-            "is not attached, and stays down: the agent could not attach it: failed: another",
-        ),
-        (
-            "tap5",
-            "--socket /nowhere --timeout 1",
-            "is not attached, and stays down: given up after 1s: cannot reach the agent",
-        ),
+        ("tap6", "--timeout 5", "is not attached, and stays down: the agent could not attach it: failed: another"),
+        ("tap5", "--socket /nowhere --timeout 1", "is not attached, and stays down: given up after 1s: cannot reach the agent"),
     ];
     for (device, args, part) in cases {
         let script = format!(
