@@ -26,21 +26,21 @@ use crate::{get, human, rule, time};
 Examples:
   vnet-ctl events --since 10m
   vnet-ctl events --follow --endpoint web-1 --kind drop
-  vnet-ctl events --kind drop --reason quarantined --limit 20
+  vnet-ctl events --kind drop,staged --reason quarantined --limit 20
   vnet-ctl events -f -o json | jq -c 'select(.rule.resource == \"base\")'")]
 pub struct Args {
     /// Go on showing them as they come, until Ctrl-C
     #[arg(short, long)]
     follow: bool,
-    /// Only about this endpoint
-    #[arg(long, value_name = "ENDPOINT")]
-    endpoint: Option<String>,
-    /// Only of this kind
-    #[arg(long, value_name = "KIND", value_parser = KINDS, hide_possible_values = true)]
-    kind: Option<String>,
-    /// Only of this reason, as an endpoint's counters name it
-    #[arg(long, value_name = "REASON")]
-    reason: Option<String>,
+    /// Only about these endpoints
+    #[arg(long, value_name = "ENDPOINT,…", value_delimiter = ',')]
+    endpoint: Vec<String>,
+    /// Only of these kinds
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = KINDS, hide_possible_values = true)]
+    kind: Vec<String>,
+    /// Only of these reasons, as an endpoint's counters name them
+    #[arg(long, value_name = "REASON,…", value_delimiter = ',')]
+    reason: Vec<String>,
     /// Only those after the event of this number; or not older than this, as 10m or 2h
     #[arg(long, value_name = "NUMBER|DURATION", value_parser = since)]
     since: Option<Since>,
@@ -69,10 +69,10 @@ fn since(text: &str) -> Result<Since, String> {
 
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
-    if let Some(name) = &args.endpoint {
+    if !args.endpoint.is_empty() {
         let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
         // An endpoint that is gone may still have events.
-        if let Err(error) = get::pick(all, std::slice::from_ref(name), |ep| &ep.name, Kind::Endpoint) {
+        if let Err(error) = get::pick(all, &args.endpoint, |ep| &ep.name, Kind::Endpoint) {
             session.warn(&format!("{error:#} Only events of the past can be about it."));
         }
     }
@@ -110,11 +110,12 @@ impl Events {
         };
         let mut query = vec![format!("follow={}", args.follow)];
         query.extend(args.since.map(|_| format!("since={after}")));
-        for (key, value) in [("endpoint", &args.endpoint), ("kind", &args.kind), ("reason", &args.reason)] {
-            query.extend(value.as_ref().map(|value| format!("{key}={}", segment(value))));
+        let filters = [("endpoint", &args.endpoint), ("kind", &args.kind), ("reason", &args.reason)];
+        for (key, values) in filters.into_iter().filter(|(_, values)| !values.is_empty()) {
+            query.push(format!("{key}={}", segment(&values.join(","))));
         }
         let lines = session.agent.stream(&format!("/v1/events?{}", query.join("&"))).await?;
-        let whole = args.endpoint.is_none() && args.kind.is_none() && args.reason.is_none() && not_before_ms == 0;
+        let whole = filters.iter().all(|(_, values)| values.is_empty()) && not_before_ms == 0;
         Ok(Self { lines, after, not_before_ms, whole, last: 0 })
     }
 

@@ -42,8 +42,8 @@ fn text_of(Description { source, resource }: &Description, paint: Paint) -> Stri
     if let Some(error) = &source.last_error {
         text.add("Last error", &paint.paint(Look::Red, error));
     }
-    let mut counts = Table::new(&[">EVENTS", ">TAGS", ">MALFORMED", ">REFUSED", ">DROPPED"]);
-    let numbers = [source.events, source.tags, source.malformed, source.refused, source.dropped];
+    let mut counts = Table::new(&[">EVENTS", ">TAGS", ">MALFORMED", ">REFUSED", ">DROPPED", ">UNMATCHED"]);
+    let numbers = [source.events, source.tags, source.malformed, source.refused, source.dropped, source.unmatched];
     counts.row(numbers.into_iter().map(Into::into).collect());
     text.section("Counts", &counts.render(paint));
     list(&mut text, "May", spec("allow"), |item| {

@@ -21,7 +21,7 @@ use crate::{files, get, rule};
 /// The state is the one in force; with -f, as it would be if the files were applied. With --live the kernel's own program runs on the
 /// packet too, beside the traffic, and it is said if the two ever differ.
 ///
-/// TO is an endpoint's name or an address, with port and protocol: 10.0.0.9:443/tcp, [fd00::9]:53/udp, web-2:22, 10.0.0.9/icmp.
+/// TO is an endpoint's name or an address, with port and protocol: 10.0.0.9:443/tcp, `[fd00::9]:53/udp`, web-2:22, 10.0.0.9/icmp.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

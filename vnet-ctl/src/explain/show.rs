@@ -59,7 +59,7 @@ fn verdict_look(verdict: &str) -> Look {
     }
 }
 
-/// `dropped: policy-deny, by policy/base no-ssh (base.yaml:12)`.
+/// `dropped: denied, by policy/base no-ssh (base.yaml:12)`.
 fn outcome(explanation: &Explanation, paint: Paint) -> String {
     let Explanation { outcome, reason, .. } = explanation;
     let by = explanation.hops.last().and_then(|hop| hop.rule.as_ref());

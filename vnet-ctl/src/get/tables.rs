@@ -82,7 +82,7 @@ pub fn kind_of(group: &GroupStatus) -> &'static str {
 pub fn sources(sources: &[SourceStatus], prefix: &str, wide: bool) -> Table {
     let mut columns = vec!["NAME", "TYPE", "STATE", ">EVENTS", ">TAGS", ">MALFORMED", ">REFUSED", ">DROPPED", ">LAST"];
     if wide {
-        columns.extend(["INPUT", "LAST ERROR"]);
+        columns.extend([">UNMATCHED", "INPUT", "LAST ERROR"]);
     }
     let mut table = Table::new(&columns);
     for source in sources {
@@ -92,7 +92,7 @@ pub fn sources(sources: &[SourceStatus], prefix: &str, wide: bool) -> Table {
         row.extend([bad(source.malformed), bad(source.refused), bad(source.dropped)]);
         row.push(source.last_event_ms.map_or_else(|| "never".to_owned(), time::ago).into());
         if wide {
-            row.extend([(&source.input).into(), source.last_error.clone().unwrap_or_default().into()]);
+            row.extend([source.unmatched.into(), (&source.input).into(), source.last_error.clone().unwrap_or_default().into()]);
         }
         table.row(row);
     }

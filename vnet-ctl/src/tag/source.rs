@@ -1,9 +1,9 @@
 //! `tag source`: what sets tags, and trying it.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use vnet_common::api::{IngestResponse, ScanReport, ScanRequest, SourceStatus, SourceTest};
 
 use crate::client::segment;
@@ -42,8 +42,9 @@ pub enum Verb {
 
 /// List the sources of tags, with what came from them
 ///
-/// MALFORMED are events that could not be read, or whose mapping failed; REFUSED those that the source may not send; DROPPED those
-/// that came too fast (the newest state counts). -o wide shows where each is reached, and its last fault.
+/// MALFORMED are events that could not be read, or whose mapping failed; REFUSED those that the source may not send; DROPPED changes
+/// of tags that newer ones overtook. -o wide adds UNMATCHED, events about no endpoint that is known here, where each source is
+/// reached, and its last fault.
 #[derive(Debug, clap::Args)]
 #[command(
     visible_alias = "list",
@@ -68,11 +69,15 @@ pub struct LsArgs {
 #[command(after_help = "\
 Examples:
   vnet-ctl tag source test suricata
+  vnet-ctl tag source test suricata --config /etc/suricata/suricata.yaml
   vnet-ctl tag source test suricata -o json | jq '.latencies_us | max'")]
 pub struct TestArgs {
     /// The source
     #[arg(value_name = "SOURCE")]
     name: String,
+    /// The source's own settings, as the agent sees the file, to be looked at too
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    config: Option<PathBuf>,
 }
 
 /// Scan files for an endpoint, and tag it with what is found
@@ -144,13 +149,23 @@ async fn ls(session: &Session, args: LsArgs) -> Result<u8> {
 }
 
 async fn test(session: &Session, args: TestArgs) -> Result<u8> {
-    let answer = session.patient_agent().post_empty(&format!("/v1/sources/{}/test", segment(&args.name))).await;
+    let mut path = format!("/v1/sources/{}/test", segment(&args.name));
+    if let Some(config) = &args.config {
+        path += &format!("?config={}", segment(&whole(config)?));
+    }
+    let answer = session.patient_agent().post_empty(&path).await;
     let test: SourceTest = explain(session, answer, &args.name).await?;
     session.show(&test, |test| test_text(&args.name, test, session.paint))?;
     if test.latencies_us.is_empty() && session.for_people() {
         bail!("no event of source '{}' became a tag: see the notes above, and vnet-ctl describe ts {}", args.name, args.name);
     }
     Ok(u8::from(test.latencies_us.is_empty()))
+}
+
+/// The whole path of a file: the agent is somewhere else.
+fn whole(path: &Path) -> Result<String> {
+    let whole = std::path::absolute(path).with_context(|| format!("finding the path {}", path.display()))?;
+    whole.into_os_string().into_string().map_err(|path| anyhow!("the path {} is not UTF-8", path.display()))
 }
 
 fn test_text(name: &str, test: &SourceTest, paint: Paint) -> String {
@@ -171,11 +186,7 @@ fn test_text(name: &str, test: &SourceTest, paint: Paint) -> String {
 }
 
 async fn scan(session: &Session, args: ScanArgs) -> Result<u8> {
-    let path = |path: PathBuf| -> Result<String> {
-        let whole = std::path::absolute(&path).with_context(|| format!("finding the path {}", path.display()))?;
-        whole.into_os_string().into_string().map_err(|path| anyhow::anyhow!("the path {} is not UTF-8", path.display()))
-    };
-    let paths = args.paths.into_iter().map(path).collect::<Result<_>>()?;
+    let paths = args.paths.iter().map(|path| whole(path)).collect::<Result<_>>()?;
     let request = ScanRequest { endpoint: args.endpoint.clone(), paths };
     let answer = session.patient_agent().post(&format!("/v1/sources/{}/scan", segment(&args.name)), &request).await;
     let answer = explain(session, answer, &args.name).await;

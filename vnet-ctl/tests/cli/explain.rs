@@ -24,7 +24,7 @@ allowed, by securitygroup/web web-out (web.yaml:20)
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, expected, ""));
     assert_eq!(host.asked("explain"), json!({"from": "web-1", "to": "10.0.0.9:443/tcp", "live": false}));
     let ran = host.run(&["explain", "--from", "web-1", "--to", "10.0.0.9:22/tcp", "--sport", "5", "--flags", "sa"]);
-    assert!(ran.code == 1 && ran.out.ends_with("\ndropped: policy-denied, by policy/base no-ssh (base.yaml:12)\n"), "{ran:?}");
+    assert!(ran.code == 1 && ran.out.ends_with("\ndropped: denied, by policy/base no-ssh (base.yaml:12)\n"), "{ran:?}");
     assert_eq!((&host.asked("explain")["sport"], &host.asked("explain")["flags"]), (&json!(5), &json!("SA")));
     let json: Value = serde_json::from_str(&host.run(&["explain", "--from", "a", "--to", "b:1", "-o", "json"]).out).unwrap();
     assert_eq!(json["hops"][0]["shadowed"][0]["rule"], "default");

@@ -31,6 +31,7 @@ struct Asked {
     since: Option<u64>,
     kind: Option<String>,
     reason: Option<String>,
+    config: Option<String>,
 }
 
 /// The routes.
@@ -125,7 +126,7 @@ pub fn event(number: u64) -> Event {
         kind: "drop".to_owned(),
         endpoint: "tap0".to_owned(),
         direction: "egress".to_owned(),
-        reason: "policy-denied".to_owned(),
+        reason: "denied".to_owned(),
         rule: Some(rule("no-ssh")),
         packet: Some(packet),
         count: 1,
@@ -270,13 +271,19 @@ async fn remove_tag(State(memory): Fake, Json(request): Json<TagRequest>) -> Ans
     Ok(Json(removed))
 }
 
-async fn source(State(memory): Fake, Path((name, verb)): Path<(String, String)>, body: String) -> Result<Response, Refusal> {
+async fn source(
+    State(memory): Fake,
+    Path((name, verb)): Path<(String, String)>,
+    Query(asked): Query<Asked>,
+    body: String,
+) -> Result<Response, Refusal> {
     if memory.sources().iter().all(|source| source.name != name) {
         return Err(Refusal::not_found("no such source"));
     }
     Ok(match (verb.as_str(), name.as_str()) {
         ("test", "suricata") => {
-            let notes = vec!["suricata.yaml: threaded is off: alerts wait for others".to_owned()];
+            let config = asked.config.unwrap_or_else(|| "suricata.yaml".to_owned());
+            let notes = vec![format!("{config}: threaded is off: alerts wait for others")];
             Json(SourceTest { trials: 5, latencies_us: vec![900, 215, 1300, 300], notes }).into_response()
         }
         ("test", _) => {
@@ -372,7 +379,8 @@ async fn audit(State(memory): Fake, Query(asked): Query<Asked>) -> Answer<Vec<Au
 /// Events 1, 2, 3, 5 and 6 (the fourth was too much). With `follow`, one every 20 ms, and no end; or an end, if it is about `vm-end`.
 async fn events(Query(asked): Query<Asked>) -> Response {
     let wanted = move |event: &Event| {
-        asked.since.is_none_or(|since| event.number > since) && asked.kind.as_ref().is_none_or(|kind| *kind == event.kind)
+        asked.since.is_none_or(|since| event.number > since)
+            && asked.kind.as_ref().is_none_or(|kinds| kinds.split(',').any(|kind| kind == event.kind))
     };
     let ends = !asked.follow || asked.reason.as_deref() == Some("end");
     let all: Vec<Event> = [1, 2, 3, 5, 6].map(event).into_iter().filter(wanted).collect();
@@ -407,7 +415,7 @@ async fn explain(State(memory): Fake, Json(request): Json<ExplainRequest>) -> An
         direction: "egress".to_owned(),
         stages,
         verdict: if denied { "drop" } else { "next" }.to_owned(),
-        reason: if denied { "policy-denied" } else { "allowed" }.to_owned(),
+        reason: if denied { "denied" } else { "allowed" }.to_owned(),
         rule: Some(rule(decided)),
         shadowed: vec![rule(other)],
         packet: "TCP 10.0.0.1:40000 > 10.0.0.9:443 S".to_owned(),

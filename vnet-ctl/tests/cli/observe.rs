@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::support::{Host, ran};
 
 const DROP: &str =
-    "drop       tap0  egress  policy-denied  TCP 10.0.0.1:40000 > [fd00::9]:22 S  74B  (peer world)  by policy/base no-ssh: deny";
+    "drop       tap0  egress  denied  TCP 10.0.0.1:40000 > [fd00::9]:22 S  74B  (peer world)  by policy/base no-ssh: deny";
 
 #[test]
 fn events_that_are_kept_come_one_a_line() {
@@ -33,6 +33,7 @@ fn events_are_filtered() {
         ran.out.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["number"].as_u64().unwrap()).collect()
     };
     assert_eq!(numbers(&["--kind", "move"]), [5]);
+    assert_eq!(numbers(&["--kind", "move,suppressed"]), [2, 5]);
     assert_eq!(numbers(&["--since", "3"]), [5, 6]);
     assert_eq!(numbers(&["--since", "10m"]), [5], "all others are years old");
     assert_eq!(numbers(&["--limit", "2", "--endpoint", "tap0"]), [5, 6]);

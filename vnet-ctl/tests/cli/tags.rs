@@ -89,7 +89,7 @@ falco      json       lost          0      0           0         0         0   n
     let coloured = host.run(&["tag", "source", "ls", "--color", "always"]).out;
     assert!(coloured.contains("\x1b[32mok") && coloured.contains("\x1b[31mlost"), "{coloured:?}");
     let wide = host.run(&["tag", "source", "ls", "suricata", "-o", "wide"]).out;
-    assert!(wide.contains("/run/vnet/suricata   line 7 is no JSON\n") && !wide.contains("falco"), "{wide}");
+    assert!(wide.contains("0   /run/vnet/suricata   line 7 is no JSON\n") && !wide.contains("falco"), "{wide}");
     let ran = host.run(&["tag", "source", "ls", "surikata"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, "error: there is no tag source 'surikata'; did you mean 'suricata'?\n"));
 }
@@ -103,6 +103,8 @@ suricata: 5 trials, event to tag: min 215 µs, p50 300 µs, p99 900 µs, max 1.3
   ! suricata.yaml: threaded is off: alerts wait for others
 ";
     assert_eq!((ran.code, ran.out.as_str()), (0, expected));
+    let ran = host.run(&["tag", "source", "test", "suricata", "--config", "/etc/s uricata.yaml"]);
+    assert!(ran.out.contains("! /etc/s uricata.yaml: threaded"), "{ran:?}");
     let ran = host.run(&["tag", "source", "test", "falco"]);
     assert!(
         ran.code == 1 && ran.out.contains("nobody sends") && ran.err.contains("no event of source 'falco' became a tag"),
