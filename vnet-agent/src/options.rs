@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 use vnet_agent::control::glob::Pattern;
-use vnet_agent::datapath::Sizes;
+use vnet_agent::datapath::{PolicySizes, Sizes};
 
 /// Keeps the vnet datapath of this host: load balancing in the egress path of its VMs and containers.
 ///
@@ -85,6 +85,57 @@ struct Knobs {
     /// IPv6 flow cache slots for each CPU: a power of two from 4 on, or 0 for no cache at all.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().cache[1])]
     cache_slots6: u32,
+    #[command(flatten)]
+    policy: PolicyKnobs,
+}
+
+/// How much the maps of policy hold.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sizes")]
+struct PolicyKnobs {
+    /// Rules of policies and security groups, each counted once.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().counters)]
+    max_rules: u32,
+    /// Sets of rules: endpoints of this host to which the same ones apply share one.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().sets)]
+    max_rule_sets: u32,
+    /// Rules in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().rules)]
+    max_set_rules: u32,
+    /// Ranges of ports in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().ports)]
+    max_set_ports: u32,
+    /// Peers in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().peers)]
+    max_set_peers: u32,
+    /// Words of 64 bits that say which rules match a peer or a port.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().bits)]
+    max_set_bits: u32,
+    /// Addresses of endpoints and hosts, here and elsewhere.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().addresses)]
+    max_known_addresses: u32,
+    /// Networks that rules name.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().networks)]
+    max_networks: u32,
+    /// The buffer for events of the datapath in bytes: a power of two from 65536 on.
+    #[arg(long, value_name = "BYTES", default_value_t = PolicySizes::default().events)]
+    event_buffer: u32,
+}
+
+impl PolicyKnobs {
+    fn sizes(&self) -> PolicySizes {
+        PolicySizes {
+            sets: self.max_rule_sets,
+            rules: self.max_set_rules,
+            ports: self.max_set_ports,
+            bits: self.max_set_bits,
+            peers: self.max_set_peers,
+            addresses: self.max_known_addresses,
+            networks: self.max_networks,
+            counters: self.max_rules,
+            events: self.event_buffer,
+        }
+    }
 }
 
 impl Options {
@@ -109,6 +160,7 @@ impl Options {
             maglev: k.maglev_blocks,
             locals: k.max_addresses,
             cache: [k.cache_slots, k.cache_slots6],
+            policy: k.policy.sizes(),
         }
     }
 }

@@ -95,7 +95,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let bound = runtime.block_on(async { Socket::bind(&socket) })?;
-        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known), async {
+        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known) as Arc<dyn Control>, async {
             let _ = stopped.await;
         }));
         Ok(Self { directory, socket, stop: Some(stop), done: Some(done), runtime })

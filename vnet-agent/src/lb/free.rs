@@ -7,7 +7,7 @@ use std::ops::Range;
 const KEPT_BACK: usize = 1024;
 
 /// The free parts of the array, in order, none touching another.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FreeBlocks {
     free: Vec<Range<u32>>,
 }
@@ -40,6 +40,19 @@ impl FreeBlocks {
             self.free.remove(i);
         }
         Some(first)
+    }
+
+    /// Gives blocks back that were taken.
+    pub fn give(&mut self, blocks: Range<u32>) {
+        if blocks.is_empty() {
+            return;
+        }
+        let i = self.free.partition_point(|r| r.end < blocks.start);
+        let touching = self.free[i..].iter().take_while(|r| r.start <= blocks.end).count();
+        let (first, last) = (self.free.get(i), self.free[i..i + touching].last());
+        let start = first.filter(|_| touching > 0).map_or(blocks.start, |r| r.start.min(blocks.start));
+        let end = last.map_or(blocks.end, |r| r.end.max(blocks.end));
+        self.free.splice(i..i + touching, std::iter::once(start..end));
     }
 
     /// How many blocks are free, in one place or several.
@@ -117,6 +130,12 @@ mod tests {
         let mut b = FreeBlocks::new(100, std::iter::once(50..60));
         assert_eq!(b.take(50), Some(0), "what 10..30 had is free in one piece again");
         assert_eq!((b.take(41), b.take(40), b.take(1)), (None, Some(60), None));
+        for (given, first) in [(70..80, 70), (90..100, 90), (80..85, 70), (85..90, 70), (60..61, 70), (61..70, 60), (0..1, 60)] {
+            b.give(given);
+            let mut after = b.clone();
+            assert_eq!(after.take(b.free.iter().map(|r| r.end - r.start).max().unwrap()), Some(first), "{b:?}");
+        }
+        assert_eq!(b.free, [0..1, 60..100]);
     }
 
     #[test]

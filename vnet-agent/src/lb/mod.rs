@@ -5,7 +5,7 @@
 
 pub mod apply;
 pub mod compile;
-mod free;
+pub(crate) mod free;
 pub mod health;
 pub mod known;
 pub mod live;

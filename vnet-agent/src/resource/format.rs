@@ -88,6 +88,7 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
         "label-value" if text.is_empty() => None,
         "label-value" => wrong_word(text, 63, "_.-"),
         "member-name" => wrong_word(text, 63, "_.-:"),
+        "tag-name" => wrong_word(text, 63, "_.-"),
         _ => None,
     }
 }
@@ -101,6 +102,24 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
+}
+
+/// `TCP`, or a number.
+pub fn protocol_number(text: &str) -> Option<u8> {
+    match text {
+        "ICMP" => Some(1),
+        "TCP" => Some(6),
+        "UDP" => Some(17),
+        "ICMPv6" => Some(58),
+        "SCTP" => Some(132),
+        number if number.starts_with(|c: char| c.is_ascii_digit()) => number.parse().ok(),
+        _ => None,
+    }
+}
+
+/// Can a tag have this name?
+pub fn is_tag_name(text: &str) -> bool {
+    wrong_word(text, 63, "_.-").is_none()
 }
 
 fn wrong_ip(text: &str) -> Option<String> {

@@ -1,9 +1,11 @@
 //! Resources: what users write in YAML and read back.
 
 mod check;
+mod cidr;
 mod endpoint;
 mod format;
 mod load_balancer;
+mod origin;
 mod parse;
 mod policy;
 mod rule;
@@ -24,11 +26,13 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 pub use check::check;
+pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
-pub use format::parse_mac;
+pub use format::{is_tag_name, parse_mac, protocol_number};
 pub use load_balancer::{
     Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
 };
+pub use origin::Origin;
 pub use parse::{Located, parse};
 pub use policy::{AppliedTo, Policy, PolicyMode, PolicySpec, Tier};
 pub use rule::{Action, Entity, Peer, PortMatch, Rule, Selector};

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use vnet_common::api::{Event, ExplainRequest, Explanation, PacketRef};
+use vnet_common::api::{EndpointStatus, Event, ExplainRequest, Explanation, PacketRef};
 
 use crate::failure::Misused;
 use crate::output::Session;
@@ -72,10 +72,13 @@ pub struct Args {
     live: bool,
 }
 
+/// TCP's flags that decide about anything.
+const FLAGS: &str = "FSRPAU";
+
 fn flags(text: &str) -> Result<String, String> {
     let upper = text.to_uppercase();
-    match upper.is_empty() || upper.chars().any(|flag| !"FSRPAUEC".contains(flag)) {
-        true => Err("TCP flags are letters of FSRPAUEC, as S for SYN or SA for SYN and ACK".to_owned()),
+    match upper.is_empty() || upper.chars().any(|flag| !FLAGS.contains(flag)) {
+        true => Err(format!("TCP flags are letters of {FLAGS}, as S for SYN or SA for SYN and ACK")),
         false => Ok(upper),
     }
 }
@@ -121,7 +124,7 @@ async fn question(session: &Session, args: &Args) -> Result<ExplainRequest> {
         };
         let of = if event.endpoint.is_empty() { String::new() } else { format!(" of {}, {}", event.endpoint, event.direction) };
         session.note(&format!("event {number}{of}: {}", rule::packet(packet)));
-        return about(&event, packet);
+        return about(session, &event, packet).await;
     }
     Ok(ExplainRequest {
         from: args.from.clone().unwrap_or_default(),
@@ -149,16 +152,23 @@ async fn event(session: &Session, number: u64) -> Result<Event> {
 }
 
 /// The question about an event's packet: as it was when it was reported.
-fn about(event: &Event, packet: &PacketRef) -> Result<ExplainRequest> {
-    let protocol = packet.protocol.to_lowercase();
-    let to = rule::side(&packet.dst, packet.dport);
-    let flags = Some(packet.flags.clone()).filter(|flags| !flags.is_empty());
-    // From an endpoint's own address it is the endpoint's; anybody may have forged it, and then that is the question.
-    let from = if event.direction == "egress" { event.endpoint.clone() } else { packet.src.clone() };
-    if from.is_empty() || packet.dst.is_empty() {
+async fn about(session: &Session, event: &Event, packet: &PacketRef) -> Result<ExplainRequest> {
+    if packet.src.is_empty() || packet.dst.is_empty() {
         bail!("event {} does not say where its packet came from, and where it went", event.number);
     }
-    Ok(ExplainRequest { from, to: format!("{to}/{protocol}"), flags, sport: packet.sport, ..ExplainRequest::default() })
+    let mut from = packet.src.clone();
+    if event.direction == "egress" {
+        let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
+        let sender = all.into_iter().find(|ep| ep.name == event.endpoint);
+        if let Some(sender) = sender.filter(|sender| !sender.addresses.contains(&packet.src)) {
+            session.note(&format!("{} is no address of {}: what is explained is the same from its own", packet.src, sender.name));
+            from = sender.name;
+        }
+    }
+    let to = format!("{}/{}", rule::side(&packet.dst, packet.dport), packet.protocol.to_lowercase());
+    let flags =
+        Some(packet.flags.chars().filter(|flag| FLAGS.contains(*flag)).collect()).filter(|flags: &String| !flags.is_empty());
+    Ok(ExplainRequest { from, to, flags, sport: packet.sport, ..ExplainRequest::default() })
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -56,8 +56,14 @@ fn an_event_is_explained() {
     let host = Host::start();
     let ran = host.run(&["explain", "--event", "3"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, "event 3 of tap0, egress: TCP 10.0.0.1:40000 > [fd00::9]:22 S\n"));
-    let expected = json!({"from": "tap0", "to": "[fd00::9]:22/tcp", "flags": "S", "sport": 40000, "live": false});
+    let expected = json!({"from": "10.0.0.1", "to": "[fd00::9]:22/tcp", "flags": "S", "sport": 40000, "live": false});
     assert_eq!(host.asked("explain"), expected);
+    let ran = host.run(&["explain", "--event", "6"]);
+    assert!(
+        ran.code == 1 && ran.err.ends_with("10.0.0.66 is no address of tap0: what is explained is the same from its own\n"),
+        "{ran:?}"
+    );
+    assert_eq!(host.asked("explain")["from"], "tap0");
     for (number, part) in
         [("2", "of kind suppressed, and about no packet"), ("4", "is not kept any more"), ("9", "there is no event 9 yet")]
     {
@@ -74,7 +80,7 @@ fn what_is_asked_must_make_sense() {
         (&["--to", "b:1"], "--from <FROM>"),
         (&["--from", "a"], "--to <TO>"),
         (&["--from", "a", "--to", "b:1", "--event", "1"], "cannot be used with"),
-        (&["--from", "a", "--to", "b:1", "--flags", "X"], "letters of FSRPAUEC"),
+        (&["--from", "a", "--to", "b:1", "--flags", "X"], "letters of FSRPAU,"),
         (&["--pcap", "x"], "--at <ENDPOINT>"),
         (&["--event", "0"], "0 is not in"),
     ];

@@ -142,6 +142,7 @@ pub fn event(number: u64) -> Event {
             packet: None,
             ..drop
         },
+        6 => Event { packet: drop.packet.clone().map(|packet| PacketRef { src: "10.0.0.66".to_owned(), ..packet }), ..drop },
         _ => drop,
     }
 }

@@ -339,7 +339,8 @@ impl Host {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (memory, agent) = (Arc::new(Memory::new()), directory.join("real.sock"));
         let bound = runtime.block_on(async { Socket::bind(&agent) }).unwrap();
-        runtime.spawn(serve_on(bound, memory.clone(), std::future::pending()));
+        let control: Arc<dyn Control> = memory.clone();
+        runtime.spawn(serve_on(bound, control, std::future::pending()));
         let inner = agent.clone();
         let front = fake::router(memory.clone()).fallback(async move |request: Request| forward(&inner, request).await);
         let listener = runtime.block_on(async { UnixListener::bind(&socket) }).unwrap();

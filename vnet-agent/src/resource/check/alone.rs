@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, Resource};
+use super::tag_source;
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -21,12 +22,13 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
-        Resource::SecurityGroup(_) | Resource::Policy(_) | Resource::TagSource(_) => {}
+        Resource::TagSource(source) => tag_source::alone(source, whole, &mut report),
+        Resource::SecurityGroup(_) | Resource::Policy(_) => {}
     }
 }
 
 /// Takes a JSON pointer and what is wrong there.
-type Report<'a> = &'a mut dyn FnMut(&str, String);
+pub(super) type Report<'a> = &'a mut dyn FnMut(&str, String);
 
 fn vips(spec: &LoadBalancerSpec, report: Report<'_>) {
     for (index, vip) in spec.vips.iter().enumerate() {

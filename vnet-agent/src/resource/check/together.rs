@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use super::super::format::parse_mac;
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
+use super::tag_source;
 
 /// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
 pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faults: &mut Faults) {
@@ -28,6 +29,7 @@ pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faul
     let owners = vips(&all, faults);
     hosts(&all, &owners, faults);
     endpoints(&all, faults);
+    tag_sources(&all, faults);
 }
 
 /// A resource, and where it was written if it is in the files.
@@ -158,6 +160,17 @@ fn endpoints(all: &[Party<'_>], faults: &mut Faults) {
     }
 }
 
+/// Each tag source is reached in a place of its own.
+fn tag_sources(all: &[Party<'_>], faults: &mut Faults) {
+    let mut places = Claims::default();
+    for party in all {
+        let Resource::TagSource(source) = party.resource else { continue };
+        for (what, pointer) in tag_source::claims(&source.spec) {
+            places.claim(what.clone(), *party, pointer, &what, faults);
+        }
+    }
+}
+
 /// Who was first to claim what.
 struct Claims<'a, K>(HashMap<K, Party<'a>>);
 
@@ -171,7 +184,7 @@ impl<'a, K: Eq + Hash> Claims<'a, K> {
     fn claim(&mut self, key: K, party: Party<'a>, pointer: &str, what: &str, faults: &mut Faults) {
         let first = *self.0.entry(key).or_insert(party);
         if !first.is(&party) {
-            party.report(faults, pointer, format!("{first} has {what} already: two endpoints cannot share it"));
+            party.report(faults, pointer, format!("{first} has {what} already: two cannot share it"));
         }
     }
 }

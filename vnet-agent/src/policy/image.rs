@@ -1,0 +1,265 @@
+//! What the maps should say of policy.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use vnet_common::api::RuleRef;
+use vnet_common::policy::AddressKey;
+use vnet_common::verdict::Direction;
+
+use super::compile::address_key;
+use super::identity::Identities;
+use super::ids::RuleIds;
+use super::networks::Networks;
+use super::peers::{AtomId, Atoms};
+use super::plan::Scope;
+use super::rules::{Combination, Rules, tier_name};
+use super::selector::Known;
+use super::set::Set;
+use super::subject::Subject;
+use crate::resource::Cidr;
+
+/// Names in one warning, at most.
+const NAMED: usize = 5;
+
+/// What follows from resources and networks alone.
+#[derive(Debug)]
+pub struct Program {
+    pub(super) rules: Rules,
+    pub(super) atoms: Atoms,
+    pub(super) ids: RuleIds,
+    pub(super) networks: Networks,
+    pub(super) ready: Known,
+}
+
+/// What the maps should say. Made by [`Image::compile`].
+#[derive(Clone, Debug)]
+pub struct Image {
+    pub(super) program: Arc<Program>,
+    pub(super) subjects: HashMap<Arc<str>, Arc<Placed>>,
+    /// Who claims an address; the first has it.
+    pub(super) addresses: HashMap<AddressKey, Arc<[Claim]>>,
+    pub(super) identities: Identities,
+    pub(super) regions: Arc<BTreeMap<Cidr, u32>>,
+    /// Sets, and how many endpoints and quarantine groups have them.
+    pub(super) sets: HashMap<Combination, (Arc<Set>, u32)>,
+    pub(super) quarantine: BTreeMap<Arc<str>, Arc<Set>>,
+    /// Numbers that rules have for the first time.
+    pub(super) fresh: Vec<u32>,
+}
+
+/// How good a claim to an address is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rank {
+    /// It is this host's.
+    ThisHost,
+    /// It is another host's.
+    RemoteHost,
+    /// An endpoint was given it.
+    Given,
+    /// An endpoint uses it.
+    Learned,
+}
+
+impl Rank {
+    /// Is it a host's?
+    pub fn is_host(self) -> bool {
+        self <= Self::RemoteHost
+    }
+}
+
+/// A claim to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// How good it is.
+    pub rank: Rank,
+    /// The endpoint; empty for hosts.
+    pub owner: Arc<str>,
+    /// What it is there.
+    pub identity: u32,
+}
+
+/// An endpoint in the image.
+#[derive(Debug)]
+pub struct Placed {
+    /// The endpoint.
+    pub subject: Subject,
+    /// Its own identity: that of its first address; unknown while it has none.
+    pub identity: u32,
+    /// If it is on this host, its rules.
+    pub local: Option<Local>,
+    /// Its addresses, with their identities.
+    pub claims: Vec<(AddressKey, u32)>,
+    /// Selectors that could not be asked.
+    pub faults: Vec<String>,
+}
+
+/// What is only of endpoints on this host.
+#[derive(Debug)]
+pub struct Local {
+    /// What its rules follow from.
+    pub combination: Combination,
+    /// Its rules.
+    pub set: Arc<Set>,
+}
+
+impl Image {
+    pub(super) fn empty(program: Arc<Program>, identities: Identities) -> Self {
+        Self {
+            program,
+            identities,
+            subjects: HashMap::new(),
+            addresses: HashMap::new(),
+            regions: Arc::default(),
+            sets: HashMap::new(),
+            quarantine: BTreeMap::new(),
+            fresh: Vec::new(),
+        }
+    }
+
+    /// The endpoint of this name.
+    pub fn endpoint(&self, name: &str) -> Option<&Placed> {
+        self.subjects.get(name).map(|placed| &**placed)
+    }
+
+    /// Every endpoint.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Placed> {
+        self.subjects.values().map(|placed| &**placed)
+    }
+
+    /// The numbers of rules, to be stored.
+    pub fn ids(&self) -> &RuleIds {
+        &self.program.ids
+    }
+
+    /// A rule as somebody wrote it, and its tier: `quarantine`, a tier, `group` or `default`.
+    pub fn rule(&self, id: u32) -> Option<(&RuleRef, &'static str)> {
+        self.program.rules.reference(id).map(|(rule, tier)| (rule, *tier))
+    }
+
+    /// Every rule likewise.
+    pub fn rules(&self) -> impl Iterator<Item = (&RuleRef, &'static str)> {
+        self.program.rules.references().map(|(rule, tier)| (rule, *tier))
+    }
+
+    /// How many endpoints of this host have each rule in their set, by the rule's number.
+    pub fn rule_users(&self) -> HashMap<u32, u32> {
+        let mut users = HashMap::new();
+        for local in self.endpoints().filter_map(|placed| placed.local.as_ref()) {
+            let mut ids: Vec<u32> = local.set.sides.iter().flat_map(|side| &side.rules).map(|rule| rule.id).collect();
+            ids.sort_unstable();
+            ids.dedup();
+            ids.into_iter().for_each(|id| *users.entry(id).or_default() += 1);
+        }
+        users
+    }
+
+    /// The numbers of an endpoint's rules in their order, if it is on this host.
+    pub fn rules_of(&self, endpoint: &str, direction: Direction) -> Option<Vec<u32>> {
+        let side = &self.endpoint(endpoint)?.local.as_ref()?.set.sides[direction as usize];
+        Some(side.rules.iter().map(|rule| rule.id).collect())
+    }
+
+    /// Who has an address: an endpoint or a host.
+    pub fn owner(&self, network: u32, address: IpAddr) -> Option<&Claim> {
+        self.addresses.get(&address_key(network, address))?.first()
+    }
+
+    /// The identity of an address, as the datapath finds it.
+    pub fn identity(&self, network: u32, address: IpAddr) -> u32 {
+        if let Some(claim) = self.owner(network, address) {
+            return claim.identity;
+        }
+        let region = self.program.networks.find(address).filter(|_| network == 0);
+        region.and_then(|(prefix, _)| self.regions.get(&prefix)).copied().unwrap_or(vnet_common::policy::identity::UNKNOWN)
+    }
+
+    /// How many identities there are, but for the reserved ones.
+    pub fn identities(&self) -> usize {
+        self.identities.len()
+    }
+
+    /// The sets that should be loaded, each with whom it is of.
+    pub(super) fn wanted(&self, scope: Scope<'_>) -> Vec<(String, &Arc<Set>)> {
+        let groups = self.quarantine.iter().filter(|_| matches!(scope, Scope::All));
+        let groups = groups.map(|(name, set)| (format!("quarantine group `{name}`"), set));
+        let endpoints = self.subjects.values().filter(|p| scope.has(&p.subject.name));
+        let endpoints = endpoints.filter_map(|p| Some((format!("endpoint `{}`", p.subject.name), &p.local.as_ref()?.set)));
+        groups.chain(endpoints).collect()
+    }
+
+    /// A rule that names this network.
+    pub(super) fn rule_with(&self, network: &Cidr) -> Option<&RuleRef> {
+        let atoms: Vec<AtomId> = self
+            .program
+            .atoms
+            .networks()
+            .filter(|(_, cidr, except)| cidr == network || except.contains(network))
+            .map(|(id, ..)| id)
+            .collect();
+        self.program.rules.with_peer(&atoms)
+    }
+
+    /// Identities, with what they stand for.
+    pub(super) fn meanings(&self) -> impl Iterator<Item = (u32, &Arc<[AtomId]>)> {
+        self.identities.iter()
+    }
+
+    /// Things worth knowing that do not stop anything: policies whose order is only that of their names, selectors that could not be
+    /// asked, addresses that several endpoints claim.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.ties();
+        let mut faults: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for placed in self.subjects.values() {
+            placed.faults.iter().for_each(|why| faults.entry(why).or_default().push(&placed.subject.name));
+        }
+        warnings.extend(faults.into_iter().map(|(why, names)| format!("the selector {why}: it does not select {}", some(names))));
+        let contested = self.addresses.iter().filter(|(_, claims)| claims.len() > 1);
+        let mut contested: Vec<(IpAddr, &Arc<[Claim]>)> = contested.map(|(key, claims)| (address(key), claims)).collect();
+        contested.sort_unstable_by_key(|(address, _)| *address);
+        for (address, claims) in contested {
+            let name = |c: &Claim| if c.rank.is_host() { "a host".to_owned() } else { format!("`{}`", c.owner) };
+            let names: Vec<String> = claims.iter().map(name).collect();
+            let (first, others) = names.split_first().map(|(f, o)| (f.as_str(), o.join(", "))).unwrap_or_default();
+            warnings.push(format!("the address {address} of {first} is claimed by {others} too: it counts as {first}'s"));
+        }
+        warnings
+    }
+
+    fn ties(&self) -> Vec<String> {
+        let mut tied: BTreeMap<_, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
+        for placed in self.subjects.values() {
+            let Some(Local { combination: (policies, _), .. }) = &placed.local else { continue };
+            for (tier, priority, names) in self.program.rules.ties(policies) {
+                let (policies, endpoints) = tied.entry((tier, priority)).or_default();
+                policies.extend(names);
+                endpoints.push(&placed.subject.name);
+            }
+        }
+        let warn = |((tier, priority), (policies, endpoints)): ((_, u16), (Vec<&str>, Vec<&str>))| {
+            let (tier, policies, endpoints) = (tier_name(tier), some(policies), some(endpoints));
+            format!(
+                "the policies {policies} have tier {tier} and priority {priority}, and are about the same endpoints ({endpoints}): \
+                 their order is that of their names; give them different priorities"
+            )
+        };
+        tied.into_iter().map(warn).collect()
+    }
+}
+
+/// Some of these names, in backticks.
+fn some(mut names: Vec<&str>) -> String {
+    names.sort_unstable();
+    names.dedup();
+    let shown: Vec<String> = names.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
+    match names.len().saturating_sub(NAMED) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+fn address(key: &AddressKey) -> IpAddr {
+    let [a, b, c, d, ..] = key.addr;
+    if key.version == 4 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(key.addr) }
+}
