@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{Format, Global};
 use crate::client::Agent;
+use crate::human;
 use crate::style::{Look, Paint};
 
 /// One run of the program.
@@ -73,13 +74,13 @@ impl Session {
     /// Something worth knowing, on standard error.
     pub fn warn(&self, text: &str) {
         // What cannot be told to nobody is not worth failing for.
-        let _ = writeln!(std::io::stderr(), "{} {text}", self.errors.paint(Look::Yellow, "warning:"));
+        let _ = writeln!(std::io::stderr(), "{} {}", self.errors.paint(Look::Yellow, "warning:"), human::clean(text));
     }
 
     /// Something said beside the output, on standard error.
     pub fn note(&self, text: &str) {
         // As in `warn`.
-        let _ = writeln!(std::io::stderr(), "{}", self.errors.paint(Look::Dim, text));
+        let _ = writeln!(std::io::stderr(), "{}", self.errors.paint(Look::Dim, &human::clean(text)));
     }
 }
 

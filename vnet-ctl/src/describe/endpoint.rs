@@ -51,9 +51,9 @@ fn text_of(ep: &EndpointStatus, more: Option<&More>, session: &Session) -> Strin
     let index = if ep.ifindex == 0 { String::new() } else { format!(" (index {})", ep.ifindex) };
     text.add("Device", &format!("{}{index}", ep.device));
     text.add("Origin", get::origin(ep));
-    text.add("State", &paint.paint(of_state(&ep.state), &ep.state));
+    text.add_as("State", &ep.state, of_state(&ep.state));
     text.add("Security group", &ep.group);
-    text.add("Policy", &paint.paint(of_policy(&ep.policy), &ep.policy));
+    text.add_as("Policy", &ep.policy, of_policy(&ep.policy));
     text.add("Identity", &if ep.identity == 0 { String::new() } else { ep.identity.to_string() });
     text.add("MAC", ep.mac.as_deref().unwrap_or("not known yet"));
     text.add("Addresses", &ep.addresses.join(", "));
@@ -76,7 +76,7 @@ fn add_more(text: &mut Fields, more: &More, session: &Session) {
     }
     for pending in &more.pending {
         let line = format!("would be moved to {} by {}: {}", pending.to, pending.transfer, pending.reason);
-        text.section("Waits for approval", &format!("{line} (waits because of: {})", pending.because));
+        text.section("Waits for approval", &human::clean(&format!("{line} (waits because of: {})", pending.because)));
     }
     if more.tags.is_empty() {
         text.add("Tags", "none");

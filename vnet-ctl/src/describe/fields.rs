@@ -1,5 +1,6 @@
 //! The layout of a description: titles with values, and sections.
 
+use crate::human;
 use crate::style::{Look, Paint};
 
 /// Lines of `Title:   value`, aligned.
@@ -19,7 +20,12 @@ impl Fields {
 
     /// Adds a line; a value that is empty is shown as `-`.
     pub fn add(&mut self, title: &str, value: &str) {
-        let value = if value.is_empty() { "-" } else { value };
+        self.add_as(title, value, Look::Plain);
+    }
+
+    /// The same, with a value that looks like this.
+    pub fn add_as(&mut self, title: &str, value: &str, look: Look) {
+        let value = if value.is_empty() { "-".to_owned() } else { self.paint.paint(look, &human::clean(value)) };
         let title = format!("{:<width$}", format!("{title}:"), width = Self::WIDTH);
         self.text += &format!("{}{value}\n", self.paint.paint(Look::Bold, &title));
     }

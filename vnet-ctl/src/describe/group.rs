@@ -9,7 +9,7 @@ use super::fields::Fields;
 use super::{inline, resource, rule_lines, rules};
 use crate::get;
 use crate::output::Session;
-use crate::style::{Paint, of_policy};
+use crate::style::{Look, Paint, of_policy};
 use crate::table::{Cell, Table};
 use crate::target::Kind;
 
@@ -83,7 +83,7 @@ fn member_table(members: &[EndpointStatus]) -> Table {
 fn transfer(value: &Value, paint: Paint) -> String {
     let text = |key: &str| value.get(key).map(inline).unwrap_or_default();
     let mode = value.get("mode").map_or_else(|| "enforce".to_owned(), inline);
-    let mut lines = format!("{} -> {} ({mode})\n", paint.paint(crate::style::Look::Bold, &text("name")), text("to"));
+    let mut lines = format!("{} -> {} ({mode})\n", paint.paint(Look::Bold, &text("name")), text("to"));
     let settings = [
         ("when", "when"),
         ("release when", "releaseWhen"),

@@ -35,12 +35,12 @@ fn text_of(Description { source, resource }: &Description, paint: Paint) -> Stri
     let mut text = Fields::new(paint);
     text.add("Name", &source.name);
     text.add("Type", &source.kind);
-    text.add("State", &paint.paint(of_state(&source.state), &source.state));
+    text.add_as("State", &source.state, of_state(&source.state));
     text.add("Input", &source.input);
     text.add("Users", &spec("users").map(inline).unwrap_or_default());
     text.add("Last event", &source.last_event_ms.map_or_else(|| "never".to_owned(), |ms| format!("{} ago", time::ago(ms))));
     if let Some(error) = &source.last_error {
-        text.add("Last error", &paint.paint(Look::Red, error));
+        text.add_as("Last error", error, Look::Red);
     }
     let mut counts = Table::new(&[">EVENTS", ">TAGS", ">MALFORMED", ">REFUSED", ">DROPPED", ">UNMATCHED"]);
     let numbers = [source.events, source.tags, source.malformed, source.refused, source.dropped, source.unmatched];

@@ -5,7 +5,7 @@ use vnet_common::api::{Held, QuarantineRequest, QuarantineStatus};
 
 use super::{change, reason};
 use crate::output::Session;
-use crate::{ask, near};
+use crate::{ask, human, near};
 
 /// Move an endpoint into a quarantine group by hand
 ///
@@ -103,7 +103,7 @@ pub async fn release(session: &Session, args: ReleaseArgs) -> Result<u8> {
         let tags = if was.tags.is_empty() { "no tag".to_owned() } else { was.tags.join(", ") };
         let question =
             format!("This releases {} from {} to {}, held by {tags}: {}.", was.endpoint, was.group, was.from, was.reason);
-        if !ask::confirmed(&question, "releasing an endpoint breaks the glass")? {
+        if !ask::confirmed(&human::clean(&question), "releasing an endpoint breaks the glass")? {
             session.note("nothing was done");
             return Ok(1);
         }
@@ -113,7 +113,7 @@ pub async fn release(session: &Session, args: ReleaseArgs) -> Result<u8> {
     let from = &was.from;
     session.show(&status, |status| match held(status, &args.endpoint) {
         None => format!("endpoint/{} released to {from}\n", args.endpoint),
-        Some(again) => format!("endpoint/{} was released, and is held again: {}\n", args.endpoint, again.reason),
+        Some(again) => format!("endpoint/{} was released, and is held again: {}\n", args.endpoint, human::clean(&again.reason)),
     })?;
     Ok(0)
 }

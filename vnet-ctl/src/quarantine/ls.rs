@@ -36,7 +36,8 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 }
 
 fn text(status: &QuarantineStatus, wide: bool, paint: Paint) -> String {
-    let mut text: String = status.alarms.iter().map(|alarm| format!("{} {alarm}\n", paint.paint(Look::Red, "!"))).collect();
+    let mut text: String =
+        status.alarms.iter().map(|alarm| format!("{} {}\n", paint.paint(Look::Red, "!"), human::clean(alarm))).collect();
     let mut section = |title: &str, lines: String| {
         if !text.is_empty() {
             text.push('\n');

@@ -182,7 +182,11 @@ fn test_text(name: &str, test: &SourceTest, paint: Paint) -> String {
         text += &paint.paint(Look::Red, &format!(", {missing} without a tag"));
     }
     text.push('\n');
-    text + &test.notes.iter().map(|note| format!("  {} {note}\n", paint.paint(Look::Yellow, "!"))).collect::<String>()
+    text + &test
+        .notes
+        .iter()
+        .map(|note| format!("  {} {}\n", paint.paint(Look::Yellow, "!"), human::clean(note)))
+        .collect::<String>()
 }
 
 async fn scan(session: &Session, args: ScanArgs) -> Result<u8> {
@@ -197,8 +201,10 @@ async fn scan(session: &Session, args: ScanArgs) -> Result<u8> {
 
 fn report_text(endpoint: &str, report: &ScanReport, paint: Paint) -> String {
     let (infected, failed) = (paint.paint(Look::Red, "infected"), paint.paint(Look::Yellow, "not scanned"));
-    let mut text: String = report.infected.iter().map(|(file, what)| format!("{file}: {infected}: {what}\n")).collect();
-    text += &report.failed.iter().map(|(file, why)| format!("{file}: {failed}: {why}\n")).collect::<String>();
+    // Who is scanned chose the names of the files.
+    let line = |file: &str, verdict: &str, what: &str| format!("{}: {verdict}: {}\n", human::clean(file), human::clean(what));
+    let mut text: String = report.infected.iter().map(|(file, what)| line(file, &infected, what)).collect();
+    text += &report.failed.iter().map(|(file, why)| line(file, &failed, why)).collect::<String>();
     let clean = report.infected.is_empty() && report.failed.is_empty();
     let verdict = if clean { paint.paint(Look::Green, ", clean") } else { String::new() };
     text += &format!("{} scanned ({}){verdict}\n", human::count(report.scanned, "file"), human::bytes(report.bytes));

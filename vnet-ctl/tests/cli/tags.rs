@@ -137,9 +137,9 @@ fn events_are_sent_from_files_and_pipes() {
     host.file("alerts.json", "{\"a\": 1}\n{\"a\": 2}\n");
     let ran = host.run(&["tag", "source", "send", "falco", "-f", "alerts.json"]);
     assert_eq!((ran.code, ran.out.as_str(), ran.err.as_str()), (0, "2 events read, 1 tag set or cleared\n", ""));
-    let ran = host.run_with_input(&["tag", "source", "send", "falco"], "{\"a\": 1}\nrubbish\n");
+    let ran = host.run_with_input(&["tag", "source", "send", "falco"], "{\"a\": 1}\n\x1b[31mrubbish\n");
     assert_eq!((ran.code, ran.out.as_str()), (1, "1 event read, 1 tag set or cleared\n"));
-    assert_eq!(ran.err, "warning: event 2 is no JSON: rubbish\n");
+    assert_eq!(ran.err, "warning: event 2 is no JSON:  [31mrubbish\n", "what a sender wrote does not command the terminal");
     let ran = host.run(&["tag", "source", "send", "falco"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, "error: there are no events in what was given\n"));
     let ran = host.run(&["tag", "source", "send", "falco", "-f", "nowhere.json"]);
