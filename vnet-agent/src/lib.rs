@@ -10,6 +10,7 @@ pub mod lb;
 pub mod object;
 pub mod observe;
 pub mod policy;
+pub mod quarantine;
 #[cfg(test)]
 mod random;
 pub mod resource;

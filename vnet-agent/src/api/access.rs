@@ -76,6 +76,13 @@ fn refusal(uid: Uid, gid: Gid, writers: &str) -> Option<String> {
     ))
 }
 
+/// As the audit log names a user: `user NAME (UID)`. It may take a while.
+pub(super) fn user(peer: &Peer) -> String {
+    let uid = peer.uid();
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| "?".to_owned(), |user| user.name);
+    format!("user {name} ({uid})")
+}
+
 fn is_writer(uid: Uid, gid: Gid, writers: &str) -> bool {
     let Ok(Some(writers)) = Group::from_name(writers) else { return false };
     gid == writers.gid || groups_of(uid).contains(&writers.gid)

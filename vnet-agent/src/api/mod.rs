@@ -6,6 +6,7 @@ mod access;
 mod error;
 mod extract;
 mod observe;
+mod quarantine;
 mod routes;
 mod socket;
 mod sources;
@@ -20,11 +21,13 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
 pub use error::{Class, Refusal};
 pub use observe::{Observe, serve_metrics};
+pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};
 pub use sources::Sources;
@@ -44,6 +47,10 @@ pub trait Control: Send + Sync + 'static {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal>;
     /// Every endpoint, discovered or configured.
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
+    /// Gives an endpoint a device, and waits until its state is in force there.
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal>;
+    /// Every rule, with what it decided.
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal>;
     /// Every load balancer.
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal>;
     /// One load balancer.
