@@ -32,8 +32,8 @@ pub struct Edit {
 }
 
 impl Edit {
-    fn kinds(&self) -> impl Iterator<Item = &str> {
-        self.put.iter().map(Resource::kind).chain(self.delete.iter().map(|(kind, _)| kind.as_str()))
+    fn kinds(&self) -> impl Iterator<Item = &str> + '_ {
+        self.put.iter().map(|r| r.kind()).chain(self.delete.iter().map(|(kind, _)| kind.as_str()))
     }
 
     /// Does it change rules, and not only endpoints?
