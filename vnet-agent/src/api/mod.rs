@@ -26,7 +26,7 @@ use vnet_common::api::{
 };
 
 pub use error::{Class, Refusal};
-pub use observe::{Observe, serve_metrics};
+pub use observe::{Observe, listen_for_metrics, serve_metrics};
 pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};

@@ -51,13 +51,20 @@ impl From<Arc<dyn Observe>> for Routes {
     }
 }
 
-/// Serves the metrics, and nothing else, at a TCP address: to whoever can connect, until the agent ends.
-pub async fn serve_metrics(address: SocketAddr, observer: Arc<dyn Observe>) -> Result<()> {
+/// Listens at a TCP address, for [`serve_metrics`].
+pub async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
     let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("listening on {address} (--metrics-listen) for metrics"))?;
-    log::info!("serving metrics at http://{address}/metrics");
+    let listener = listener.with_context(|| format!("listening on {address} for metrics (--metrics-listen)"))?;
+    log::info!("serving metrics at http://{}/metrics", listener.local_addr().unwrap_or(address));
+    Ok(listener)
+}
+
+/// Serves the metrics, and nothing else, to whoever can connect, without end.
+pub async fn serve_metrics(listener: TcpListener, observer: Arc<dyn Observe>) {
     let router = Router::new().route("/metrics", get(prometheus)).with_state(observer);
-    axum::serve(listener, router).await.with_context(|| format!("serving metrics on {address}"))
+    if let Err(e) = axum::serve(listener, router).await {
+        log::error!("serving metrics: {e}");
+    }
 }
 
 /// Lists are separated by commas.

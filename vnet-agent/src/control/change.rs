@@ -192,25 +192,8 @@ impl State {
         self.security.run(&self.datapath, &placements, draft, |set| (quarters(&inputs, &nics, set), numbers))?;
         let there: std::collections::HashSet<&str> = nics.iter().map(|n| n.name.as_str()).collect();
         placements.retain(|name| there.contains(name));
-        self.name_things();
+        self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
-    }
-
-    /// Tells the observer what numbers stand for.
-    fn name_things(&self) {
-        let nics = self.policy.endpoints();
-        let ids = nics.iter().filter_map(|n| Some((self.policy.endpoint_id(&n.device).ok()?, Arc::<str>::from(n.name.as_str()))));
-        let endpoints: HashMap<u32, Arc<str>> = ids.collect();
-        let addresses = nics.iter().flat_map(|n| n.addresses.iter().map(|a| (*a, Arc::<str>::from(n.name.as_str())))).collect();
-        let rules = self.security.image().into_iter().flat_map(|image| image.rules());
-        let rules = rules.map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect();
-        let members = super::views::member_names(self);
-        self.parts.observer.names.update(|names| {
-            names.endpoints = Arc::new(endpoints);
-            names.addresses = Arc::new(addresses);
-            names.rules = Arc::new(rules);
-            names.members = Arc::new(members);
-        });
     }
 }
 

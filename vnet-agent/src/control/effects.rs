@@ -54,7 +54,8 @@ fn rules(change: &Change<'_>, effects: &mut Effects) {
     let all = |image: Option<&Image>| -> BTreeMap<_, RuleRef> {
         let rules = image.into_iter().flat_map(Image::rules);
         let rules = rules.map(|(r, _)| RuleRef { place: String::new(), id: 0, ..r.clone() });
-        let key = |r: &RuleRef| (r.kind.clone(), r.resource.clone(), r.direction.clone(), r.rule.clone(), r.action.clone(), r.staged);
+        let key =
+            |r: &RuleRef| (r.kind.clone(), r.resource.clone(), r.direction.clone(), r.rule.clone(), r.action.clone(), r.staged);
         rules.map(|r| (key(&r), r)).collect()
     };
     let (old, new) = (all(change.old), all(Some(change.new)));

@@ -12,6 +12,7 @@ mod drops;
 mod effects;
 pub mod glob;
 pub mod inputs;
+mod observe;
 pub mod placements;
 pub mod policy;
 mod policy_rows;
@@ -40,8 +41,9 @@ use vnet_common::api::{
 use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
 use crate::device::Snapshot;
+use crate::explain::Rehearsals;
 use crate::lb::health::{self, Checker};
-use crate::observe::Observer;
+use crate::observe::{Observer, Reader, Saying};
 use crate::policy::ids::RuleIds;
 use crate::quarantine::clock::Clock;
 use crate::quarantine::{self, Enforce, Journal};
@@ -67,6 +69,9 @@ pub struct Agent {
     parts: Parts,
     started: Instant,
     ending: watch::Sender<bool>,
+    /// Reads the programs' events.
+    reader: Mutex<Option<Reader>>,
+    rehearsals: Rehearsals,
 }
 
 /// What the lock guards.
@@ -142,7 +147,14 @@ impl Agent {
         let (attachments, runtime) = (Attachments::default(), Handle::current());
         let (blind, drops) = (None, Drops::default());
         let state = State { datapath, policy, security, attachments, checker, runtime, blind, drops, parts: parts.clone() };
-        Ok(Self { state: Mutex::new(Some(state)), parts, started: Instant::now(), ending: watch::Sender::new(false) })
+        Ok(Self {
+            state: Mutex::new(Some(state)),
+            parts,
+            started: Instant::now(),
+            ending: watch::Sender::new(false),
+            reader: Mutex::default(),
+            rehearsals: Rehearsals::default(),
+        })
     }
 
     /// What has locks of its own.
@@ -158,6 +170,7 @@ impl Agent {
     /// Says that the agent is to end.
     pub fn end(&self) {
         self.ending.send_replace(true);
+        self.parts.observer.events.close();
     }
 
     /// The devices or neighbours of this host changed.
@@ -199,10 +212,12 @@ impl Agent {
     pub fn health_changed(&self, events: Vec<health::Event>) {
         self.event(|s| {
             for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
-                match &e.error {
-                    Some(error) => log::warn!("{} is down: {error}", e.check.target),
-                    None => log::info!("{} is up", e.check.target),
-                }
+                let (reason, what) = match &e.error {
+                    Some(error) => ("down", format!("{} is down: {error}", e.check.target)),
+                    None => ("up", format!("{} is up", e.check.target)),
+                };
+                log::log!(if e.error.is_some() { log::Level::Warn } else { log::Level::Info }, "{what}");
+                self.parts.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
             s.policy.refresh();
@@ -222,6 +237,7 @@ impl Agent {
             s.follow(true);
             s.look_at_drops();
         });
+        self.rehearsals.tidy();
     }
 
     /// The datapath, unless it was detached.
@@ -251,10 +267,12 @@ impl Agent {
 impl State {
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
-        let Self { policy, attachments, datapath, checker, parts, .. } = self;
+        let Self { policy, attachments, datapath, parts, .. } = self;
         let members = policy.desired().redirect_members();
         let id = |device: &str| policy.endpoint_id(device);
         attachments.reconcile(datapath, &parts.placements, policy.endpoints(), &members, id, again);
+        self.parts.observer.names.update(|names| self.rename(names));
+        let Self { policy, checker, .. } = self;
         let _runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {

@@ -8,8 +8,8 @@ use vnet_common::policy::{NetworkKey, SetRow};
 use crate::datapath::{Datapath, wait_for_programs};
 use crate::policy::live::{CidrKey, Limits, PolicyRows, Tables, Write};
 
-fn network_key((bits, address): CidrKey) -> NetworkKey {
-    NetworkKey { bits, address }
+fn network((bits, address): &CidrKey) -> NetworkKey {
+    NetworkKey { bits: *bits, address: *address }
 }
 
 impl PolicyRows for Arc<Datapath> {
@@ -27,24 +27,17 @@ impl PolicyRows for Arc<Datapath> {
     }
 
     fn read(&self) -> Result<Tables> {
-        let maps = self.maps();
-        let sets = maps.sets();
-        let mut tables = Tables { sets: sets.iter().map(|(row, set)| (*row, *set)).collect(), ..Tables::default() };
-        // Of the arrays, as much as sets lead to.
-        let sides = || sets.values().flat_map(|set: &SetRow| set.sides);
-        let last = |end: fn(&vnet_common::policy::Side) -> u32| sides().map(|side| end(&side)).max().unwrap_or(0);
-        let rules = last(|s| s.rules + s.words * 64).min(maps.capacity("RULES").unwrap_or(0));
-        tables.rules = maps.rules(0, rules)?;
-        tables.ports = maps.ports(0, last(|s| s.ports + s.port_rows))?;
-        let peers = maps.peers()?;
-        let rows = tables.ports.iter().map(|p| p.bits).chain(peers.iter().map(|(_, bits)| *bits));
-        let words = sides().map(|s| s.words).max().unwrap_or(0);
-        let bits = rows.chain(sides().flat_map(|s| [s.any_peer, s.enforced])).max().map_or(0, |first| first + words);
-        tables.bits = maps.bits(0, bits.min(maps.capacity("BITS").unwrap_or(0)))?;
-        tables.peers = peers.into_iter().collect();
-        tables.addresses = maps.identities()?.into_iter().collect();
-        tables.cidrs = maps.networks()?.into_iter().map(|(key, identity)| ((key.bits, key.address), identity)).collect();
-        Ok(tables)
+        let (maps, limits) = (self.maps(), PolicyRows::limits(self)?);
+        let sets: std::collections::HashMap<u32, SetRow> = maps.sets().into_iter().collect();
+        Ok(Tables {
+            sets,
+            rules: maps.rules(0, limits.rules)?,
+            ports: maps.ports(0, limits.ports)?,
+            bits: maps.bits(0, limits.bits)?,
+            peers: maps.peers()?.into_iter().collect(),
+            addresses: maps.identities()?.into_iter().collect(),
+            cidrs: maps.networks()?.into_iter().map(|(key, id)| ((key.bits, key.address), id)).collect(),
+        })
     }
 
     fn write(&self, write: &Write) -> Result<()> {
@@ -60,10 +53,10 @@ impl PolicyRows for Arc<Datapath> {
             Write::Addresses(rows) => maps.put_identities(rows),
             Write::RemoveAddresses(keys) => maps.remove_identities(keys),
             Write::Cidrs(rows) => {
-                let rows: Vec<_> = rows.iter().map(|(key, identity)| (network_key(*key), *identity)).collect();
+                let rows: Vec<_> = rows.iter().map(|(key, id)| (network(key), *id)).collect();
                 maps.put_networks(&rows)
             }
-            Write::RemoveCidrs(keys) => maps.remove_networks(&keys.iter().copied().map(network_key).collect::<Vec<_>>()),
+            Write::RemoveCidrs(keys) => maps.remove_networks(&keys.iter().map(network).collect::<Vec<_>>()),
         }
     }
 

@@ -104,13 +104,10 @@ impl Security {
             Some(image) if !rules && around == self.around => {
                 let changed = |s: &Subject| image.endpoint(&s.name).is_none_or(|placed| placed.subject != *s);
                 let there: std::collections::HashSet<&str> = subjects.iter().map(|s| &*s.name).collect();
-                let gone: Vec<Arc<str>> = image.endpoints().map(|p| &p.subject.name).filter(|n| !there.contains(&***n)).cloned().collect();
+                let gone: Vec<Arc<str>> =
+                    image.endpoints().map(|p| &p.subject.name).filter(|n| !there.contains(&***n)).cloned().collect();
                 let changed: Vec<Subject> = subjects.iter().filter(|s| changed(s)).cloned().collect();
-                if changed.is_empty() && gone.is_empty() {
-                    Arc::clone(image)
-                } else {
-                    Arc::new(image.with(changed, &gone)?)
-                }
+                if changed.is_empty() && gone.is_empty() { Arc::clone(image) } else { Arc::new(image.with(changed, &gone)?) }
             }
             _ => Arc::new(self.compile(rows, inputs, subjects, &around)?),
         };
@@ -118,7 +115,13 @@ impl Security {
         Ok(Draft { image, plan, around })
     }
 
-    fn compile(&self, rows: &impl PolicyRows, inputs: &Inputs, subjects: Vec<Subject>, around: &Around) -> Result<Image, PlanError> {
+    fn compile(
+        &self,
+        rows: &impl PolicyRows,
+        inputs: &Inputs,
+        subjects: Vec<Subject>,
+        around: &Around,
+    ) -> Result<Image, PlanError> {
         let written = Written {
             groups: inputs.groups().collect(),
             policies: inputs.policies().collect(),

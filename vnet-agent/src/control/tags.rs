@@ -88,7 +88,8 @@ pub fn pinned(
     }
     let devices: HashMap<u32, String> =
         policy.store().endpoint_ids().context("reading the numbers of endpoints")?.into_iter().map(|(d, id)| (id, d)).collect();
-    let owner = |device: &str| policy.endpoints().iter().find(|n| n.device == device).map_or(device, |n| n.name.as_str()).to_owned();
+    let owner =
+        |device: &str| policy.endpoints().iter().find(|n| n.device == device).map_or(device, |n| n.name.as_str()).to_owned();
     let group = |number: u32| numbers.iter().find(|(_, n)| **n == number).map(|(name, _)| name.clone());
     let rows = datapath.maps().endpoints().context("reading the endpoint rows")?;
     let each = rows.iter().filter_map(|row| {

@@ -5,9 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use vnet_common::api::{
-    EndpointStatus, FlowList, FlowStatus, LbStatus, MapStatus, RuleRef, RuleStatus, SourceStatus, Status,
-};
+use vnet_common::api::{EndpointStatus, FlowList, FlowStatus, LbStatus, MapStatus, RuleRef, RuleStatus, SourceStatus, Status};
 use vnet_common::endpoint::{EndpointCounters, flags as endpoint_flags};
 use vnet_common::flow::ABI;
 use vnet_common::lb::{MemberCounters, state};
@@ -84,7 +82,7 @@ fn source_alarm(source: &SourceStatus) -> Option<String> {
 
 fn foreign_alarm(nic: &Nic, a: &Attachment) -> Option<String> {
     let foreign = &a.state.as_ref().ok()?.foreign;
-    let names: Vec<String> = foreign.iter().map(foreign_name).collect();
+    let names: Vec<String> = foreign.iter().map(ForeignProgram::to_string).collect();
     (!names.is_empty()).then(|| {
         format!(
             "endpoint {}: programs of others run before ours on {}: {}; see that they let packets through",
@@ -93,11 +91,6 @@ fn foreign_alarm(nic: &Nic, a: &Attachment) -> Option<String> {
             names.join(", ")
         )
     })
-}
-
-fn foreign_name(p: &ForeignProgram) -> String {
-    let name = if p.name.is_empty() { "(no name)" } else { &p.name };
-    format!("{name} (id {}, {})", p.id, format!("{:?}", p.hook).to_lowercase())
 }
 
 fn health_alarms(groups: &[Group]) -> Vec<String> {
@@ -227,7 +220,7 @@ fn endpoint(nic: &Nic, attachment: Option<&Attachment>, datapath: &Datapath) -> 
         mac: (nic.mac != Mac::default()).then(|| mac(&nic.mac)),
         addresses: nic.addresses.iter().map(IpAddr::to_string).collect(),
         labels: nic.labels.clone(),
-        foreign_programs: foreign.iter().map(foreign_name).collect(),
+        foreign_programs: foreign.iter().map(ForeignProgram::to_string).collect(),
         bytes: counters.bytes,
         packets: packets(&counters),
         ..EndpointStatus::default()

@@ -9,16 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vnet_common::addr::{Address, V4, V6};
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, flags, tcp};
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, Table, flags, tcp};
 use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
-use super::Datapath;
-use super::batch::Table;
 use super::clock::Clock;
 use super::maps::{Maps, Source};
 use super::mmap::Mapped;
 use super::sys::{RawMap, zeroed};
+use super::{Datapath, batch};
 
 const TCP: u8 = 6;
 /// Cache slots that are in the agent's memory at a time.
@@ -28,12 +27,12 @@ const UNKNOWN: u32 = u32::MAX;
 
 /// Entries of flows of one address family in one state of life.
 pub(super) struct FlowTable<A: Address> {
-    pub(super) entries: Table<FlowKey<A>, FlowEntry<A>>,
+    pub(super) entries: batch::Table<FlowKey<A>, FlowEntry<A>>,
     found: AtomicU32,
 }
 
 impl<A: Address> FlowTable<A> {
-    fn new(entries: Table<FlowKey<A>, FlowEntry<A>>) -> Self {
+    fn new(entries: batch::Table<FlowKey<A>, FlowEntry<A>>) -> Self {
         Self { entries, found: AtomicU32::new(UNKNOWN) }
     }
 
@@ -77,6 +76,24 @@ impl<A: Address> FlowTables<A> {
             cache_slots: if cache == 0 { 0 } else { cache_map.layout.max_entries },
             ring: s.get(ring)?.raw()?,
         })
+    }
+
+    /// The entries of one of the two tables.
+    pub(super) fn entries(&self, table: Table) -> &batch::Table<FlowKey<A>, FlowEntry<A>> {
+        match table {
+            Table::Main => &self.main.entries,
+            Table::HalfOpen => &self.half_open.entries,
+        }
+    }
+
+    /// Removes every entry.
+    pub(super) fn clear(&self) -> Result<()> {
+        for table in [&self.main, &self.half_open] {
+            let mut keys = Vec::new();
+            table.entries.for_each(|k, _| keys.push(k))?;
+            table.entries.remove_all(&keys)?;
+        }
+        Ok(())
     }
 
     /// How many flows in the main table an endpoint has.

@@ -7,7 +7,6 @@ use vnet_common::lb::{Filter, LocalKey, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
 use vnet_common::policy::{PeerKey, PortRow, RuleRow, SetRow};
 
-use super::flows::FlowTables;
 use super::maps::Maps;
 
 /// An address family whose flow tables can be asked.
@@ -16,22 +15,15 @@ pub trait Family: Address {
     fn flow(maps: &Maps, table: Table, key: &FlowKey<Self>) -> Result<Option<FlowEntry<Self>>>;
 }
 
-fn flow<A: Address>(tables: &FlowTables<A>, table: Table, key: &FlowKey<A>) -> Result<Option<FlowEntry<A>>> {
-    match table {
-        Table::Main => tables.main.entries.get(key),
-        Table::HalfOpen => tables.half_open.entries.get(key),
-    }
-}
-
 impl Family for V4 {
     fn flow(maps: &Maps, table: Table, key: &FlowKey<Self>) -> Result<Option<FlowEntry<Self>>> {
-        flow(&maps.flows4, table, key)
+        maps.flows4.entries(table).get(key)
     }
 }
 
 impl Family for V6 {
     fn flow(maps: &Maps, table: Table, key: &FlowKey<Self>) -> Result<Option<FlowEntry<Self>>> {
-        flow(&maps.flows6, table, key)
+        maps.flows6.entries(table).get(key)
     }
 }
 

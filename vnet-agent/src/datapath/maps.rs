@@ -168,6 +168,12 @@ impl Maps {
         Ok(self.config.word32(0, EVENTS).context(NO_WORD)?.load(Ordering::Relaxed) as u8)
     }
 
+    /// Makes all switches those of others.
+    pub(super) fn copy_config(&self, of: &Self) -> Result<()> {
+        let config = of.config.load(0).context("map CONFIG has no row")?;
+        in_range("CONFIG", 0, self.config.store(0, &config))
+    }
+
     /// Every VIP row.
     pub fn vips(&self) -> Result<Vec<(VipKey, VipRow)>> {
         collect(&self.vips)

@@ -22,14 +22,16 @@ mod open;
 mod percpu;
 mod pins;
 mod policy;
+pub mod rehearsal;
 mod sys;
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 
 use anyhow::Result;
 use vnet_common::flow::ABI;
 
-pub use attach::{Attached, ForeignProgram};
+pub use attach::{Attached, Foreign, ForeignProgram};
 pub use layout::{PolicySizes, Sizes};
 pub use load::Logger;
 pub use maps::Maps;
@@ -44,6 +46,9 @@ pub struct Datapath {
     clock: clock::Clock,
     logger: Mutex<Option<Logger>>,
     root: pins::Root,
+    /// What it was loaded from, and how large its maps are.
+    object: Cow<'static, [u8]>,
+    sizes: Sizes,
 }
 
 impl Datapath {
@@ -75,7 +80,7 @@ impl Datapath {
 
     /// Takes all programs off all devices and removes everything that is pinned. Gives the devices.
     pub fn detach_all(self) -> Result<Vec<u32>> {
-        let Self { maps, tcx, clock, logger, root } = self;
+        let Self { maps, tcx, clock, logger, root, .. } = self;
         let devices = open::remove_all(&root.complete(ABI))?;
         drop((maps, tcx, clock, logger));
         root.remove()?;

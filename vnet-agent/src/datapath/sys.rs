@@ -220,6 +220,7 @@ pub fn programs_of(ifindex: u32, hook: Hook) -> io::Result<Vec<u32>> {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct TestRunAttr {
     program: u32,
     result: u32,
@@ -229,6 +230,42 @@ struct TestRunAttr {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// Bytes that an answer may be longer than what it answers.
+const LONGER: usize = 256;
+
+/// Runs a program for TCX once on a frame that is at the device `ifindex` (1: at none in particular). Gives what it returned, and the frame
+/// afterwards. The kernel wants a whole IP header where the EtherType promises one.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<(i32, Vec<u8>)> {
+    // `struct __sk_buff` of linux/bpf.h, of which only this field may be anything but 0.
+    const IFINDEX: usize = 10;
+    let mut context = [0u32; 48];
+    context[IFINDEX] = ifindex;
+    let mut out = vec![0u8; frame.len() + LONGER];
+    let mut attr = TestRunAttr {
+        program: raw(program),
+        data_size_in: frame.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        ctx_size_in: size_of_val(&context) as u32,
+        ctx_in: context.as_ptr() as u64,
+        ..TestRunAttr::default()
+    };
+    // SAFETY: frame and context are readable and `out` is writable for the sizes given; all outlive the call.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr)? };
+    out.truncate(attr.data_size_out as usize);
+    Ok((attr.result as i32, out))
 }
 
 /// Runs a program once, on a frame of zeros.
@@ -236,13 +273,10 @@ pub fn run_once(program: BorrowedFd<'_>) -> io::Result<()> {
     let frame = [0u8; 64];
     let mut attr = TestRunAttr {
         program: raw(program),
-        result: 0,
         data_size_in: frame.len() as u32,
-        data_size_out: 0,
         data_in: frame.as_ptr() as u64,
-        data_out: 0,
         repeat: 1,
-        duration: 0,
+        ..TestRunAttr::default()
     };
     // SAFETY: the frame is readable for its size and outlives the call; there is no output buffer.
     unsafe { bpf(PROG_TEST_RUN, &mut attr) }.map(drop)

@@ -72,8 +72,7 @@ pub struct Snapshot {
 /// When netlink cannot be opened or read.
 pub async fn watch(to: mpsc::Sender<Snapshot>) -> Result<()> {
     // Subscribe first: what changes while the first snapshot is read is told again.
-    let groups =
-        [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let groups = [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) =
         rtnetlink::new_multicast_connection(&groups).context("opening netlink to follow network devices")?;
     tokio::spawn(connection);

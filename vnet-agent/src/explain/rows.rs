@@ -7,12 +7,13 @@ use anyhow::Result;
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
-use vnet_common::host::{self, Policy};
+use vnet_common::host;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberRow, VipKey, VipRow};
-use vnet_common::policy::{AddressKey, PeerKey, PortRow, RuleRow, SetRow, identity};
+use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
 
 use crate::datapath::look::Family;
 use crate::datapath::{Datapath, Maps};
+use crate::policy::live::Tables;
 
 /// Rows, one at a time and by value.
 pub trait Rows {
@@ -158,8 +159,8 @@ impl Rows for Live<'_> {
 pub struct Image<'a> {
     /// The maps as they are.
     pub live: &'a Live<'a>,
-    /// The policy's rows.
-    pub policy: Policy,
+    /// The policy's rows: [`crate::policy::Image::fill`].
+    pub policy: Tables,
     /// Rows of endpoints that would differ, by device.
     pub endpoints: HashMap<u32, EndpointRow>,
     /// All that load balancers have, if any of it would differ.
@@ -168,7 +169,7 @@ pub struct Image<'a> {
 
 impl<'a> Image<'a> {
     /// The policy's rows would be these.
-    pub fn new(live: &'a Live<'a>, policy: Policy) -> Self {
+    pub fn new(live: &'a Live<'a>, policy: Tables) -> Self {
         Self { live, policy, endpoints: HashMap::new(), balancing: None }
     }
 
@@ -204,19 +205,19 @@ impl Rows for Image<'_> {
         self.live.flow6(table, key)
     }
     fn filter(&self, kind: Filter, hash: u32) -> bool {
-        self.lb(|m| m.filter(kind, hash), |l| l.filter(kind, hash))
+        self.lb(|m| LbMaps::filter(m, kind, hash), |l| l.filter(kind, hash))
     }
     fn vip(&self, key: &VipKey) -> Option<VipRow> {
-        self.lb(|m| m.vip(key), |l| l.vip(key))
+        self.lb(|m| LbMaps::vip(m, key), |l| l.vip(key))
     }
     fn group(&self, row: u32) -> Option<GroupRow> {
-        self.lb(|m| m.group(row).copied(), |l| l.group(row))
+        self.lb(|m| LbMaps::group(m, row).copied(), |l| l.group(row))
     }
     fn member(&self, row: u32) -> Option<MemberRow> {
-        self.lb(|m| m.member(row).copied(), |l| l.member(row))
+        self.lb(|m| LbMaps::member(m, row).copied(), |l| l.member(row))
     }
     fn pick(&self, block: u32, slot: u32) -> Option<u32> {
-        self.lb(|m| m.pick(block, slot), |l| l.pick(block, slot))
+        self.lb(|m| LbMaps::pick(m, block, slot), |l| l.pick(block, slot))
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.live.local(key)
@@ -225,18 +226,18 @@ impl Rows for Image<'_> {
         self.policy.identity(key)
     }
     fn set(&self, row: u32) -> Option<SetRow> {
-        self.policy.sets.get(&row).copied()
+        self.policy.set(row).copied()
     }
     fn peer(&self, key: &PeerKey) -> Option<u32> {
-        self.policy.peers.get(key).copied()
+        self.policy.peer(key)
     }
     fn port(&self, row: u32) -> Option<PortRow> {
-        self.policy.ports.get(row as usize).copied()
+        self.policy.port(row).copied()
     }
     fn bits(&self, word: u32) -> Option<u64> {
-        self.policy.bits.get(word as usize).copied()
+        self.policy.bits(word)
     }
     fn rule(&self, row: u32) -> Option<RuleRow> {
-        self.policy.rules.get(row as usize).copied()
+        self.policy.rule(row).copied()
     }
 }

@@ -95,7 +95,13 @@ pub struct View<'r, R> {
     flows4: Changes<V4>,
     flows6: Changes<V6>,
     steps: RefCell<Vec<Step>>,
+    /// Entries that were read from the rows.
+    seen4: RefCell<Seen<V4>>,
+    seen6: RefCell<Seen<V6>>,
 }
+
+/// Entries of flows, by their places.
+pub type Seen<A> = HashMap<(Table, FlowKey<A>), FlowEntry<A>>;
 
 impl<'r, R: Rows> View<'r, R> {
     /// A view in which nothing has happened.
@@ -111,12 +117,19 @@ impl<'r, R: Rows> View<'r, R> {
             flows4: RefCell::default(),
             flows6: RefCell::default(),
             steps: RefCell::default(),
+            seen4: RefCell::default(),
+            seen6: RefCell::default(),
         }
     }
 
     /// What was noted since the last time.
     pub fn take_steps(&self) -> Vec<Step> {
         self.steps.take()
+    }
+
+    /// The entries that were found in the flow tables, as they were.
+    pub fn seen(&self) -> (Seen<V4>, Seen<V6>) {
+        (self.seen4.borrow().clone(), self.seen6.borrow().clone())
     }
 
     fn note(&self, step: Step) {
@@ -155,6 +168,8 @@ pub trait Family: Address {
     fn row<R: Rows>(rows: &R, table: Table, key: &FlowKey<Self>) -> Option<FlowEntry<Self>>;
     /// What was changed.
     fn changes<'v, R: Rows>(view: &'v View<'_, R>) -> &'v Changes<Self>;
+    /// What was read.
+    fn read<'v, R: Rows>(view: &'v View<'_, R>) -> &'v RefCell<Seen<Self>>;
 }
 
 impl Family for V4 {
@@ -163,6 +178,9 @@ impl Family for V4 {
     }
     fn changes<'v, R: Rows>(view: &'v View<'_, R>) -> &'v Changes<Self> {
         &view.flows4
+    }
+    fn read<'v, R: Rows>(view: &'v View<'_, R>) -> &'v RefCell<Seen<Self>> {
+        &view.seen4
     }
 }
 
@@ -173,12 +191,19 @@ impl Family for V6 {
     fn changes<'v, R: Rows>(view: &'v View<'_, R>) -> &'v Changes<Self> {
         &view.flows6
     }
+    fn read<'v, R: Rows>(view: &'v View<'_, R>) -> &'v RefCell<Seen<Self>> {
+        &view.seen6
+    }
 }
 
 impl<R: Rows> View<'_, R> {
     fn entry<A: Family>(&self, table: Table, key: &FlowKey<A>) -> Option<FlowEntry<A>> {
         let changed = A::changes(self).borrow().get(&(table, *key)).copied();
-        changed.unwrap_or_else(|| A::row(self.rows, table, key))
+        changed.unwrap_or_else(|| {
+            let entry = A::row(self.rows, table, key)?;
+            A::read(self).borrow_mut().insert((table, *key), entry);
+            Some(entry)
+        })
     }
 
     fn put<A: Family>(&self, table: Table, key: &FlowKey<A>, entry: Option<FlowEntry<A>>) {

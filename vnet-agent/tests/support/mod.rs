@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use vnet_agent::datapath::{Datapath, OpenReport, Options, Order, PolicySizes, Sizes};
+use vnet_agent::datapath::{Datapath, Foreign, OpenReport, Options, Order, PolicySizes, Sizes};
 use vnet_common::addr::{Address, V4};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::hash;
@@ -65,6 +65,7 @@ pub fn options() -> Options {
         object: vnet_agent::object::object().into(),
         sizes: sizes(),
         order: Order::First,
+        foreign: Foreign::Warn,
         trace: false,
         discard_newer: false,
     }
