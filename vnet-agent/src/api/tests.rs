@@ -21,7 +21,7 @@ impl Control for Known {
     fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
         Err(Refusal::conflict(format!("device '{}' is not there", request.device)))
     }
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
+    fn rules(&self, _: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
         Ok(Vec::new())
     }
     fn status(&self) -> Result<Status, Refusal> {
