@@ -16,10 +16,11 @@ use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::time::interval;
 use vnet_agent::api::{self, Routes, Socket};
-use vnet_agent::control::{Agent, run};
+use vnet_agent::control::{Agent, Ground, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
 use vnet_agent::lb::health::{Checker, Tcp};
 use vnet_agent::object;
+use vnet_agent::quarantine::clock::SystemClock;
 use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
@@ -60,16 +61,29 @@ async fn serve(options: Options) -> Result<()> {
         tokio::spawn(write_traces(logger));
     }
     let (to, health) = mpsc::unbounded_channel();
-    let agent = Arc::new(Agent::new(Box::new(store), datapath, options.attach_patterns(), Checker::new(Tcp, to))?);
+    let agent = Arc::new(Agent::new(Ground {
+        journal: Arc::new(store.clone()),
+        store: Box::new(store),
+        datapath,
+        patterns: options.attach_patterns(),
+        checker: Checker::new(Tcp, to),
+        networks: options.endpoint_networks.clone(),
+        run_dir: options.run_dir.clone(),
+        clock: Arc::new(SystemClock::new()?),
+    })?);
     let mut devices = run::follow_devices(Arc::clone(&agent));
     run::begin(&agent, &mut devices).await?;
+    let _holding = agent.parts().quarantine.start()?;
     // Only now: whoever can connect finds everything in force.
     let socket = Socket::bind(&options.run_dir.join("agent.sock"))?.for_group(&options.socket_group);
     log::info!("serving {}", socket.path().display());
     let mut ending = agent.ending();
     let shutdown = async move { drop(ending.wait_for(|ending| *ending).await) };
     agent.start_events(options.events())?;
-    let routes = Routes::from(Arc::clone(&agent) as Arc<dyn api::Control>).with(Arc::clone(&agent) as Arc<dyn api::Observe>);
+    let routes = Routes::from(Arc::clone(&agent) as Arc<dyn api::Control>)
+        .with(Arc::clone(&agent) as Arc<dyn api::Observe>)
+        .with(Arc::clone(&agent.parts().quarantine) as Arc<dyn api::Quarantine>)
+        .with(Arc::clone(&agent.parts().sources) as Arc<dyn api::Sources>);
     let server = tokio::spawn(api::serve_on(socket, routes, shutdown));
     if let Some(address) = options.metrics_listen {
         let metrics = api::listen_for_metrics(address).await?;

@@ -7,6 +7,7 @@ use clap::Parser;
 use vnet_agent::control::glob::Pattern;
 use vnet_agent::datapath::{Foreign, PolicySizes, Sizes};
 use vnet_agent::observe::{Settings, events};
+use vnet_agent::resource::Cidr;
 
 /// Keeps the vnet datapath of this host: load balancing in the egress path of its VMs and containers.
 ///
@@ -44,6 +45,9 @@ pub struct Options {
     /// it sends or gets is dropped as far as our programs see it) until that program is gone.
     #[arg(long, value_enum, default_value_t = ForeignPrograms::Warn)]
     foreign_programs: ForeignPrograms,
+    /// Networks that endpoints are in: their other addresses are peers `unknown` to rules, not `world`; may be given several times.
+    #[arg(long = "endpoint-network", value_name = "CIDR", value_parser = Cidr::parse)]
+    pub endpoint_networks: Vec<Cidr>,
     /// UDP ports that only tunnels use: endpoints may not send to them, unless their resource says so.
     #[arg(long, value_name = "PORT", value_delimiter = ',', default_values_t = [4789, 6081])]
     pub tunnel_ports: Vec<u16>,

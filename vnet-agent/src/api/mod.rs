@@ -21,7 +21,8 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
 pub use error::{Class, Refusal};
@@ -46,6 +47,10 @@ pub trait Control: Send + Sync + 'static {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal>;
     /// Every endpoint, discovered or configured.
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
+    /// Gives an endpoint a device, and waits until its state is in force there.
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal>;
+    /// Every rule, with what it decided.
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal>;
     /// Every load balancer.
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal>;
     /// One load balancer.

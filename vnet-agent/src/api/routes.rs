@@ -10,7 +10,8 @@ use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
 use super::access::Access;
@@ -23,7 +24,7 @@ const FLOWS: usize = 100;
 /// Flows in an answer at most: about 20 MB of JSON.
 const FLOWS_LIMIT: usize = 65_536;
 /// The kinds of resources.
-const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
+const KINDS: [&str; 5] = ["LoadBalancer", "Endpoint", "SecurityGroup", "Policy", "TagSource"];
 
 type Agent = State<Arc<dyn Control>>;
 /// What a request gets.
@@ -79,6 +80,8 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/resources/{kind}/{name}", get(resource).delete(delete))
         .route("/v1/delete", post(delete_all))
         .route("/v1/endpoints", get(endpoints))
+        .route("/v1/endpoints/attach", post(attach))
+        .route("/v1/rules", get(rules))
         .route("/v1/lb", get(lbs))
         .route("/v1/lb/{name}", get(lb))
         .route("/v1/lb/{name}/members/{member}", post(change_member))
@@ -138,6 +141,14 @@ async fn delete_all(State(control): Agent, Body(mut request): Body<DeleteRequest
 
 async fn endpoints(State(control): Agent) -> Answer<Vec<EndpointStatus>> {
     ask(control, |control| control.endpoints()).await
+}
+
+async fn attach(State(control): Agent, Body(request): Body<AttachRequest>) -> Answer<EndpointStatus> {
+    ask(control, |control| control.attach(request)).await
+}
+
+async fn rules(State(control): Agent) -> Answer<Vec<RuleStatus>> {
+    ask(control, |control| control.rules()).await
 }
 
 async fn lbs(State(control): Agent) -> Answer<Vec<LbStatus>> {

@@ -18,6 +18,12 @@ use super::{Control, Refusal, Socket, serve_on};
 struct Known;
 
 impl Control for Known {
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
+        Err(Refusal::conflict(format!("device '{}' is not there", request.device)))
+    }
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
+        Ok(Vec::new())
+    }
     fn status(&self) -> Result<Status, Refusal> {
         Ok(Status { version: "9.9.9".to_owned(), ..Status::default() })
     }

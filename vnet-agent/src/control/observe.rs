@@ -1,20 +1,17 @@
 //! What happens, and why: the agent's answers. Names are copied under the lock; maps are read without it.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use nix::ifaddrs::getifaddrs;
 use vnet_common::api::{EndpointFlowList, ExplainRequest, Explanation};
 
 use super::inputs::Nic;
 use super::{Agent, State, views};
-use crate::api::{Observe, Refusal};
+use crate::api::{Observe, Quarantine as _, Refusal};
 use crate::datapath::Datapath;
 use crate::explain;
 use crate::explain::target::{Place, Scene};
-use crate::lb::status::MemberRows;
 use crate::observe::events::{Filter, Follower};
 use crate::observe::metrics::{self, EventCounts, Snapshot};
 use crate::observe::{Names, Reader, Settings, flows};
@@ -23,15 +20,18 @@ impl Agent {
     /// Has the programs report events, and reads them, until the agent is dropped or the datapath detached.
     pub fn start_events(&self, settings: Settings) -> Result<()> {
         let datapath = self.datapath().context("everything was detached")?;
-        let reader = Reader::start(&self.observer, &datapath, settings)?;
+        let reader = Reader::start(&self.parts.observer, &datapath, settings)?;
         *self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reader);
         Ok(())
     }
 
     fn scene(&self) -> Result<(Scene, Arc<Datapath>), Refusal> {
-        let names = self.observer.names.get();
-        let (places, datapath) = self.ask(|s| Ok((s.policy.endpoints().iter().map(place).collect(), Arc::clone(&s.datapath))))?;
-        Ok((Scene { places, host: host_addresses()?, names }, datapath))
+        let names = self.parts.observer.names.get();
+        self.ask(|s| {
+            let places = s.policy.endpoints().iter().map(place).collect();
+            let host = s.policy.inputs().world.addresses.clone();
+            Ok((Scene { places, host, names }, Arc::clone(&s.datapath)))
+        })
     }
 }
 
@@ -46,14 +46,9 @@ impl State {
         names.endpoints = Arc::new(endpoints.collect());
         let addresses = nics.iter().flat_map(|n| n.addresses.iter().map(|a| (*a, n.name.as_str().into())));
         names.addresses = Arc::new(addresses.collect());
-        let groups = self.policy.desired().groups();
-        let rows = self.policy.known().map(|known| MemberRows::new(known, groups)).unwrap_or_default();
-        let mut members = HashMap::new();
-        for group in groups {
-            let found = group.members.iter().filter_map(|m| Some((rows.find(group, m)?, (group.lb.clone(), m.name.clone()))));
-            members.extend(found);
-        }
-        names.members = Arc::new(members);
+        names.members = Arc::new(views::member_names(self));
+        let rules = self.security.image().into_iter().flat_map(|image| image.rules());
+        names.rules = Arc::new(rules.map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
     }
 }
 
@@ -68,29 +63,14 @@ fn place(nic: &Nic) -> Place {
     }
 }
 
-/// The addresses of this host, but for those that only it can use.
-fn host_addresses() -> Result<Vec<IpAddr>> {
-    let all = getifaddrs().context("asking for this host's addresses")?;
-    let addresses = all.filter_map(|i| {
-        let address = i.address?;
-        let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-    });
-    let usable = |a: &IpAddr| match a {
-        IpAddr::V4(a) => !a.is_loopback() && !a.is_link_local(),
-        IpAddr::V6(a) => !a.is_loopback() && !a.is_unicast_link_local(),
-    };
-    Ok(addresses.filter(usable).collect())
-}
-
 impl Observe for Agent {
     fn events(&self, filter: Filter, since: Option<u64>, follow: bool) -> Result<Follower, Refusal> {
-        Ok(self.observer.events.read(filter, since, follow))
+        Ok(self.parts.observer.events.read(filter, since, follow))
     }
 
     fn endpoint_flows(&self, endpoint: Option<&str>, limit: usize) -> Result<EndpointFlowList, Refusal> {
         let datapath = self.ask(|s| Ok(Arc::clone(&s.datapath)))?;
-        let names = self.observer.names.get();
+        let names = self.parts.observer.names.get();
         let number = |name: &str| names.endpoints.iter().find(|(_, n)| n.as_ref() == name).map(|(number, _)| *number);
         let number = match endpoint {
             None => None,
@@ -125,11 +105,13 @@ impl Observe for Agent {
             events: EventCounts {
                 reported: budget.reported,
                 suppressed: budget.suppressed,
-                followers: self.observer.events.followers(),
+                followers: self.parts.observer.events.followers(),
             },
             endpoints,
-            ..Snapshot::default()
+            rules: views::rules(self)?,
+            quarantine: self.parts.quarantine.quarantine()?,
+            sources: self.parts.sources.status(),
         };
-        Ok(metrics::text(snapshot, &self.observer.timings)?)
+        Ok(metrics::text(snapshot, &self.parts.observer.timings)?)
     }
 }

@@ -20,7 +20,7 @@ use crate::lb::compile::{Desired, Group, Surroundings, members};
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
 use crate::lb::status::MemberRows;
-use crate::resource::{Resource, to_yaml};
+use crate::resource::{Origin, Resource, to_yaml};
 use crate::store::{MemberOverride, Store};
 
 /// What is desired, and the maps that follow it.
@@ -71,6 +71,10 @@ impl<R: Rows> Policy<R> {
         inputs.resources = resources.into_iter().map(|r| (key(&r), r)).collect();
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
+        let origins = store.origins().context("reading from the store where resources were written")?;
+        inputs.origins = origins.into_iter().collect();
+        let bindings = store.bindings().context("reading the devices of endpoints from the store")?;
+        inputs.bindings = bindings.into_iter().collect();
         let stale = inputs.load_balancers().map(|lb| lb.metadata.name.clone()).collect();
         let trouble = Some("the datapath does not follow the resources: the agent is starting".to_owned());
         let mut policy = Self {
@@ -93,6 +97,26 @@ impl<R: Rows> Policy<R> {
     /// What everything follows from.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
+    }
+
+    /// Where it is kept.
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// Notes where resources were written.
+    pub fn set_origins(&mut self, origins: Vec<(Key, Origin)>) -> Result<()> {
+        let stored = self.store.set_origins(&origins).context("noting where the resources were written");
+        self.inputs.origins.extend(origins);
+        stored
+    }
+
+    /// Gives an endpoint a device, until it gets another. Call [`Policy::refresh`] afterwards.
+    pub fn bind(&mut self, endpoint: &str, device: &str) -> Result<()> {
+        self.store.bind(endpoint, device).with_context(|| format!("storing that endpoint {endpoint} has device {device}"))?;
+        self.inputs.bindings.insert(endpoint.to_owned(), device.to_owned());
+        self.look_around();
+        Ok(())
     }
 
     /// This host changed. Call [`Policy::refresh`] afterwards.
@@ -231,15 +255,15 @@ impl<R: Rows> Policy<R> {
         Ok(ApplyResponse { changes, warnings, effects: None })
     }
 
-    /// Deletes all these resources, or none.
-    pub fn delete(&mut self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+    /// The resources to delete: all of them, or none if some are not there.
+    pub fn deletable(&self, request: DeleteRequest) -> Result<Vec<Key>, Refusal> {
         let all: BTreeSet<Key> = request.resources.into_iter().collect();
         let (there, missing): (Vec<Key>, Vec<Key>) = all.into_iter().partition(|k| self.inputs.resources.contains_key(k));
         if !missing.is_empty() && !request.ignore_not_found {
             let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
             return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
         }
-        self.change(Vec::new(), there, false)
+        Ok(there)
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.

@@ -12,6 +12,7 @@ use super::*;
 use crate::lb::compile::fixtures::{lb, member};
 use crate::lb::live::{Live, Write};
 use crate::lb::plan::Limits;
+use crate::policy::ids::{IdChange, RuleKey};
 use crate::random::Random;
 use crate::resource::Metadata;
 
@@ -60,6 +61,34 @@ impl Store for Arc<Memory> {
     }
     fn endpoint_id(&self, _: &str) -> Result<u32> {
         Ok(1)
+    }
+    fn endpoint_ids(&self) -> Result<Vec<(String, u32)>> {
+        Ok(Vec::new())
+    }
+    fn origins(&self) -> Result<Vec<(Key, Origin)>> {
+        Ok(Vec::new())
+    }
+    fn set_origins(&self, _: &[(Key, Origin)]) -> Result<()> {
+        Ok(())
+    }
+    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>> {
+        Ok(Vec::new())
+    }
+    fn change_rule_ids(&self, _: &IdChange) -> Result<()> {
+        Ok(())
+    }
+    fn bindings(&self) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+    fn bind(&self, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Policy<Rc<Maps>> {
+    fn delete(&mut self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+        let keys = self.deletable(request)?;
+        self.change(Vec::new(), keys, false)
     }
 }
 
