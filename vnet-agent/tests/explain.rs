@@ -262,6 +262,16 @@ fn files_that_are_not_applied_are_explained_without_touching_anything() {
     let answer = explain(&scene, &rows, &request("web", "db:80"), None).unwrap();
     assert_eq!((&*answer.outcome, rule(&answer.hops[0])), ("dropped", "closed"));
     assert_eq!(answer.differences, None);
+    // The kernel runs what is loaded: that is another policy, which does not stay hidden.
+    let asked = request("web", "db:80");
+    let compared = w.rehearsals.with(&w.datapath, |stage| Ok(explain(&scene, &rows, &asked, Some(stage)).unwrap())).unwrap();
+    assert_eq!(
+        compared.differences.unwrap(),
+        [
+            "web: egress: the kernel's program returned next, expected was drop",
+            "web: egress: the kernel's program counted allowed, expected was denied"
+        ]
+    );
     live.check().unwrap();
     assert_eq!(w.ask(&request("web", "db:80")).outcome, "allowed");
 }
