@@ -126,11 +126,13 @@ fn stage<'a>(hop: &'a Hop, stage: &str) -> Vec<&'a str> {
     hop.stages.iter().filter(|s| s.stage == stage).map(|s| &*s.found).collect()
 }
 
+/// From, to, outcome and reason; then of each hop the reason and the rule.
+type Case = (&'static str, &'static str, &'static str, &'static str, &'static [(&'static str, &'static str)]);
+
 #[test]
 fn every_kind_of_packet_is_explained_as_the_kernel_treats_it() {
     let w = world(POLICY);
-    // From, to, outcome and reason; then of each hop the reason and the rule.
-    let cases: [(&str, &str, &str, &str, &[(&str, &str)]); 11] = [
+    let cases: [Case; 11] = [
         ("web", "db:80", "allowed", "allowed", &[("allowed", "to-db"), ("allowed", "default")]),
         ("web", "10.0.2.2:443/tcp", "allowed", "allowed", &[("allowed", "to-db-again"), ("allowed", "default")]),
         ("web", "db:23", "refused", "rejected", &[("allowed", "to-db-again"), ("rejected", "no-telnet")]),
