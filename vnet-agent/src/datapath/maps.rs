@@ -258,7 +258,7 @@ impl Maps {
         self.locals.remove(key)
     }
 
-    /// A member's counters, all CPUs together, less what flow caches hold ([`super::flows::Pending`]).
+    /// A member's counters, all CPUs together, less what flow caches hold ([`super::pending::Pending`]).
     pub fn member_counters(&self, row: u32) -> Result<MemberCounters> {
         let mut sum = MemberCounters::default();
         for c in self.member_counters.get(row)? {

@@ -87,7 +87,7 @@ fn differences(ran: &Ran, direction: Direction, verdict: Verdict, after: &[u8]) 
         Verdict::Redirect { .. } | Verdict::Reply(_) | Verdict::Bounce(_) => REDIRECT,
     };
     if ran.action != expected {
-        found.push(format!("{way}: the kernel's program returned {}, expected was {expected}", action(ran.action)));
+        found.push(format!("{way}: the kernel's program returned {}, expected was {}", action(ran.action), action(expected)));
     }
     let reason = verdict.reason();
     match ran.reason {
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(
             all,
             [
-                "ingress: the kernel's program returned drop, expected was -1",
+                "ingress: the kernel's program returned drop, expected was next",
                 "ingress: the kernel's program counted denied, expected was allowed",
                 "ingress: the kernel's packet has 3 bytes, expected were 3; they differ from byte 2 on",
             ]
