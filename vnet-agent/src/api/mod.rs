@@ -70,11 +70,7 @@ pub async fn serve(path: &Path, behind: Behind, shutdown: impl Future<Output = (
 }
 
 /// Like [`serve`], on a socket that is already bound: from its binding on, clients wait instead of being refused.
-pub async fn serve_on(
-    socket: Socket,
-    behind: Behind,
-    shutdown: impl Future<Output = ()> + Send + 'static,
-) -> Result<()> {
+pub async fn serve_on(socket: Socket, behind: Behind, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
     let (path, writers) = (socket.path().to_owned(), socket.group());
     let (begun, ending) = oneshot::channel();
     let server = axum::serve(socket, routes::router(behind, writers).into_make_service_with_connect_info::<Peer>())

@@ -65,7 +65,11 @@ async fn tags(State(service): Service, Query(query): Query<TagQuery>) -> Answer<
     ask(service, move |service| service.tags(query.subject.as_deref())).await
 }
 
-async fn set_tag(State(service): Service, ConnectInfo(peer): ConnectInfo<Peer>, Body(request): Body<TagRequest>) -> Answer<Vec<Tag>> {
+async fn set_tag(
+    State(service): Service,
+    ConnectInfo(peer): ConnectInfo<Peer>,
+    Body(request): Body<TagRequest>,
+) -> Answer<Vec<Tag>> {
     ask(service, move |service| service.set_tag(&user(&peer), &request)).await
 }
 

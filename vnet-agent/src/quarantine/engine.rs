@@ -29,6 +29,7 @@ use super::membership::membership;
 use super::model::Model;
 use super::state::{Batch, Common, Hold, Member, Saved};
 use super::tags::{TagTable, brief};
+pub use act::Then;
 pub use sources::{Applied as TagApplied, Operation, Refused, SourceCounts, TagChange};
 use sources::{Bucket, Heard};
 
@@ -81,14 +82,17 @@ enum Enforced {
 struct Live {
     row: Member,
     enforced: Enforced,
-    /// Who held it, as long as the datapath has not let it go.
-    leaving: Option<Hold>,
+    /// Who held it, as long as the datapath goes on with that (and had so many moves): what the row says is not written
+    /// yet, or not done.
+    leaving: Option<(Hold, u32)>,
     /// What could not be evaluated, and why.
     faults: BTreeMap<String, String>,
     /// Why it is not let go yet.
     waiting_for: String,
     /// When it has to be looked at again.
     timer: Option<u64>,
+    /// Some criterion about it asks for ages.
+    aging: bool,
     /// It counts as one of its base group.
     counted: bool,
 }
@@ -155,7 +159,8 @@ impl Engine {
         }
         if !changed.is_empty() {
             let concerned = |row: &Member| {
-                changed.contains(&row.base) || row.held.as_ref().is_some_and(|h| changed.contains(&h.group) || changed.contains(&h.from))
+                changed.contains(&row.base)
+                    || row.held.as_ref().is_some_and(|h| changed.contains(&h.group) || changed.contains(&h.from))
             };
             self.dirty.extend(self.live.iter().filter(|(_, live)| concerned(&live.row)).map(|(name, _)| name.clone()));
         }
@@ -241,11 +246,11 @@ impl Engine {
     /// What is due whatever its criteria say.
     fn tend(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };
-        if let (Some(hold), Enforced::Failed(_)) = (&live.row.held, &live.enforced) {
+        if let (true, Enforced::Failed(_)) = (live.leaving.is_some(), &live.enforced) {
+            self.touched.insert(name.to_owned());
+        } else if let (Some(hold), Enforced::Failed(_)) = (&live.row.held, &live.enforced) {
             let (group, moves) = (hold.group.clone(), live.row.moves);
             self.actions.push_back(Action { endpoint: name.to_owned(), group, moves });
-        } else if let (true, Enforced::Failed(_)) = (live.row.opening, &live.enforced) {
-            self.touched.insert(name.to_owned());
         }
         if !live.row.incomplete.is_empty() {
             let tags = &self.tags;
@@ -329,6 +334,8 @@ impl Engine {
     /// What is to be stored, if anything is. What it gives must be stored, or given back, before this is asked again.
     pub fn take_batch(&mut self, mark: Mark) -> Option<Batch> {
         let touched = std::mem::take(&mut self.touched);
+        let leaving = |name: &String| Some((name.clone(), self.live.get(name).filter(|live| live.leaving.is_some())?.row.moves));
+        let then = touched.iter().filter_map(leaving).collect();
         let members = touched.into_iter().map(|name| {
             let row = self.live.get(&name).map(|live| live.row.clone()).filter(|row| *row != Member::default());
             (name, row)
@@ -337,13 +344,20 @@ impl Engine {
         if lost > 0 {
             let reason = format!("{lost} records are missing here: the store took none, and no more could be kept");
             let at_ms = self.audit.back().map_or(0, |record| record.at_ms);
-            self.audit.push_back(AuditRecord { at_ms, action: "error".into(), who: "agent".into(), reason, ..AuditRecord::default() });
+            self.audit.push_back(AuditRecord {
+                at_ms,
+                action: "error".into(),
+                who: "agent".into(),
+                reason,
+                ..AuditRecord::default()
+            });
         }
         let mut batch = Batch {
             members: members.collect(),
             tags: self.tags.take_touched(),
             common: std::mem::take(&mut self.common_touched).then(|| self.common.clone()),
             audit: std::mem::take(&mut self.audit).into(),
+            then,
             mark,
         };
         if batch.is_empty() && batch.mark.at < self.last_write + HEARTBEAT {

@@ -15,7 +15,7 @@ use tokio::sync::{broadcast, watch};
 use vnet_common::api::{AuditRecord, GroupStatus, QuarantineRequest, QuarantineStatus, Tag, TagRequest};
 
 use super::clock::{Clock, Now, Timeline};
-use super::engine::{self, Assignment, Engine, Refused, SourceCounts, TagApplied, TagChange};
+use super::engine::{self, Assignment, Engine, Refused, SourceCounts, TagApplied, TagChange, Then};
 use super::model::{Inputs, Model};
 use super::state::{Enforce, Journal};
 use crate::api::{self, Refusal};
@@ -66,8 +66,7 @@ impl Signal {
 
     fn wait(&self, longest: Duration) {
         let set = self.set.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut set, _) =
-            self.woken.wait_timeout_while(set, longest, |set| !*set).unwrap_or_else(PoisonError::into_inner);
+        let (mut set, _) = self.woken.wait_timeout_while(set, longest, |set| !*set).unwrap_or_else(PoisonError::into_inner);
         *set = false;
     }
 }
@@ -242,7 +241,8 @@ impl Service {
         if let Some(number) = numbers.get(name) {
             return Ok(*number);
         }
-        let number = self.journal.group_number(name).with_context(|| format!("asking the store for the number of group {name}"))?;
+        let number =
+            self.journal.group_number(name).with_context(|| format!("asking the store for the number of group {name}"))?;
         numbers.insert(name.to_owned(), number);
         Ok(number)
     }
@@ -266,18 +266,21 @@ impl Service {
                 // Nobody may be listening.
                 let _ = self.records.send(record.clone());
             }
-            for (endpoint, moves) in batch.opens() {
-                self.open_up(&endpoint, moves);
+            for (endpoint, moves) in &batch.then {
+                self.carry_on(endpoint, *moves);
             }
         }
     }
 
-    fn open_up(&self, endpoint: &str, moves: u32) {
+    /// What was stored is done, if nothing came in between.
+    fn carry_on(&self, endpoint: &str, moves: u32) {
         self.urgently(|engine, now| {
-            if engine.may_open(endpoint, moves) {
-                let result = self.enforce.release(endpoint, moves).map_err(|e| format!("{e:#}"));
-                engine.opened(endpoint, result, now);
-            }
+            let result = match engine.then(endpoint, moves) {
+                Some(Then::Release) => self.enforce.release(endpoint, moves),
+                Some(Then::Hold(group)) => self.enforce.hold(endpoint, &group, moves),
+                None => return,
+            };
+            engine.done(endpoint, result.map_err(|e| format!("{e:#}")), now);
         });
     }
 

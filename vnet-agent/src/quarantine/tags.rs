@@ -96,8 +96,10 @@ pub enum SetOutcome {
     New,
     /// It was there, and differs.
     Changed,
-    /// It was there like this; it counts as set anew.
+    /// It was there like this, but for its evidence; it counts as set anew.
     Refreshed,
+    /// Only the time differs.
+    Unchanged,
     /// There are too many that are more severe.
     Dropped,
 }
@@ -148,7 +150,11 @@ impl TagTable {
         state.order = self.order;
         let known = self.subjects.get(&key.subject).and_then(|tags| tags.get_key_value(&key));
         if let Some((known, old)) = known {
-            let outcome = if old.same(&state) { SetOutcome::Refreshed } else { SetOutcome::Changed };
+            let outcome = match old.same(&state) {
+                false => SetOutcome::Changed,
+                true if old.evidence != state.evidence => SetOutcome::Refreshed,
+                true => SetOutcome::Unchanged,
+            };
             state.stored = old.stored;
             let known = Arc::clone(known);
             self.take(&known);
@@ -413,16 +419,23 @@ mod tests {
     #[test]
     fn tags_are_told_apart_by_four_things() {
         let mut t = TagTable::default();
-        for (n, k) in
-            [key("a", "s", "x", ""), key("b", "s", "x", ""), key("a", "r", "x", ""), key("a", "s", "y", ""), key("a", "s", "x", "1")]
-                .into_iter()
-                .enumerate()
+        for (n, k) in [
+            key("a", "s", "x", ""),
+            key("b", "s", "x", ""),
+            key("a", "r", "x", ""),
+            key("a", "s", "y", ""),
+            key("a", "s", "x", "1"),
+        ]
+        .into_iter()
+        .enumerate()
         {
             assert_eq!(t.set(k, state(1, None)).0, SetOutcome::New);
             assert_eq!(t.count(), n + 1);
         }
-        assert_eq!(t.set(key("a", "s", "x", ""), state(1, None)).0, SetOutcome::Refreshed);
-        assert_eq!(t.set(key("a", "s", "x", ""), state(2, None)).0, SetOutcome::Changed);
+        assert_eq!(t.set(key("a", "s", "x", ""), state(1, None)).0, SetOutcome::Unchanged);
+        let state_of = |evidence: &str, severity| TagState { evidence: evidence.into(), ..state(severity, None) };
+        assert_eq!(t.set(key("a", "s", "x", ""), state_of("e", 1)).0, SetOutcome::Refreshed);
+        assert_eq!(t.set(key("a", "s", "x", ""), state_of("e", 2)).0, SetOutcome::Changed);
         assert_eq!(t.clear(&key("a", "s", "x", "")).map(|s| s.severity), Some(2));
         assert_eq!(t.clear(&key("a", "s", "x", "")), None);
         assert_eq!((t.of("a").count(), t.count(), t.take_touched().len()), (3, 4, 4));
@@ -459,7 +472,11 @@ mod tests {
         assert_eq!(t.set(key("v", "s", "e", ""), state(4, None)), (SetOutcome::Dropped, vec![]));
         let (_, evicted) = t.set(key("v", "s", "f", ""), state(5, None));
         assert_eq!(evicted[0].name, "a", "as severe, but older");
-        assert_eq!(t.set(key("v", "s", "d", ""), state(0, None)).0, SetOutcome::Changed, "what is there is updated whatever it is");
+        assert_eq!(
+            t.set(key("v", "s", "d", ""), state(0, None)).0,
+            SetOutcome::Changed,
+            "what is there is updated whatever it is"
+        );
         // Other sources have their own room on the endpoint, up to its end.
         for (source, name) in [("r", "a"), ("q", "a")] {
             assert_eq!(t.set(key("v", source, name, ""), state(9, None)).0, SetOutcome::New);
@@ -504,7 +521,10 @@ mod tests {
     fn what_could_not_be_stored_is_asked_for_again() {
         let mut t = small();
         let names = |writes: &[TagWrite]| {
-            writes.iter().map(|w| format!("{}{}{}", w.key.name, u8::from(w.state.is_some()), u8::from(w.fresh))).collect::<Vec<_>>()
+            writes
+                .iter()
+                .map(|w| format!("{}{}{}", w.key.name, u8::from(w.state.is_some()), u8::from(w.fresh)))
+                .collect::<Vec<_>>()
         };
         t.set(key("v", "s", "a", ""), state(1, None));
         t.set(key("v", "s", "b", ""), state(1, None));

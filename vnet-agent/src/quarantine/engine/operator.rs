@@ -35,7 +35,9 @@ impl Engine {
         };
         let change = change(request, OPERATOR, operation);
         match self.apply(&change, who, now) {
-            Err(why) => Err(Refusal::invalid(format!("tag `{}` of {} was not set: {why}", printable(&request.name), request.subject))),
+            Err(why) => {
+                Err(Refusal::invalid(format!("tag `{}` of {} was not set: {why}", printable(&request.name), request.subject)))
+            }
             Ok(Applied::Dropped) => {
                 Err(Refusal::conflict(format!("{} has too many tags that are more severe: remove some", request.subject)))
             }
@@ -55,7 +57,8 @@ impl Engine {
         let key = key(request, source);
         let Some(tag) = self.tags.get(&key).map(|state| view(&key, state, now)) else {
             let same = self.tags.of(&request.subject).filter(|(tag, _)| tag.name == request.name);
-            let others: Vec<String> = same.map(|(tag, _)| format!("source `{}` instance `{}`", tag.source, tag.instance)).collect();
+            let others: Vec<String> =
+                same.map(|(tag, _)| format!("source `{}` instance `{}`", tag.source, tag.instance)).collect();
             let hint = if others.is_empty() { String::new() } else { format!("; there are: {}", others.join(", ")) };
             let (name, subject) = (printable(&request.name), printable(&request.subject));
             return Err(Refusal::not_found(format!("{subject} has no tag `{name}` of source `{}`{hint}", printable(source))));
@@ -125,7 +128,7 @@ impl Engine {
         if let Some(live) = self.live.get_mut(name) {
             live.row.waiting = None;
         }
-        self.move_by(name, group, t, &Cause { who, reason: why, automatic: false }, now);
+        self.move_by(name, group, t, &Cause { who, reason: why, automatic: false, laxer: false }, now);
         self.judge(name, now);
         Ok(())
     }
@@ -170,7 +173,7 @@ impl Engine {
             reason: reason.to_owned(),
             ..Hold::default()
         };
-        self.hold(name, hold, "hold", &Cause { who, reason: reason.to_owned(), automatic: false }, now);
+        self.hold(name, hold, "hold", &Cause { who, reason: reason.to_owned(), automatic: false, laxer: false }, now);
         self.judge(name, now);
         Ok(())
     }

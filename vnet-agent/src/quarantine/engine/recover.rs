@@ -75,7 +75,7 @@ impl Engine {
                 self.note_recovery(pin, "the datapath had a later move, and what led to it was not stored", now);
             }
             None if row.opening && pin.moves <= row.moves => {
-                live.leaving = Some(found);
+                live.leaving = Some((found, pin.moves));
                 self.touched.insert(pin.endpoint.clone());
                 self.note_recovery(pin, "its release was stored, and is completed now", now);
             }
@@ -117,7 +117,8 @@ impl Engine {
     fn note_recovery(&mut self, pin: &Pinned, why: &str, now: Now) {
         self.touched.insert(pin.endpoint.clone());
         self.changed.insert(pin.endpoint.clone());
-        let to = self.live.get(&pin.endpoint).map(|live| live.row.held.as_ref().map_or(&live.row.base, |hold| &hold.group).clone());
+        let to =
+            self.live.get(&pin.endpoint).map(|live| live.row.held.as_ref().map_or(&live.row.base, |hold| &hold.group).clone());
         self.record(AuditRecord {
             at_ms: now.wall,
             endpoint: pin.endpoint.clone(),

@@ -57,8 +57,10 @@ pub enum Operation {
 pub enum Applied {
     /// Something is different now.
     Changed,
-    /// It was there like this; it counts as set anew.
+    /// It was there like this, but for its evidence; it counts as set anew.
     Refreshed,
+    /// Only the time differs; it counts as set anew.
+    Unchanged,
     /// What was to be cleared was not there.
     Absent,
     /// There are too many tags that are more severe.
@@ -128,10 +130,23 @@ impl Engine {
             Operation::Clear => self.clear_tag(&change.key(), who, now),
             Operation::Set { .. } => self.set_tag(change, who, now),
         };
-        if applied != Applied::Absent {
+        let matters = match applied {
+            Applied::Absent => false,
+            // Repeated alerts are most of a flood: they say something new to whom the same tags do not move, or who asks for ages.
+            Applied::Unchanged => self.minds_time(&change.subject),
+            Applied::Changed | Applied::Refreshed | Applied::Dropped => true,
+        };
+        if matters {
             self.judge(&change.subject, now);
         }
         Ok(applied)
+    }
+
+    /// Can it matter to the endpoint when its tags were set?
+    fn minds_time(&self, name: &str) -> bool {
+        let timed =
+            |live: &Live| live.aging || live.row.waived.is_some() || !live.row.dismissed.is_empty() || live.row.base.is_empty();
+        self.live.get(name).is_none_or(timed)
     }
 
     fn set_tag(&mut self, change: &TagChange, who: &str, now: Now) -> Applied {
@@ -160,6 +175,7 @@ impl Engine {
                 return Applied::Dropped;
             }
             SetOutcome::Refreshed => return Applied::Refreshed,
+            SetOutcome::Unchanged => return Applied::Unchanged,
             SetOutcome::New | SetOutcome::Changed => {}
         }
         self.counts(&change.source).tags += 1;
@@ -196,7 +212,10 @@ impl Engine {
             Operation::Clear => known.map_or(Ok(()), |s| s.may_clear(name))?,
         }
         if !is_tag_name(name) {
-            return Err("a tag's name has letters, digits, `_`, `.` and `-`, at most 63, and starts and ends with a letter or digit".to_owned());
+            return Err(
+                "a tag's name has letters, digits, `_`, `.` and `-`, at most 63, and starts and ends with a letter or digit"
+                    .to_owned(),
+            );
         }
         is_text("instance", instance)?;
         if let Operation::Set { value, severity, confidence, ttl_seconds, .. } = operation {
@@ -208,7 +227,9 @@ impl Engine {
                 return Err(format!("confidence {confidence} is not one: 0 to 100 per cent"));
             }
             if *ttl_seconds == Some(0) {
-                return Err("a tag lives for at least a second: leave the time to live out for one that does not expire".to_owned());
+                return Err(
+                    "a tag lives for at least a second: leave the time to live out for one that does not expire".to_owned()
+                );
             }
         }
         let is_set = matches!(operation, Operation::Set { .. });
@@ -303,7 +324,8 @@ impl Engine {
             self.heard.entry(name.clone()).or_insert_with(|| Heard { last: now.at, ..Heard::default() });
         }
         let watched = |name: &String| model.sources.get(name).is_some_and(|s| s.lost_after().is_some());
-        let gone: Vec<(String, u64)> = self.common.lost.iter().filter(|(name, _)| !watched(name)).map(|(n, s)| (n.clone(), *s)).collect();
+        let gone: Vec<(String, u64)> =
+            self.common.lost.iter().filter(|(name, _)| !watched(name)).map(|(n, s)| (n.clone(), *s)).collect();
         for (name, since) in gone {
             self.common.lost.remove(&name);
             self.common_touched = true;
@@ -311,7 +333,10 @@ impl Engine {
         }
         let tags = &self.tags;
         self.heard.retain(|name, _| {
-            name.is_empty() || name == OPERATOR || model.sources.contains_key(name) || tags.counts().any(|(source, _)| source == name)
+            name.is_empty()
+                || name == OPERATOR
+                || model.sources.contains_key(name)
+                || tags.counts().any(|(source, _)| source == name)
         });
     }
 

@@ -18,9 +18,7 @@ use anyhow::{Result, bail};
 use vnet_common::api::{AuditRecord, File, Held, Pending, QuarantineRequest, TagRequest};
 
 use super::clock::ManualClock;
-use super::{
-    Assignment, Batch, Enforce, Inputs, Journal, Operation, Pinned, Refused, Saved, Service, TagApplied, TagChange,
-};
+use super::{Assignment, Batch, Enforce, Inputs, Journal, Operation, Pinned, Refused, Saved, Service, TagApplied, TagChange};
 use crate::api::{Quarantine, Refusal};
 use crate::resource::{OnExpiry, Resource, SecurityGroup, TagSource, parse};
 
@@ -219,7 +217,7 @@ impl World {
     }
 
     /// With one group `web` for all, with these transfers.
-    fn with(transfers: &str) -> Self {
+    pub(crate) fn with(transfers: &str) -> Self {
         Self::new(&web(transfers))
     }
 
@@ -280,7 +278,7 @@ impl World {
         self.start();
     }
 
-    fn service(&self) -> &Arc<Service> {
+    pub(crate) fn service(&self) -> &Arc<Service> {
         self.service.as_ref().unwrap()
     }
 
@@ -384,12 +382,5 @@ fn web(transfers: &str) -> String {
 }
 
 fn set(severity: u8, ttl_seconds: Option<u32>, on_expiry: OnExpiry) -> Operation {
-    Operation::Set {
-        value: String::new(),
-        severity,
-        confidence: 100,
-        evidence: "seen by a test".into(),
-        ttl_seconds,
-        on_expiry,
-    }
+    Operation::Set { value: String::new(), severity, confidence: 100, evidence: "seen by a test".into(), ttl_seconds, on_expiry }
 }

@@ -28,7 +28,10 @@ fn break_glass_lets_go_until_a_tag_is_set_anew() {
     assert_eq!(w.group("a"), "strict");
     assert_eq!(class(w.operate("b", "release", None, "x")), Some(Class::Conflict));
     let record = w.service().audit(Some("a"), 100).unwrap().into_iter().find(|r| r.action == "break-glass").unwrap();
-    assert_eq!((record.who.as_str(), record.reason.as_str(), record.from.as_str(), record.to.as_str()), (USER, "the CEO's", "strict", "web"));
+    assert_eq!(
+        (record.who.as_str(), record.reason.as_str(), record.from.as_str(), record.to.as_str()),
+        (USER, "the CEO's", "strict", "web")
+    );
 }
 
 #[test]
@@ -65,7 +68,8 @@ fn moves_wait_for_approval() {
 
 #[test]
 fn what_was_dismissed_is_not_asked_again_by_the_same_tags() {
-    let mut w = World::with(r#"    - { name: ask, to: strict, mode: require-approval, when: 'tags.exists(t, t.name == "bad")' }"#);
+    let mut w =
+        World::with(r#"    - { name: ask, to: strict, mode: require-approval, when: 'tags.exists(t, t.name == "bad")' }"#);
     w.set("a", "bad", 8);
     w.operate("a", "dismiss", None, "a test").unwrap();
     w.restart();
@@ -164,6 +168,7 @@ fn operators_tag() {
     let refused = w.service().remove_tag(USER, &TagRequest { source: Some("ids".into()), ..request("a", "bad", 0) });
     assert_eq!(refused.unwrap_err().class, Class::Invalid);
     assert_eq!(w.group("a"), "strict");
-    let who: Vec<String> = w.service().audit(None, 100).unwrap().into_iter().filter(|r| r.action == "tag-refused").map(|r| r.who).collect();
+    let who: Vec<String> =
+        w.service().audit(None, 100).unwrap().into_iter().filter(|r| r.action == "tag-refused").map(|r| r.who).collect();
     assert!(!who.is_empty() && who.iter().all(|who| who == USER));
 }

@@ -55,7 +55,9 @@ fn an_agent_that_was_dead_is_not_late() {
 
 #[test]
 fn expiry_may_hold() {
-    let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad" && (t.expired || t.severity > 0))' }"#);
+    let w = World::with(
+        r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad" && (t.expired || t.severity > 0))' }"#,
+    );
     w.set_for("a", "bad", 9, Some(10), OnExpiry::Hold);
     w.pass(100);
     assert_eq!(w.group("a"), "strict");
@@ -158,7 +160,10 @@ fn a_lost_source_keeps_whom_it_holds() {
     w.pass(60);
     w.service().remove_tag(USER, &request).unwrap();
     w.pass(10);
-    assert_eq!((w.group("a").as_str(), w.held("a").waiting_for.as_str()), ("strict", "source ids, which is lost, to be heard again"));
+    assert_eq!(
+        (w.group("a").as_str(), w.held("a").waiting_for.as_str()),
+        ("strict", "source ids, which is lost, to be heard again")
+    );
     w.service().heard("ids");
     w.pass_ms(0);
     assert_eq!(w.group("a"), "web");

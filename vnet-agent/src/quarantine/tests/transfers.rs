@@ -23,7 +23,10 @@ fn a_transfer_moves_and_lets_go() {
     assert_eq!(w.log("a"), ["move web>strict", "release strict>web"]);
     let records = w.service().audit(Some("a"), 100).unwrap();
     let moved = records.iter().find(|r| r.action == "move").unwrap();
-    assert_eq!((moved.who.as_str(), moved.evidence.as_slice()), ("transfer", &["ids/bad (severity 5): seen by a test".to_owned()][..]));
+    assert_eq!(
+        (moved.who.as_str(), moved.evidence.as_slice()),
+        ("transfer", &["ids/bad (severity 5): seen by a test".to_owned()][..])
+    );
     assert!(records.windows(2).all(|w| w[1].number > w[0].number));
 }
 
@@ -103,9 +106,8 @@ fn transfers_with_one_release_criterion_do_not_hand_over_for_ever() {
 
 #[test]
 fn what_cannot_be_evaluated_keeps_the_state() {
-    let w = World::with(
-        r#"    - { name: odd, to: strict, when: 'tags[0].severity > 4', releaseWhen: 'tags[1].name == "clean"' }"#,
-    );
+    let w =
+        World::with(r#"    - { name: odd, to: strict, when: 'tags[0].severity > 4', releaseWhen: 'tags[1].name == "clean"' }"#);
     assert_eq!(w.group("a"), "web");
     assert!(w.alarms().contains("transfer web/odd: `tags[0].severity > 4` cannot be evaluated"), "{}", w.alarms());
     assert!(w.log("a").iter().any(|r| r.starts_with("error")));
@@ -136,7 +138,11 @@ fn whoever_is_held_stays_when_resources_go_or_change() {
     w.set_inputs();
     w.clear("a", "bad");
     w.pass(60);
-    assert_eq!((w.group("a").as_str(), w.held("a").state.as_str()), ("strict", "waiting"), "nothing is said of an endpoint that is gone");
+    assert_eq!(
+        (w.group("a").as_str(), w.held("a").state.as_str()),
+        ("strict", "waiting"),
+        "nothing is said of an endpoint that is gone"
+    );
     w.endpoints.insert("a".into(), BTreeMap::new());
     w.set_inputs();
     assert_eq!((w.group("a"), w.alarms()), ("default".to_owned(), String::new()));
@@ -179,12 +185,15 @@ fn membership_follows_sessions() {
         )
     };
     let session = |group: &str| format!(r#"{{ expression: 'tags.exists(t, t.name == "session" && t.value == "{group}")' }}"#);
-    let mut w = World::new(&[
-        group("web", 500, "{ matchLabels: { app: web } }"),
-        group("finance", 100, &session("finance")),
-        group("admin", 50, &session("admin")),
-        group("late", 900, &session("finance")),
-    ].concat());
+    let mut w = World::new(
+        &[
+            group("web", 500, "{ matchLabels: { app: web } }"),
+            group("finance", 100, &session("finance")),
+            group("admin", 50, &session("admin")),
+            group("late", 900, &session("finance")),
+        ]
+        .concat(),
+    );
     let login = |group: &str| match set(0, None, OnExpiry::Release) {
         Operation::Set { severity, confidence, evidence, ttl_seconds, on_expiry, .. } => {
             Operation::Set { value: group.into(), severity, confidence, evidence, ttl_seconds, on_expiry }
