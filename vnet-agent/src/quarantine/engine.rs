@@ -39,6 +39,8 @@ const RETRY: u64 = 1000;
 pub(super) const HEARTBEAT: u64 = 60_000;
 /// Records of the audit log that wait to be written, at most: a store that takes none must not fill the memory.
 const AUDIT_QUEUE: usize = 65_536;
+/// What is due that is done at once: whoever brings a tag does not wait for more.
+const AT_ONCE: usize = 256;
 /// Turns of one judgement: a takeover may lead to the next.
 const TURNS: usize = 4;
 /// Tags of an endpoint named in a record, at most.
@@ -164,8 +166,13 @@ impl Engine {
             };
             self.dirty.extend(self.live.iter().filter(|(_, live)| concerned(&live.row)).map(|(name, _)| name.clone()));
         }
-        for name in old.endpoints.keys().filter(|name| !model.endpoints.contains_key(*name)) {
-            self.vanished(name);
+        // At the first time: those that went while no agent ran.
+        let before: Vec<String> = match old.endpoints.is_empty() {
+            true => self.live.keys().filter(|name| !model.endpoints.contains_key(*name)).cloned().collect(),
+            false => old.endpoints.keys().filter(|name| !model.endpoints.contains_key(*name)).cloned().collect(),
+        };
+        for name in before {
+            self.vanished(&name);
         }
         self.follow_sources(now);
         self.criteria.tidy();
@@ -192,18 +199,17 @@ impl Engine {
         !self.dirty.is_empty()
     }
 
-    /// Time has passed.
+    /// Time has passed: does what is due, but not all of it if that is much; see [`Engine::next_deadline`].
     pub fn tick(&mut self, now: Now) {
         self.find_lost_sources(now);
-        for (key, state, gone) in self.tags.expire(now.at) {
+        for (key, state, gone) in self.tags.expire(now.at, AT_ONCE) {
             let reason = if gone { "it expired" } else { "it expired, and holds on" };
             self.audit_tag("tag-expire", &key, &state, "agent", reason, now);
             self.dirty.insert(key.subject.clone());
         }
-        while let Some((due, _)) = self.timers.first()
-            && *due <= now.at
-        {
-            let Some((_, name)) = self.timers.pop_first() else { break };
+        for _ in 0..AT_ONCE {
+            let due = self.timers.first().is_some_and(|(due, _)| *due <= now.at);
+            let Some((_, name)) = due.then(|| self.timers.pop_first()).flatten() else { break };
             if let Some(live) = self.live.get_mut(&name) {
                 live.timer = None;
             }
