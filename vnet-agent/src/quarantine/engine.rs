@@ -114,6 +114,8 @@ pub struct Engine {
     dirty: BTreeSet<String>,
     heard: BTreeMap<String, Heard>,
     actions: VecDeque<Action>,
+    /// Endpoints to look at once more, at most so many times.
+    again: VecDeque<(String, usize)>,
     touched: BTreeSet<String>,
     common_touched: bool,
     audit: VecDeque<AuditRecord>,
@@ -227,6 +229,18 @@ impl Engine {
 
     /// Looks at an endpoint, and does what follows.
     fn judge(&mut self, name: &str, now: Now) {
+        self.judge_turn(name, TURNS, now);
+    }
+
+    /// Looks once more at an endpoint that something was done about: after it was enforced, which does not wait for that. Is
+    /// there one?
+    pub fn go_on(&mut self, now: Now) -> bool {
+        let Some((name, turns)) = self.again.pop_front() else { return false };
+        self.judge_turn(&name, turns, now);
+        true
+    }
+
+    fn judge_turn(&mut self, name: &str, turns: usize, now: Now) {
         let model = Arc::clone(&self.model);
         let Some(endpoint) = model.endpoints.get(name) else { return };
         if !self.live.contains_key(name) {
@@ -240,12 +254,10 @@ impl Engine {
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
         let Some(group) = model.group(base.group) else { return };
-        for _ in 0..TURNS {
-            let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
-            decision.faults.extend(faults.iter().cloned());
-            if !self.carry_out(name, group, decision, now) {
-                break;
-            }
+        let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
+        decision.faults.extend(faults);
+        if self.carry_out(name, group, decision, now) && turns > 1 {
+            self.again.push_back((name.to_owned(), turns - 1));
         }
     }
 

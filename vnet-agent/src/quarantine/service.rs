@@ -310,9 +310,14 @@ impl Service {
         let now = self.timeline.now();
         let deadline = engine.next_deadline();
         let value = f(&mut engine, now);
-        while let Some(action) = engine.next_action() {
-            let result = self.enforce.hold(&action.endpoint, &action.group, action.moves).map_err(|e| format!("{e:#}"));
-            engine.enforced(&action, result, now);
+        loop {
+            while let Some(action) = engine.next_action() {
+                let result = self.enforce.hold(&action.endpoint, &action.group, action.moves).map_err(|e| format!("{e:#}"));
+                engine.enforced(&action, result, now);
+            }
+            if !engine.go_on(now) {
+                break;
+            }
         }
         let earlier = engine.next_deadline().is_some_and(|due| deadline.is_none_or(|before| due < before));
         let (changed, store) = (engine.is_changed(), engine.has_batch(now));
