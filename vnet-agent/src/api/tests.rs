@@ -1,5 +1,7 @@
 //! The HTTP layer, over real unix sockets. Behind it is a control logic that knows one load balancer.
 
+mod quarantine;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;

@@ -170,6 +170,25 @@ fn a_lost_source_keeps_whom_it_holds() {
 }
 
 #[test]
+fn many_expire_at_once() {
+    let mut w = World::with(BAD);
+    for n in 0..1000 {
+        w.endpoints.insert(format!("vm{n}"), BTreeMap::new());
+    }
+    w.set_inputs();
+    for n in 0..1000 {
+        w.set_for(&format!("vm{n}"), "x", 1, Some(10), OnExpiry::Release);
+    }
+    w.pass(9);
+    assert_eq!(w.service().numbers().0, 1000);
+    w.pass(1);
+    assert_eq!(w.service().numbers().0, 0);
+    w.endpoints.clear();
+    w.set_inputs();
+    assert!(w.journal.saved.lock().unwrap().members.is_empty(), "nothing is to be remembered of them");
+}
+
+#[test]
 fn the_threads_keep_time() {
     let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
     let clock: Arc<dyn super::super::clock::Clock> = Arc::new(super::super::clock::SystemClock::new().unwrap());
