@@ -8,7 +8,7 @@ use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::health::{Check, Health};
-use crate::resource::{Endpoint, LoadBalancer, Resource, parse_mac};
+use crate::resource::{Endpoint, LoadBalancer, Origin, Resource, parse_mac};
 use crate::store::MemberOverride;
 
 /// Kind and name.
@@ -27,6 +27,8 @@ pub fn key(r: &Resource) -> Key {
 pub struct Inputs {
     /// What users applied.
     pub resources: Resources,
+    /// Where they were written, if they were applied from files.
+    pub origins: HashMap<Key, Origin>,
     /// What operators changed, by load balancer and member name.
     pub overrides: HashMap<(String, String), MemberOverride>,
     /// The devices and neighbours of this host.

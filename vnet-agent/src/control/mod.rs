@@ -204,9 +204,12 @@ impl Control for Agent {
             if !faults.is_empty() {
                 return Err(refuse(faults));
             }
+            let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
             let resources = located.into_iter().map(|l| l.resource).collect();
-            let response = s.policy.change(resources, Vec::new(), request.dry_run)?;
+            let mut response = s.policy.change(resources, Vec::new(), request.dry_run)?;
             if !request.dry_run {
+                // What was applied is in force: that its place is not known would not be worth taking it back.
+                response.warnings.extend(s.policy.remember(origins).err().map(|e| format!("{e:#}")));
                 s.follow(false);
             }
             Ok(response)

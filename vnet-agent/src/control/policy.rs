@@ -20,7 +20,7 @@ use crate::lb::compile::{Desired, Group, Surroundings, members};
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
 use crate::lb::status::MemberRows;
-use crate::resource::{Resource, to_yaml};
+use crate::resource::{Origin, Resource, needed, to_yaml};
 use crate::store::{MemberOverride, Store};
 
 /// What is desired, and the maps that follow it.
@@ -69,6 +69,7 @@ impl<R: Rows> Policy<R> {
     pub fn load(store: Box<dyn Store>, rows: R, mut inputs: Inputs) -> Result<Self> {
         let resources = store.resources().context("reading the resources from the store")?;
         inputs.resources = resources.into_iter().map(|r| (key(&r), r)).collect();
+        inputs.origins = store.origins().context("reading the places of resources from the store")?.into_iter().collect();
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
         let stale = inputs.load_balancers().map(|lb| lb.metadata.name.clone()).collect();
@@ -225,10 +226,21 @@ impl<R: Rows> Policy<R> {
         let deleted: Vec<Key> = wanted.iter().filter(|(_, r)| r.is_none()).map(|(k, _)| k.clone()).collect();
         let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &|s| s.change(&old, &created) };
         let mut warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
-        if !dry_run && let Err(e) = self.drop_overrides(&deleted) {
-            warnings.push(format!("{e:#}"));
+        if !dry_run {
+            self.inputs.origins.retain(|k, _| !deleted.contains(k));
+            warnings.extend(self.drop_overrides(&deleted).err().map(|e| format!("{e:#}")));
         }
         Ok(ApplyResponse { changes, warnings, effects: None })
+    }
+
+    /// Remembers where resources were written that are in force now.
+    pub fn remember(&mut self, origins: Vec<(Key, Origin)>) -> Result<()> {
+        let new: Vec<(Key, Origin)> = origins.into_iter().filter(|(k, o)| self.inputs.origins.get(k) != Some(o)).collect();
+        if !new.is_empty() {
+            self.store.set_origins(&new).context("remembering where resources were written")?;
+            self.inputs.origins.extend(new);
+        }
+        Ok(())
     }
 
     /// Deletes all these resources, or none.
@@ -238,6 +250,14 @@ impl<R: Rows> Policy<R> {
         if !missing.is_empty() && !request.ignore_not_found {
             let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
             return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
+        }
+        let stay = self.inputs.resources.iter().filter(|(k, _)| !there.contains(k)).map(|(_, r)| r);
+        let needed = needed(&there, stay);
+        if !needed.is_empty() {
+            let needed = needed.join("; ");
+            return Err(Refusal::conflict(format!(
+                "nothing was deleted: {needed}. Change or delete that before, or together with it"
+            )));
         }
         self.change(Vec::new(), there, false)
     }

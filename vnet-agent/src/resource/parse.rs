@@ -7,7 +7,7 @@ use vnet_common::api::{Fault, File};
 use super::source::{Faults, Source};
 use super::structure::{Outcome, Walk};
 use super::tree::{self, Node};
-use super::{Resource, check, schema};
+use super::{Origin, Resource, check, schema};
 
 /// The largest file that is read, in bytes. The API refuses larger requests; this is for everyone else.
 const LARGEST: usize = 16 << 20;
@@ -32,6 +32,17 @@ impl Located {
     #[must_use]
     pub fn place(&self) -> String {
         format!("{}:{}", self.source.name, self.root.span.line)
+    }
+
+    /// The file, and the lines of the resource and of its rules.
+    #[must_use]
+    pub fn origin(&self) -> Origin {
+        let lines = |list: &str| match self.root.at(&format!("/spec/{list}")).items() {
+            Some(rules) => rules.iter().map(|rule| rule.span.line).collect(),
+            None => Vec::new(),
+        };
+        let (egress, ingress) = (lines("egress"), lines("ingress"));
+        Origin { file: self.source.name.clone(), line: self.root.span.line, egress, ingress }
     }
 }
 

@@ -67,6 +67,14 @@ impl Node {
         }
     }
 
+    /// The values of a list.
+    pub(super) fn items(&self) -> Option<&[Node]> {
+        match &self.value {
+            Value::List(items) => Some(items),
+            _ => None,
+        }
+    }
+
     /// The value at a JSON pointer, or the nearest one above it.
     pub(super) fn at(&self, pointer: &str) -> &Node {
         let mut node = self;

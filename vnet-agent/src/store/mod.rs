@@ -4,7 +4,8 @@ pub mod redb;
 
 use anyhow::Result;
 
-use crate::resource::Resource;
+use crate::policy::ids::{IdChange, RuleKey};
+use crate::resource::{Origin, Resource};
 
 /// What an operator changed at run time, without editing a resource: it survives restarts and later applies.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -21,6 +22,14 @@ pub trait Store: Send + Sync {
     fn resources(&self) -> Result<Vec<Resource>>;
     /// Puts and deletes resources together. `delete` names (kind, name); a name that does not exist is no error.
     fn change(&self, put: &[Resource], delete: &[(String, String)]) -> Result<()>;
+    /// Where resources were written that were applied from a file: (kind, name) and place.
+    fn origins(&self) -> Result<Vec<((String, String), Origin)>>;
+    /// Remembers where these were written. A resource that is deleted loses its place.
+    fn set_origins(&self, origins: &[((String, String), Origin)]) -> Result<()>;
+    /// Every rule's number.
+    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>>;
+    /// Gives and takes back numbers of rules.
+    fn change_rule_ids(&self, change: &IdChange) -> Result<()>;
     /// Every override: (load balancer, member name, override).
     fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>>;
     /// Sets one; the default value deletes it.

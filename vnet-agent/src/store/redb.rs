@@ -6,7 +6,8 @@ use anyhow::{Context as _, Result, anyhow, bail};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
 
 use super::{MemberOverride, Store};
-use crate::resource::Resource;
+use crate::policy::ids::{IdChange, RuleKey};
+use crate::resource::{Origin, Resource};
 
 /// Layout of the file; a newer one is refused.
 const VERSION: u64 = 1;
@@ -15,6 +16,10 @@ const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
 const RESOURCES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("resources");
 /// (load balancer, member) → JSON.
 const OVERRIDES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("overrides");
+/// (kind, name) → JSON: where the resource was written.
+const ORIGINS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("origins");
+/// A rule's key as JSON → number.
+const RULE_IDS: TableDefinition<'_, &str, u32> = TableDefinition::new("rule_ids");
 /// Endpoint name → number.
 const ENDPOINTS: TableDefinition<'_, &str, u32> = TableDefinition::new("endpoints");
 
@@ -55,6 +60,8 @@ impl RedbStore {
             }
             txn.open_table(RESOURCES)?;
             txn.open_table(OVERRIDES)?;
+            txn.open_table(ORIGINS)?;
+            txn.open_table(RULE_IDS)?;
             txn.open_table(ENDPOINTS)?;
         }
         txn.commit()?;
@@ -111,8 +118,10 @@ impl Store for RedbStore {
         self.writing(|txn| {
             let mut table = txn.open_table(RESOURCES)?;
             let mut overrides = txn.open_table(OVERRIDES)?;
+            let mut origins = txn.open_table(ORIGINS)?;
             for (kind, name) in delete {
                 table.remove((kind.as_str(), name.as_str()))?;
+                origins.remove((kind.as_str(), name.as_str()))?;
                 if kind == "LoadBalancer" {
                     overrides.retain(|(lb, _), _| lb != name)?;
                 }
@@ -120,6 +129,56 @@ impl Store for RedbStore {
             for resource in put {
                 let json = serde_json::to_vec(resource)?;
                 table.insert((resource.kind(), resource.name()), json.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn origins(&self) -> Result<Vec<((String, String), Origin)>> {
+        self.reading(|txn| {
+            let table = txn.open_table(ORIGINS)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let (kind, name) = key.value();
+                let origin = serde_json::from_slice(value.value()).with_context(|| format!("the place of {kind} {name}"))?;
+                all.push(((kind.to_owned(), name.to_owned()), origin));
+            }
+            Ok(all)
+        })
+    }
+
+    fn set_origins(&self, origins: &[((String, String), Origin)]) -> Result<()> {
+        self.writing(|txn| {
+            let mut table = txn.open_table(ORIGINS)?;
+            for ((kind, name), origin) in origins {
+                table.insert((kind.as_str(), name.as_str()), serde_json::to_vec(origin)?.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+
+    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>> {
+        self.reading(|txn| {
+            let table = txn.open_table(RULE_IDS)?;
+            let mut all = Vec::new();
+            for row in table.iter()? {
+                let (key, value) = row?;
+                let rule = serde_json::from_str(key.value()).with_context(|| format!("the rule {}", key.value()))?;
+                all.push((rule, value.value()));
+            }
+            Ok(all)
+        })
+    }
+
+    fn change_rule_ids(&self, change: &IdChange) -> Result<()> {
+        self.writing(|txn| {
+            let mut table = txn.open_table(RULE_IDS)?;
+            for key in &change.freed {
+                table.remove(serde_json::to_string(key)?.as_str())?;
+            }
+            for (key, id) in &change.given {
+                table.insert(serde_json::to_string(key)?.as_str(), id)?;
             }
             Ok(())
         })
@@ -220,6 +279,30 @@ mod tests {
         assert_eq!((s.endpoint_id("y").unwrap(), s.endpoint_id("z").unwrap()), (2, 3));
         s.change(&[], &[("LoadBalancer".to_owned(), "web".to_owned())]).unwrap();
         assert_eq!(s.overrides().unwrap(), [], "overrides go with their load balancer");
+    }
+
+    #[test]
+    fn places_and_numbers_of_rules_are_there_after_reopening() {
+        use vnet_common::verdict::Direction::{Egress, Ingress};
+        let dir = Dir::new("rules");
+        let key = |name: &str| ("Endpoint".to_owned(), name.to_owned());
+        let origin = |line| Origin { file: "web.yaml".to_owned(), line, egress: vec![line + 2], ingress: vec![] };
+        let rule = |name: &str, direction| RuleKey::new("Policy", "p", direction, name);
+        {
+            let s = RedbStore::open(&dir.file()).unwrap();
+            s.change(&[endpoint("a", "tap0"), endpoint("b", "tap1")], &[]).unwrap();
+            s.set_origins(&[(key("a"), origin(1)), (key("b"), origin(20))]).unwrap();
+            s.set_origins(&[(key("b"), origin(30))]).unwrap();
+            let given = vec![(rule("x", Egress), 1), (rule("x", Ingress), 2), (rule("y", Egress), 3)];
+            s.change_rule_ids(&IdChange { given, freed: vec![] }).unwrap();
+            s.change_rule_ids(&IdChange { given: vec![(rule("z", Egress), 4)], freed: vec![rule("x", Ingress)] }).unwrap();
+        }
+        let s = RedbStore::open(&dir.file()).unwrap();
+        s.change(&[], &[key("a")]).unwrap();
+        assert_eq!(s.origins().unwrap(), [(key("b"), origin(30))]);
+        let mut ids = s.rule_ids().unwrap();
+        ids.sort();
+        assert_eq!(ids, [(rule("x", Egress), 1), (rule("y", Egress), 3), (rule("z", Egress), 4)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use super::*;
 use crate::lb::compile::fixtures::{lb, member};
 use crate::lb::live::{Live, Write};
 use crate::lb::plan::Limits;
+use crate::policy::ids::{IdChange, RuleKey};
 use crate::random::Random;
 use crate::resource::Metadata;
 
@@ -25,6 +26,8 @@ struct Memory {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Content {
     resources: BTreeMap<Key, Resource>,
+    origins: BTreeMap<Key, Origin>,
+    rule_ids: BTreeMap<RuleKey, u32>,
     overrides: BTreeMap<(String, String), MemberOverride>,
 }
 
@@ -46,6 +49,22 @@ impl Store for Arc<Memory> {
         self.write(|c| {
             c.resources.extend(put.iter().map(|r| (key(r), r.clone())));
             c.resources.retain(|k, _| !delete.contains(k));
+            c.origins.retain(|k, _| !delete.contains(k));
+        })
+    }
+    fn origins(&self) -> Result<Vec<(Key, Origin)>> {
+        Ok(self.content.lock().unwrap().origins.clone().into_iter().collect())
+    }
+    fn set_origins(&self, origins: &[(Key, Origin)]) -> Result<()> {
+        self.write(|c| c.origins.extend(origins.iter().cloned()))
+    }
+    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>> {
+        Ok(self.content.lock().unwrap().rule_ids.clone().into_iter().collect())
+    }
+    fn change_rule_ids(&self, change: &IdChange) -> Result<()> {
+        self.write(|c| {
+            c.rule_ids.retain(|k, _| !change.freed.contains(k));
+            c.rule_ids.extend(change.given.iter().cloned());
         })
     }
     fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>> {
@@ -173,6 +192,30 @@ fn resources_are_deleted_together_or_not_at_all() {
     assert_eq!(rig.snapshot(), before, "what fails half-way is taken back as a whole");
     let r = rig.policy.delete(delete(&["web", "nope", "dns"], true)).unwrap();
     assert_eq!((actions(&r), rig.snapshot()), (vec![Action::Deleted; 2], (Content::default(), vec![], 0)));
+}
+
+#[test]
+fn what_others_need_is_not_deleted() {
+    let mut rig = rig();
+    let text =
+        "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: held }\nspec: { quarantine: { redirectTo: web } }\n";
+    let group = crate::resource::parse(&[vnet_common::api::File { name: "q.yaml".into(), text: text.into() }]).unwrap().remove(0);
+    let origin = (key(&group.resource), group.origin());
+    rig.policy.change(vec![web(&["10.9.0.1"]), group.resource], vec![], false).unwrap();
+    rig.policy.remember(vec![origin.clone()]).unwrap();
+    let before = rig.snapshot();
+    let keys = [("LoadBalancer".to_owned(), "web".to_owned()), origin.0];
+    let delete =
+        |rig: &mut Rig, keys: &[Key]| rig.policy.delete(DeleteRequest { resources: keys.to_vec(), ignore_not_found: false });
+    let e = delete(&mut rig, &keys[..1]).unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "nothing was deleted: SecurityGroup `held` redirects to LoadBalancer `web`. Change or delete that before, or together with it"
+    );
+    assert_eq!((rig.snapshot(), &rig.policy.inputs().origins[&keys[1]]), (before, &origin.1));
+    delete(&mut rig, &keys).unwrap();
+    assert_eq!(rig.snapshot(), (Content::default(), vec![], 0));
+    assert!(rig.policy.inputs().origins.is_empty());
 }
 
 #[test]
