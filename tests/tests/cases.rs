@@ -10,6 +10,7 @@ mod cases {
     mod packet;
     mod redirect;
     mod row;
+    mod rules;
     mod snapshot;
     mod sums;
     mod tcp;
@@ -23,4 +24,5 @@ mod cases {
     mod malformed;
     mod members;
     mod neighbors;
+    mod policy;
 }

@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use cel::common::ast::{EntryExpr, Expr};
+use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
 use cel::{Context, IdedExpr, Program, Value};
 
 /// Brackets and prefix operators within each other, at most: the parser calls itself for each.
@@ -26,6 +26,45 @@ pub struct Expression {
 /// The values of an expression's variables.
 #[derive(Default)]
 pub struct Variables(Context<'static, 'static>);
+
+/// What the text of a JSON object must contain for an expression over it to hold: cheap to look for before it is parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// Nothing that is known.
+    Nothing,
+    /// This string of JSON, with its quotes.
+    Text(String),
+    /// Each of these.
+    All(Vec<Need>),
+    /// One of these.
+    Any(Vec<Need>),
+}
+
+impl Need {
+    /// Is it there, as far as `contains` tells?
+    pub fn met(&self, contains: &mut impl FnMut(&str) -> bool) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Text(text) => contains(text),
+            Self::All(needs) => needs.iter().all(|need| need.met(contains)),
+            Self::Any(needs) => needs.iter().any(|need| need.met(contains)),
+        }
+    }
+
+    /// Nothing that is left out of `parts` can be missing.
+    fn all(parts: Vec<Self>) -> Self {
+        let mut parts: Vec<Self> = parts.into_iter().filter(|part| *part != Self::Nothing).collect();
+        match parts.len() {
+            0 => Self::Nothing,
+            1 => parts.remove(0),
+            _ => Self::All(parts),
+        }
+    }
+
+    fn any(parts: Vec<Self>) -> Self {
+        if parts.contains(&Self::Nothing) { Self::Nothing } else { Self::Any(parts) }
+    }
+}
 
 impl Variables {
     /// Gives a variable its value.
@@ -75,6 +114,25 @@ impl Expression {
         self.program.references().has_variable(variable)
     }
 
+    /// Does it ask for this field of this variable?
+    #[must_use]
+    pub fn asks_for_field(&self, variable: &str, field: &str) -> bool {
+        any(self.program.expression(), &mut |e| match &e.expr {
+            Expr::Select(select) => select.field == field && is_ident(&select.operand, variable),
+            Expr::Call(call) if call.func_name == operators::INDEX => {
+                matches!(&call.args[..], [of, at] if is_ident(of, variable) && text(at) == Some(field))
+            }
+            _ => false,
+        })
+    }
+
+    /// What must be in the JSON that `variable` stands for so that it can hold. JSON with `\u` escapes may say the same in other
+    /// words.
+    #[must_use]
+    pub fn need(&self, variable: &str) -> Need {
+        need(self.program.expression(), variable)
+    }
+
     /// Its value, as JSON.
     ///
     /// # Errors
@@ -94,6 +152,77 @@ impl Expression {
             serde_json::Value::Bool(holds) => Ok(holds),
             other => Err(format!("`{}` must be true or false, but is {other}", self.text)),
         }
+    }
+}
+
+/// What is compared with text must be in the JSON as this very text: `event.a.b == "x"`, `event.a in ["x", "y"]`.
+fn need(e: &IdedExpr, variable: &str) -> Need {
+    let Expr::Call(call) = &e.expr else { return Need::Nothing };
+    let (name, [one, other]) = (call.func_name.as_str(), &call.args[..]) else { return Need::Nothing };
+    let of = |text: &str| {
+        // These may be escaped, or have to be.
+        let plain = !text.contains(['/', '"', '\\']) && !text.contains(char::is_control);
+        if plain { Need::Text(format!("\"{text}\"")) } else { Need::Nothing }
+    };
+    match name {
+        operators::LOGICAL_AND => Need::all(vec![need(one, variable), need(other, variable)]),
+        operators::LOGICAL_OR => Need::any(vec![need(one, variable), need(other, variable)]),
+        operators::EQUALS => match (text(one), text(other)) {
+            (None, Some(text)) if is_path(one, variable) => of(text),
+            (Some(text), None) if is_path(other, variable) => of(text),
+            _ => Need::Nothing,
+        },
+        operators::IN if is_path(one, variable) => match &other.expr {
+            Expr::List(list) if !list.elements.is_empty() => {
+                Need::any(list.elements.iter().map(|e| text(e).map_or(Need::Nothing, of)).collect())
+            }
+            _ => Need::Nothing,
+        },
+        _ => Need::Nothing,
+    }
+}
+
+fn is_ident(e: &IdedExpr, variable: &str) -> bool {
+    matches!(&e.expr, Expr::Ident(name) if name == variable)
+}
+
+/// A field of the variable, or of a field of it…
+fn is_path(e: &IdedExpr, variable: &str) -> bool {
+    match &e.expr {
+        Expr::Select(select) => !select.test && (is_ident(&select.operand, variable) || is_path(&select.operand, variable)),
+        _ => false,
+    }
+}
+
+fn text(e: &IdedExpr) -> Option<&str> {
+    match &e.expr {
+        Expr::Literal(LiteralValue::String(text)) => Some(text.inner()),
+        _ => None,
+    }
+}
+
+/// Is there a part for which `holds` does?
+fn any(e: &IdedExpr, holds: &mut impl FnMut(&IdedExpr) -> bool) -> bool {
+    if holds(e) {
+        return true;
+    }
+    match &e.expr {
+        Expr::Call(call) => call.target.iter().map(|t| t.as_ref()).chain(&call.args).any(|e| any(e, holds)),
+        Expr::List(list) => list.elements.iter().any(|e| any(e, holds)),
+        Expr::Select(select) => any(&select.operand, holds),
+        Expr::Map(map) => map.entries.iter().any(|entry| entry_any(&entry.expr, holds)),
+        Expr::Struct(it) => it.entries.iter().any(|entry| entry_any(&entry.expr, holds)),
+        Expr::Comprehension(c) => {
+            [&c.iter_range, &c.accu_init, &c.loop_cond, &c.loop_step, &c.result].into_iter().any(|e| any(e, holds))
+        }
+        Expr::Ident(_) | Expr::Literal(_) | Expr::Unspecified => false,
+    }
+}
+
+fn entry_any(entry: &EntryExpr, holds: &mut impl FnMut(&IdedExpr) -> bool) -> bool {
+    match entry {
+        EntryExpr::StructField(field) => any(&field.value, holds),
+        EntryExpr::MapEntry(pair) => any(&pair.key, holds) || any(&pair.value, holds),
     }
 }
 
@@ -207,6 +336,32 @@ mod tests {
             assert_eq!(e.value(&v), Ok(value), "{text}");
             assert!(e.asks_for("event") && !e.asks_for("tags"));
         }
+    }
+
+    #[test]
+    fn what_must_be_in_the_text_is_known() {
+        let need = |text: &str| Expression::parse(text, &["event"]).unwrap().need("event");
+        let is = |text: &str| Need::Text(format!("\"{text}\""));
+        for (text, expected) in [
+            ("event.event_type == \"alert\" && event.alert.severity <= 2", is("alert")),
+            ("\"alert\" == event.event_type", is("alert")),
+            ("event.a == \"x\" && event.b.c == \"y\"", Need::All(vec![is("x"), is("y")])),
+            ("event.a == \"x\" || event.b == \"y\"", Need::Any(vec![is("x"), is("y")])),
+            ("event.a in [\"x\", \"y\"]", Need::Any(vec![is("x"), is("y")])),
+            ("event.a == \"x\" || event.b > 1", Need::Nothing),
+            ("event.a != \"x\"", Need::Nothing),
+            ("!(event.a == \"x\")", Need::Nothing),
+            ("event.a in []", Need::Nothing),
+            ("event.a + \"\" == \"x\"", Need::Nothing),
+            ("event.a == \"a/b\"", Need::Nothing),
+            ("event.a == \"say \\\"x\\\"\"", Need::Nothing),
+        ] {
+            assert_eq!(need(text), expected, "{text}");
+        }
+        let e = Expression::parse("[event].exists(e, e.x == 1) || event.event_type == \"a\" || event[\"b\"] == 1", &["event"]);
+        let e = e.unwrap();
+        assert!(e.asks_for_field("event", "event_type") && e.asks_for_field("event", "b"));
+        assert!(!e.asks_for_field("event", "x") && !e.asks_for_field("tags", "event_type"));
     }
 
     #[test]

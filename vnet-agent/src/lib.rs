@@ -4,11 +4,16 @@ pub mod api;
 pub mod control;
 pub mod datapath;
 pub mod device;
+pub mod explain;
 pub mod expression;
 pub mod lb;
 pub mod object;
+pub mod observe;
 pub mod policy;
+pub mod quarantine;
 #[cfg(test)]
 mod random;
 pub mod resource;
+mod socket_file;
+pub mod source;
 pub mod store;

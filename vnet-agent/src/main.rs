@@ -15,11 +15,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::sync::mpsc;
 use tokio::time::interval;
-use vnet_agent::api::{self, Socket};
-use vnet_agent::control::{Agent, run};
+use vnet_agent::api::{self, Routes, Socket};
+use vnet_agent::control::{Agent, Ground, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
 use vnet_agent::lb::health::{Checker, Tcp};
 use vnet_agent::object;
+use vnet_agent::quarantine::clock::SystemClock;
 use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
@@ -55,19 +56,39 @@ async fn serve(options: Options) -> Result<()> {
     let (datapath, report) = Datapath::open(&datapath_options(&options)?).context("opening the datapath")?;
     say(&report);
     datapath.maps().set_flow_quota(options.flows_per_endpoint)?;
+    datapath.maps().set_tunnel_ports(&options.tunnel_ports)?;
     if let Some(logger) = datapath.take_logger() {
         tokio::spawn(write_traces(logger));
     }
     let (to, health) = mpsc::unbounded_channel();
-    let agent = Arc::new(Agent::new(Box::new(store), datapath, options.attach_patterns(), Checker::new(Tcp, to))?);
+    let agent = Arc::new(Agent::new(Ground {
+        journal: Arc::new(store.clone()),
+        store: Box::new(store),
+        datapath,
+        patterns: options.attach_patterns(),
+        checker: Checker::new(Tcp, to),
+        networks: options.endpoint_networks.clone(),
+        run_dir: options.run_dir.clone(),
+        clock: Arc::new(SystemClock::new()?),
+    })?);
     let mut devices = run::follow_devices(Arc::clone(&agent));
     run::begin(&agent, &mut devices).await?;
+    let _holding = agent.parts().quarantine.start()?;
     // Only now: whoever can connect finds everything in force.
     let socket = Socket::bind(&options.run_dir.join("agent.sock"))?.for_group(&options.socket_group);
     log::info!("serving {}", socket.path().display());
     let mut ending = agent.ending();
     let shutdown = async move { drop(ending.wait_for(|ending| *ending).await) };
-    let server = tokio::spawn(api::serve_on(socket, Arc::clone(&agent) as Arc<dyn api::Control>, shutdown));
+    agent.start_events(options.events())?;
+    let routes = Routes::from(Arc::clone(&agent) as Arc<dyn api::Control>)
+        .with(Arc::clone(&agent) as Arc<dyn api::Observe>)
+        .with(Arc::clone(&agent.parts().quarantine) as Arc<dyn api::Quarantine>)
+        .with(Arc::clone(&agent.parts().sources) as Arc<dyn api::Sources>);
+    let server = tokio::spawn(api::serve_on(socket, routes, shutdown));
+    if let Some(address) = options.metrics_listen {
+        let metrics = api::listen_for_metrics(address).await?;
+        tokio::spawn(api::serve_metrics(metrics, Arc::clone(&agent) as Arc<dyn api::Observe>));
+    }
     run::tell_systemd(&[NotifyState::Ready]);
     run::run(&agent, devices, health).await?;
     server.await.context("ending the API")?
@@ -84,6 +105,7 @@ fn datapath_options(o: &Options) -> Result<datapath::Options> {
         object,
         sizes: o.sizes(),
         order: datapath::Order::default(),
+        foreign: o.foreign(),
         trace: log::max_level() >= log::LevelFilter::Trace,
         discard_newer: o.discard_newer,
     })

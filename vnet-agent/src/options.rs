@@ -1,10 +1,13 @@
 //! The command line.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use clap::Parser;
 use vnet_agent::control::glob::Pattern;
-use vnet_agent::datapath::Sizes;
+use vnet_agent::datapath::{Foreign, PolicySizes, Sizes};
+use vnet_agent::observe::{Settings, events};
+use vnet_agent::resource::Cidr;
 
 /// Keeps the vnet datapath of this host: load balancing in the egress path of its VMs and containers.
 ///
@@ -38,11 +41,56 @@ pub struct Options {
     /// Start anew where a newer agent was at work; the flows that it knew are lost.
     #[arg(long)]
     pub discard_newer: bool,
+    /// What becomes of an endpoint on whose device a program of somebody else runs before ours: an alarm only, or also no connection (what
+    /// it sends or gets is dropped as far as our programs see it) until that program is gone.
+    #[arg(long, value_enum, default_value_t = ForeignPrograms::Warn)]
+    foreign_programs: ForeignPrograms,
+    /// Networks that endpoints are in: their other addresses are peers `unknown` to rules, not `world`; may be given several times.
+    #[arg(long = "endpoint-network", value_name = "CIDR", value_parser = Cidr::parse)]
+    pub endpoint_networks: Vec<Cidr>,
+    /// UDP ports that only tunnels use: endpoints may not send to them, unless their resource says so.
+    #[arg(long, value_name = "PORT", value_delimiter = ',', default_values_t = [4789, 6081])]
+    pub tunnel_ports: Vec<u16>,
+    /// Events that the datapath reports: of drop, log and staged. (Flows, when somebody asks for them.)
+    #[arg(long, value_name = "KIND", value_enum, value_delimiter = ',', num_args = 0.., default_values_t = [PacketEvent::Drop, PacketEvent::Log, PacketEvent::Staged])]
+    events: Vec<PacketEvent>,
+    /// Events that each CPU reports a second, at most; what is above is counted.
+    #[arg(long, value_name = "N", default_value_t = Settings::default().rate)]
+    event_rate: u32,
+    /// Serve metrics for Prometheus at this TCP address too, to whoever can connect; else only on the socket.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub metrics_listen: Option<SocketAddr>,
     #[command(flatten)]
     knobs: Knobs,
     /// Flows that one endpoint may have.
     #[arg(long, value_name = "N", default_value_t = 1 << 17, help_heading = "Sizes")]
     pub flows_per_endpoint: u32,
+}
+
+/// See [`Options`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ForeignPrograms {
+    Warn,
+    Refuse,
+}
+
+/// See [`Options`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum PacketEvent {
+    Drop,
+    Log,
+    Staged,
+}
+
+impl PacketEvent {
+    fn name(self) -> String {
+        match self {
+            Self::Drop => "drop",
+            Self::Log => "log",
+            Self::Staged => "staged",
+        }
+        .to_owned()
+    }
 }
 
 /// How much the maps hold. Another size at the next start moves everything into new maps, flows included.
@@ -85,6 +133,57 @@ struct Knobs {
     /// IPv6 flow cache slots for each CPU: a power of two from 4 on, or 0 for no cache at all.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().cache[1])]
     cache_slots6: u32,
+    #[command(flatten)]
+    policy: PolicyKnobs,
+}
+
+/// How much the maps of policy hold.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sizes")]
+struct PolicyKnobs {
+    /// Rules of policies and security groups, each counted once.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().counters)]
+    max_rules: u32,
+    /// Sets of rules: endpoints of this host to which the same ones apply share one.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().sets)]
+    max_rule_sets: u32,
+    /// Rules in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().rules)]
+    max_set_rules: u32,
+    /// Ranges of ports in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().ports)]
+    max_set_ports: u32,
+    /// Peers in all those sets together.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().peers)]
+    max_set_peers: u32,
+    /// Words of 64 bits that say which rules match a peer or a port.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().bits)]
+    max_set_bits: u32,
+    /// Addresses of endpoints and hosts, here and elsewhere.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().addresses)]
+    max_known_addresses: u32,
+    /// Networks that rules name.
+    #[arg(long, value_name = "N", default_value_t = PolicySizes::default().networks)]
+    max_networks: u32,
+    /// The buffer for events of the datapath in bytes: a power of two from 65536 on.
+    #[arg(long, value_name = "BYTES", default_value_t = PolicySizes::default().events)]
+    event_buffer: u32,
+}
+
+impl PolicyKnobs {
+    fn sizes(&self) -> PolicySizes {
+        PolicySizes {
+            sets: self.max_rule_sets,
+            rules: self.max_set_rules,
+            ports: self.max_set_ports,
+            bits: self.max_set_bits,
+            peers: self.max_set_peers,
+            addresses: self.max_known_addresses,
+            networks: self.max_networks,
+            counters: self.max_rules,
+            events: self.event_buffer,
+        }
+    }
 }
 
 impl Options {
@@ -94,6 +193,20 @@ impl Options {
             return ["tap*", "vnet*"].iter().filter_map(|p| p.parse().ok()).collect();
         }
         self.attach.clone()
+    }
+
+    /// Which events the datapath reports.
+    pub fn events(&self) -> Settings {
+        let kinds: Vec<String> = self.events.iter().map(|kind| kind.name()).collect();
+        Settings { kinds: events::packet_kinds(&kinds), rate: self.event_rate }
+    }
+
+    /// What becomes of endpoints with programs of others before ours.
+    pub fn foreign(&self) -> Foreign {
+        match self.foreign_programs {
+            ForeignPrograms::Warn => Foreign::Warn,
+            ForeignPrograms::Refuse => Foreign::Refuse,
+        }
     }
 
     /// How much the maps hold. A flow has two entries.
@@ -109,6 +222,7 @@ impl Options {
             maglev: k.maglev_blocks,
             locals: k.max_addresses,
             cache: [k.cache_slots, k.cache_slots6],
+            policy: k.policy.sizes(),
         }
     }
 }

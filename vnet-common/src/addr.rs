@@ -119,7 +119,7 @@ pub trait Address: Copy + Eq + Hash + Default + Debug + 'static {
 impl Address for V4 {
     const VERSION: u8 = 4;
     const PLAIN_L4: usize = 34;
-    type EntryPad = [u8; 4];
+    type EntryPad = [u8; 0];
     #[cfg(feature = "previous-abi")]
     type EntryPad1 = [u8; 0];
     type SlotPad = [u8; 4];
@@ -155,7 +155,7 @@ impl Address for V4 {
 impl Address for V6 {
     const VERSION: u8 = 6;
     const PLAIN_L4: usize = 54;
-    type EntryPad = [u8; 0];
+    type EntryPad = [u8; 4];
     #[cfg(feature = "previous-abi")]
     type EntryPad1 = [u8; 4];
     type SlotPad = [u8; 32];

@@ -116,6 +116,8 @@ pub fn reset<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
 pub enum Error {
     /// Nobody listens on the port, or speaks the protocol.
     Unreachable,
+    /// A policy forbids it (RFC 1812 §5.2.7.1, RFC 4443 §3.1).
+    Prohibited,
     /// The packet is larger than this MTU.
     TooBig(u16),
 }
@@ -167,6 +169,8 @@ fn icmp_head<A: Address>(error: Error, has_ports: bool) -> [u8; 8] {
     let (kind, code, mtu) = match (A::VERSION, error) {
         (4, Error::Unreachable) => (3, if has_ports { 3 } else { 2 }, 0),
         (4, Error::TooBig(mtu)) => (3, 4, mtu),
+        (4, Error::Prohibited) => (3, 13, 0),
+        (_, Error::Prohibited) => (1, 1, 0),
         (_, Error::Unreachable) if has_ports => (1, 4, 0),
         // RFC 4443 has no "protocol unreachable": an unknown next header is a parameter problem at its place.
         (_, Error::Unreachable) => (4, 1, 6),

@@ -9,7 +9,8 @@ use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::flow::track::{self, Treatment};
 use crate::flow::{FlowMaps, Work, flags as flow_flags};
-use crate::lb::vip::{self, Decision};
+use crate::judge::{self, Decision, Judge};
+use crate::lb::vip;
 use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers};
@@ -20,8 +21,10 @@ use crate::verdict::{Direction, Reason, Verdict};
 /// What is to be done with a packet. New addresses are in [`Work::treatment`], the cause is in [`Work::reason`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Todo {
-    /// Leave it as it is.
+    /// Leave it as it is: not ours.
     Pass,
+    /// Leave it as it is, for [`Work::reason`].
+    Go,
     /// Rewrite the destination; the stack takes it on.
     Stack,
     /// The same, addressed to the member's MAC.
@@ -30,8 +33,10 @@ pub enum Todo {
     Hand,
     /// Rewrite the source, and send it to the endpoint behind [`Work::device`].
     HandBack,
-    /// Refuse as a host would: TCP reset, or ICMP port (for other protocols: protocol) unreachable.
+    /// Refuse as a host would: TCP reset, or ICMP port (for other protocols: protocol) unreachable; as prohibited if a rule says so.
     Reject,
+    /// The same, of a packet to an endpoint: the answer goes in the endpoint's name.
+    RejectBack,
     /// Answer that at most [`Work::mtu`] fits.
     TooBig,
     /// Answer the echo request.
@@ -42,7 +47,13 @@ pub enum Todo {
 
 /// The way of a packet to its member. [`shortcut`] has the same rules for packets of cached flows.
 #[inline(never)]
-pub fn route<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, ep: &EndpointRow, bytes: u32, segment: u32) -> Todo {
+pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+    bytes: u32,
+    segment: u32,
+) -> Todo {
     let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
@@ -77,16 +88,16 @@ pub fn local<'m, A: Address, M: Maps>(m: &'m M, from: &EndpointRow, addr: &A) ->
 pub fn route_back<A, M>(m: &M, w: &mut Work<A>, ep: &EndpointRow, to: &EndpointRow, bytes: u32, segment: u32) -> Todo
 where
     A: Address,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     if note_passage(ep, w, to, bytes, segment) != Passage::Fits {
         return Todo::Pass;
     }
-    vip::see(m, to, Direction::Ingress, bytes, w);
+    judge::see(m, to, Direction::Ingress, bytes, w);
     if !went_past_the_stack(m, w) {
         return Todo::Pass;
     }
-    match vip::ingress(m, to.slot, w) {
+    match Judge::<A>::ingress(m, to, w) {
         Decision::Forward => {
             if to.flags & endpoint_flags::PEER != 0 {
                 m.count(to.slot, Direction::Ingress, w.reason, bytes);
@@ -144,13 +155,18 @@ fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u3
 
 /// Does it.
 #[inline(always)]
-pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
+pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
     let r = w.reason;
     match w.todo {
         Todo::Pass => Verdict::Next(Reason::NotOurs),
+        Todo::Go => Verdict::Next(r),
         Todo::Drop => Verdict::Drop(r),
         Todo::Echo => reply(answer(p, w), Reason::VipEcho),
         Todo::Reject => reply(answer(p, w), r),
+        Todo::RejectBack => match answer(p, w) {
+            true => Verdict::Bounce(r),
+            false => Verdict::Drop(Reason::RejectSilent),
+        },
         Todo::TooBig => reply(answer(p, w), Reason::PacketTooBig),
         Todo::Stack if change(p, w, Side::Destination) => Verdict::Next(r),
         Todo::Segment if to_segment(p, m, w) && change(p, w, Side::Destination) => Verdict::Next(r),
@@ -161,7 +177,7 @@ pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M,
 
 /// Rewrites the packet and sends it to the endpoint behind [`Work::device`].
 #[inline(always)]
-fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
+fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
     let Some(to) = m.endpoint(w.device) else { return Verdict::Drop(Reason::BadRow) };
     let back = w.todo == Todo::HandBack;
     let mut done = change(p, w, if back { Side::Source } else { Side::Destination });
@@ -171,7 +187,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A>>(p: &mut P, m: &M, w: &mut 
         // the member is itself a client.
         match ingress_of_peer(m, w, to, p.size()) {
             Decision::Forward => done = done && change(p, w, Side::Source),
-            Decision::Drop => return Verdict::Drop(w.reason),
+            Decision::Drop | Decision::Reject => return Verdict::Drop(w.reason),
             _ => {}
         }
     }
@@ -190,8 +206,9 @@ fn answer<A: Address, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
     let h = &w.headers;
     let error = match w.todo {
         Todo::Echo => return answer::echo(p, h).is_some(),
-        Todo::Reject if h.is_tcp() => return answer::reset(p, h).is_some(),
+        Todo::Reject | Todo::RejectBack if h.is_tcp() => return answer::reset(p, h).is_some(),
         Todo::TooBig => answer::Error::TooBig(if w.mtu > 0xffff { 0xffff } else { w.mtu as u16 }),
+        _ if matches!(w.reason, Reason::Rejected | Reason::Quarantined) => answer::Error::Prohibited,
         _ => answer::Error::Unreachable,
     };
     answer::icmp_error(p, h, error).is_some()
@@ -200,15 +217,21 @@ fn answer<A: Address, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
 /// Rewrites one side of the packet as [`Work::treatment`] says; says if it could.
 #[inline(never)]
 pub fn change<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
-    rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_some()
+    w.treatment.flags & flow_flags::NAT == 0 || rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_some()
 }
 
 #[inline(never)]
-fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A>>(m: &M, w: &mut Work<A>, to: &EndpointRow, bytes: u32) -> Decision {
+fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
+    m: &M,
+    w: &mut Work<A>,
+    to: &EndpointRow,
+    bytes: u32,
+) -> Decision {
     let r = &w.treatment.rewrite;
     (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
-    let d = if vip::is_no_member(m, to, &w.headers.src) { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
-    let reason = if matches!(d, Decision::Forward | Decision::Drop) { w.reason } else { Reason::NotOurs };
+    let free = to.flags & endpoint_flags::POLICED == 0 && vip::is_no_member(m, to, &w.headers.src);
+    let d = if free { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
+    let reason = if matches!(d, Decision::Forward | Decision::Drop | Decision::Reject) { w.reason } else { Reason::NotOurs };
     m.count(to.slot, Direction::Ingress, reason, bytes);
     d
 }
@@ -245,14 +268,16 @@ pub fn shortcut<'m, A: Address, M: Maps>(
     segment: u32,
 ) -> Option<Shortcut<'m>> {
     let redirect = t.flags & flow_flags::REDIRECT != 0;
-    if !redirect && from.segment == 0 {
+    let stays = t.flags & flow_flags::NAT == 0;
+    if stays || (!redirect && from.segment == 0) {
         return Some(Shortcut::default());
     }
     let member = m.member(t.member)?;
     if redirect && member.ifindex != 0 {
         let to = m.endpoint(member.ifindex)?;
-        // A member that may itself be a client has ingress stages of its own.
-        let client = to.flags & endpoint_flags::PEER != 0 && !vip::is_no_member(m, to, &h.src);
+        // A member that is policed, or may itself be a client, has ingress stages of its own.
+        let judged = to.flags & endpoint_flags::POLICED != 0 || !vip::is_no_member(m, to, &h.src);
+        let client = to.flags & endpoint_flags::PEER != 0 && judged;
         let fits = passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits;
         return (fits && !client).then_some(Shortcut { to: Some(to), via: None });
     }
@@ -268,6 +293,9 @@ where
     P: Packet,
     M: Maps,
 {
+    if t.flags & flow_flags::NAT == 0 {
+        return Verdict::Next(Reason::Established);
+    }
     if rewrite::apply(p, h, &t.rewrite, Side::Destination).is_none() {
         return FAILED;
     }
@@ -284,12 +312,12 @@ pub fn take_back<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, from: &EndpointRow) 
 where
     A: Address,
     P: Packet,
-    M: Maps + FlowMaps<A>,
+    M: Maps + FlowMaps<A> + Judge<A>,
 {
     // As the long way has it: what is not for this host, or does not fit, is not ours here.
     let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), p.size(), p.segment()) == Passage::Fits);
     let Some(to) = to else { return Some(Verdict::Next(Reason::NotOurs)) };
-    let key = vip::key(to, Direction::Ingress, h);
+    let key = judge::key(to, Direction::Ingress, h);
     let t = track::hit(m, &key, p.size(), |t| t.flags & flow_flags::REDIRECT != 0)?;
     if rewrite::apply(p, h, &t.rewrite, Side::Source).is_none() {
         return Some(FAILED);

@@ -58,13 +58,60 @@ pub struct EndpointRow {
     /// Its own identity.
     pub identity: u32,
     /// The number of its security group, and …
+    #[cfg(not(feature = "previous-abi"))]
     pub group: u32,
     /// … how often it was moved: says which is newer, this row or the store. One word.
+    #[cfg(not(feature = "previous-abi"))]
     pub moves: u32,
     /// A copy of each of its packets goes out of this device; 0: none.
+    #[cfg(not(feature = "previous-abi"))]
     pub mirror: u32,
     /// Zero.
+    #[cfg(not(feature = "previous-abi"))]
     pub pad2: u32,
+}
+
+#[cfg(not(feature = "previous-abi"))]
+impl EndpointRow {
+    /// The number of its security group, and how often it was moved.
+    pub const fn membership(&self) -> (u32, u32) {
+        (self.group, self.moves)
+    }
+    /// The row with these.
+    pub const fn with_membership(self, group: u32, moves: u32) -> Self {
+        Self { group, moves, ..self }
+    }
+    /// The device that gets a copy of each of its packets; 0: none.
+    #[inline(always)]
+    pub const fn mirror(&self) -> u32 {
+        self.mirror
+    }
+    /// The row with that.
+    pub const fn with_mirror(self, mirror: u32) -> Self {
+        Self { mirror, ..self }
+    }
+}
+
+/// The layout before this one knew no security groups.
+#[cfg(feature = "previous-abi")]
+impl EndpointRow {
+    /// None.
+    pub const fn membership(&self) -> (u32, u32) {
+        (0, 0)
+    }
+    /// The row as it is.
+    pub const fn with_membership(self, _: u32, _: u32) -> Self {
+        self
+    }
+    /// None.
+    #[inline(always)]
+    pub const fn mirror(&self) -> u32 {
+        0
+    }
+    /// The row as it is.
+    pub const fn with_mirror(self, _: u32) -> Self {
+        self
+    }
 }
 
 /// What was done with an endpoint's packets, per CPU; row [`EndpointRow::slot`].
@@ -96,7 +143,12 @@ impl EndpointCounters {
     }
 }
 
-const _: () = assert!(size_of::<EndpointRow>() == 64 && size_of::<EndpointCounters>() == 1008);
+/// Bytes of a row in the layout before this one, whose rows begin alike.
+pub const ROW_1: usize = 48;
+const _: () = assert!(size_of::<EndpointRow>() == if cfg!(feature = "previous-abi") { ROW_1 } else { 64 });
+const _: () = assert!(size_of::<EndpointCounters>() == 1008);
+// `set` and `identity`, and the group and its moves, each are one aligned word.
+const _: () = assert!(core::mem::offset_of!(EndpointRow, set) == 40 && core::mem::offset_of!(EndpointRow, identity) == 44);
 
 /// How many flows an endpoint has in the main table, both families: `created - removed`, entries counted in pairs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -126,4 +178,6 @@ pub trait HostMaps {
     fn generation(&self) -> u32;
     /// The low half of jiffies.
     fn now(&self) -> u32;
+    /// Is the UDP port (big-endian) one that only tunnels use?
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool;
 }

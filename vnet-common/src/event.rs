@@ -78,6 +78,6 @@ const _: () = assert!(size_of::<EventRow>() == 72 && size_of::<EventBudget>() ==
 pub trait EventMaps {
     /// The kinds of events that are wanted.
     fn events(&self) -> u8;
-    /// Reports an event, or counts it as suppressed.
-    fn report(&self, event: &EventRow);
+    /// Notes the time in an event and reports it, or counts it as suppressed.
+    fn report(&self, event: &mut EventRow);
 }

@@ -78,13 +78,22 @@ pub mod flags {
     pub const REPLIED: u16 = 1 << 3;
     /// The flow was picked up in mid-stream: its first packet seen was no SYN.
     pub const PICKED_UP: u16 = 1 << 4;
+    /// The peer opened the flow, not the endpoint.
+    pub const INBOUND: u16 = 1 << 5;
+    /// A rule sent the flow to a group's member ([`crate::policy::action::REDIRECT`]), no VIP.
+    pub const STEERED: u16 = 1 << 6;
+    /// One side is rewritten.
+    pub const NAT: u16 = DNAT | UNNAT;
 }
+
+/// [`FlowEntry::member`] of a flow that is not balanced.
+pub const NO_MEMBER: u32 = u32::MAX;
 
 /// Bits of [`FlowEntry::tcp`]: what both sides have sent, in both entries of a flow.
 pub mod tcp {
-    /// FIN from the client.
+    /// FIN from the side that opened it.
     pub const FIN_CLIENT: u8 = 1;
-    /// FIN from the member.
+    /// FIN from the other side.
     pub const FIN_MEMBER: u8 = 1 << 1;
     /// RST from either.
     pub const RESET: u8 = 1 << 2;
@@ -106,7 +115,7 @@ pub struct FlowEntry<A: Address> {
     pub rewrite: Rewrite<A>,
     /// The policy generation read before this was evaluated.
     pub generation: u32,
-    /// Row of the member.
+    /// Row of the member, or [`NO_MEMBER`].
     pub member: u32,
     /// [`crate::lb::MemberRow::serial`] at the time: the row may since have gone to another member.
     pub serial: u32,
@@ -117,6 +126,9 @@ pub struct FlowEntry<A: Address> {
     /// The low half of jiffies at the first packet.
     #[cfg(not(feature = "previous-abi"))]
     pub created: u32,
+    /// The number of the rule that allowed it; 0: nobody was asked.
+    #[cfg(not(feature = "previous-abi"))]
+    pub rule: u32,
     /// See [`flags`].
     pub flags: u16,
     /// See [`tcp`].
@@ -161,7 +173,7 @@ pub struct CacheSlot<A: Address> {
 
 const _: () = assert!(size_of::<FlowKey<V4>>() == 24 && size_of::<FlowKey<V6>>() == 48);
 #[cfg(not(feature = "previous-abi"))]
-const _: () = assert!(size_of::<FlowEntry<V4>>() == 56 && size_of::<FlowEntry<V6>>() == 64);
+const _: () = assert!(size_of::<FlowEntry<V4>>() == 56 && size_of::<FlowEntry<V6>>() == 72);
 const _: () = assert!(size_of::<CacheSlot<V4>>() == 64 && size_of::<CacheSlot<V6>>() == 128);
 
 impl<A: Address> CacheSlot<A> {
@@ -232,10 +244,14 @@ impl<A: Address> FlowKey<A> {
         }
     }
 
-    /// What the reverse entry of the forward key `self` writes back.
+    /// What the other direction's entry of the key `self` writes back; and what an entry of this key says whose flow is not rewritten.
     #[inline(always)]
     pub fn unrewrite(&self) -> Rewrite<A> {
-        Rewrite { addr: self.dst, port: self.dport, client_port: self.sport }
+        if self.direction == crate::verdict::Direction::Egress as u8 {
+            Rewrite { addr: self.dst, port: self.dport, client_port: self.sport }
+        } else {
+            Rewrite { addr: self.src, port: self.sport, client_port: self.dport }
+        }
     }
 }
 
@@ -291,6 +307,16 @@ pub struct Work<A: Address> {
     pub other: FlowEntry<A>,
     /// Another key, for a moment.
     pub spare: FlowKey<A>,
+    /// What rules are asked.
+    pub question: crate::policy::evaluate::Question,
+    /// What they answered.
+    pub judged: crate::policy::evaluate::Judged,
+    /// What they answered about the member.
+    pub judged_member: crate::policy::evaluate::Judged,
+    /// The group that a member is picked of.
+    pub group: crate::lb::pick::Picking<A>,
+    /// A report about the packet.
+    pub event: crate::event::EventRow,
 }
 
 /// The flow tables of one address family.

@@ -6,14 +6,19 @@ use std::collections::HashMap;
 use crate::addr::{Address, V4, V6};
 use crate::checksum;
 use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, HALF_OPEN_QUOTA, HostMaps};
+use crate::event::{EventMaps, EventRow};
 use crate::flow::track::{Seen, Treatment};
-use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Rewrite, Table, Work};
+use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBER, Rewrite, Table, Work};
 use crate::hash::STAMPS;
+use crate::judge::Judge;
+use crate::lb::pick::Picking;
 use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::pipeline::Scratch;
+use crate::pipeline::{self, Scratch, Ways};
+use crate::policy::evaluate::{Judged, Question};
+use crate::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow};
 use crate::verdict::{Direction, Reason};
 
 /// A frame in memory, with what the kernel keeps beside it.
@@ -27,6 +32,10 @@ pub struct Frame {
     pub segment: u32,
     /// [`Packet::set_to_host`] was called.
     pub to_host: bool,
+    /// `skb->mark`.
+    pub mark: u32,
+    /// Copies that were sent, by device.
+    pub copies: Vec<(u32, Vec<u8>)>,
 }
 
 impl Packet for Frame {
@@ -58,6 +67,15 @@ impl Packet for Frame {
         self.bytes.resize(len as usize, 0);
         self.segment = 0;
         Some(())
+    }
+    fn mark(&self) -> u32 {
+        self.mark
+    }
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+    fn copy_to(&mut self, ifindex: u32) {
+        self.copies.push((ifindex, self.bytes.clone()));
     }
     fn set_to_host(&mut self) {
         self.to_host = true;
@@ -119,6 +137,44 @@ pub struct Maps {
     pub maglev: Vec<[u32; MAGLEV_BLOCK]>,
     /// Endpoint addresses.
     pub locals: HashMap<LocalKey, u32>,
+    /// UDP ports of tunnels, big-endian.
+    pub tunnel_ports: Vec<[u8; 2]>,
+    /// The policy.
+    pub policy: Policy,
+    /// Kinds of events that are wanted.
+    pub events: Cell<u8>,
+    /// Events that were reported.
+    pub reported: RefCell<Vec<EventRow>>,
+}
+
+/// The policy's tables.
+#[derive(Clone, Debug, Default)]
+pub struct Policy {
+    /// Sets by row.
+    pub sets: HashMap<u32, SetRow>,
+    /// Rules.
+    pub rules: Vec<RuleRow>,
+    /// Ports.
+    pub ports: Vec<PortRow>,
+    /// Bits.
+    pub bits: Vec<u64>,
+    /// Peers.
+    pub peers: HashMap<PeerKey, u32>,
+    /// Identities of addresses.
+    pub ipcache: HashMap<AddressKey, u32>,
+    /// Identities of networks, by bits of the key that count.
+    pub cidrs: HashMap<(u32, AddressKey), u32>,
+    /// Counters by rule number.
+    pub counters: RefCell<HashMap<u32, RuleCounters>>,
+}
+
+impl Policy {
+    /// See [`PolicyMaps::identity`].
+    #[must_use]
+    pub fn identity(&self, key: &AddressKey) -> u32 {
+        let longest = || (0..=ADDRESS_BITS + 128).rev().find_map(|bits| self.cidrs.get(&(bits, masked(key, bits))));
+        self.ipcache.get(key).or_else(longest).copied().unwrap_or(crate::policy::identity::UNKNOWN)
+    }
 }
 
 impl Default for Maps {
@@ -142,6 +198,10 @@ impl Default for Maps {
             member_counters: RefCell::default(),
             maglev: Vec::new(),
             locals: HashMap::new(),
+            tunnel_ports: Vec::new(),
+            policy: Policy::default(),
+            events: Cell::new(0),
+            reported: RefCell::default(),
         }
     }
 }
@@ -177,6 +237,9 @@ impl HostMaps for Maps {
     }
     fn now(&self) -> u32 {
         self.now.get()
+    }
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
+        self.tunnel_ports.contains(&port)
     }
 }
 
@@ -275,6 +338,9 @@ impl LbMaps for Maps {
         block.get(slot as usize % MAGLEV_BLOCK).copied()
     }
     fn member_event(&self, index: u32, event: MemberEvent) {
+        if index == NO_MEMBER {
+            return;
+        }
         let mut counters = self.member_counters.borrow_mut();
         let c = counters.entry(index).or_default();
         match event {
@@ -284,6 +350,9 @@ impl LbMaps for Maps {
         }
     }
     fn member_traffic(&self, index: u32, direction: Direction, packets: u32, bytes: u32) {
+        if index == NO_MEMBER {
+            return;
+        }
         let mut counters = self.member_counters.borrow_mut();
         let c = counters.entry(index).or_default();
         c.packets[direction as usize] += u64::from(packets);
@@ -291,6 +360,59 @@ impl LbMaps for Maps {
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.locals.get(key).copied()
+    }
+}
+
+impl<A: Family> Judge<A> for Maps {}
+impl<A: Family + pipeline::Family> Ways<Frame, A> for Maps {}
+
+impl PolicyMaps for Maps {
+    fn identity(&self, key: &AddressKey) -> u32 {
+        self.policy.identity(key)
+    }
+    fn set(&self, row: u32) -> Option<&SetRow> {
+        self.policy.sets.get(&row)
+    }
+    fn peer(&self, key: &PeerKey) -> Option<u32> {
+        self.policy.peers.get(key).copied()
+    }
+    fn port(&self, row: u32) -> Option<&PortRow> {
+        self.policy.ports.get(row as usize)
+    }
+    fn bits(&self, word: u32) -> Option<u64> {
+        self.policy.bits.get(word as usize).copied()
+    }
+    fn rule(&self, row: u32) -> Option<&RuleRow> {
+        self.policy.rules.get(row as usize)
+    }
+    fn rule_hit(&self, id: u32, bytes: u32, staged: bool) {
+        let mut counters = self.policy.counters.borrow_mut();
+        counters.entry(id).or_default().count(bytes, staged);
+    }
+}
+
+/// The first `bits` bits of a key, in the order in which the kernel's longest-prefix map has them.
+#[must_use]
+pub fn masked(key: &AddressKey, bits: u32) -> AddressKey {
+    let mut addr = key.addr;
+    let keep = bits.saturating_sub(ADDRESS_BITS);
+    for (i, byte) in (0..).zip(&mut addr) {
+        *byte &= match keep.saturating_sub(8 * i) {
+            0 => 0,
+            n @ 1..8 => !(0xff >> n),
+            _ => 0xff,
+        };
+    }
+    AddressKey { addr, ..*key }
+}
+
+impl EventMaps for Maps {
+    fn events(&self) -> u8 {
+        self.events.get()
+    }
+    fn report(&self, event: &mut EventRow) {
+        event.jiffies = u64::from(self.now.get());
+        self.reported.borrow_mut().push(*event);
     }
 }
 
@@ -326,5 +448,10 @@ fn work<A: Address>() -> Work<A> {
         partner: FlowKey::default(),
         other: FlowEntry::default(),
         spare: FlowKey::default(),
+        question: Question::default(),
+        judged: Judged::default(),
+        judged_member: Judged::default(),
+        group: Picking::default(),
+        event: EventRow::default(),
     }
 }

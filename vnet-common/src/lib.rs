@@ -19,6 +19,7 @@ pub mod flow;
 pub mod hash;
 #[cfg(feature = "host")]
 pub mod host;
+pub mod judge;
 pub mod lb;
 pub mod map;
 pub mod packet;

@@ -51,9 +51,55 @@ pub struct Config {
     /// Main-table entry pairs an endpoint may have.
     pub flow_quota: u32,
     /// UDP ports that only tunnels use, big-endian; 0: none.
+    #[cfg(not(feature = "previous-abi"))]
     pub tunnel_ports: [[u8; 2]; 4],
     /// Kinds of events that are wanted; see [`crate::event::kind`].
+    #[cfg(not(feature = "previous-abi"))]
     pub events: u32,
     /// Events that each CPU reports in a window of [`crate::event::WINDOW_JIFFIES`], at most.
+    #[cfg(not(feature = "previous-abi"))]
     pub event_rate: u32,
 }
+
+#[cfg(not(feature = "previous-abi"))]
+impl Config {
+    /// [`Config::tunnel_ports`].
+    #[inline(always)]
+    pub const fn tunnels(&self) -> [[u8; 2]; 4] {
+        self.tunnel_ports
+    }
+    /// [`Config::events`].
+    #[inline(always)]
+    pub const fn kinds(&self) -> u8 {
+        self.events as u8
+    }
+    /// [`Config::event_rate`].
+    #[inline(always)]
+    pub const fn rate(&self) -> u32 {
+        self.event_rate
+    }
+}
+
+/// The layout before this one knew nothing of these.
+#[cfg(feature = "previous-abi")]
+impl Config {
+    /// None.
+    #[inline(always)]
+    pub const fn tunnels(&self) -> [[u8; 2]; 4] {
+        [[0; 2]; 4]
+    }
+    /// None.
+    #[inline(always)]
+    pub const fn kinds(&self) -> u8 {
+        0
+    }
+    /// None.
+    #[inline(always)]
+    pub const fn rate(&self) -> u32 {
+        0
+    }
+}
+
+/// Bytes of [`Config`] in the layout before this one, which began alike.
+pub const CONFIG_1: usize = 8;
+const _: () = assert!(size_of::<Config>() == if cfg!(feature = "previous-abi") { CONFIG_1 } else { 24 });

@@ -20,6 +20,12 @@ pub trait Packet {
     fn push_front(&mut self, bytes: u32) -> Option<()>;
     /// Cuts the frame off, or extends it with zeros, to `len` bytes. What was to be segmented is no longer.
     fn set_len(&mut self, len: u32) -> Option<()>;
+    /// `skb->mark`.
+    fn mark(&self) -> u32;
+    /// Sets it.
+    fn set_mark(&mut self, mark: u32);
+    /// Sends a copy of the frame out of a device, marked as [`crate::policy::MARK_OURS`]. Whether it gets there is of no matter here.
+    fn copy_to(&mut self, ifindex: u32);
     /// Marks the frame as addressed to this host, whatever its destination MAC was on arrival.
     fn set_to_host(&mut self);
 }

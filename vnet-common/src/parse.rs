@@ -55,7 +55,8 @@ pub struct Headers<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
-    /// Source port, big-endian; zero for other protocols than TCP and UDP, and for later fragments.
+    /// Source port, big-endian; zero for other protocols than TCP and UDP, and for fragments. ICMP: the 5th and 6th byte, an echo's
+    /// identifier.
     pub sport: [u8; 2],
     /// Destination port, likewise. ICMP: type and code.
     pub dport: [u8; 2],
@@ -89,6 +90,17 @@ impl<A: Address> Headers<A> {
     pub fn is_tcp(&self) -> bool {
         self.protocol == protocol::TCP
     }
+    /// Is it ICMP or ICMPv6?
+    #[inline(always)]
+    pub fn is_icmp(&self) -> bool {
+        self.protocol == if A::VERSION == 4 { protocol::ICMP } else { protocol::ICMPV6 }
+    }
+    /// An echo request, or (`reply`) an answer to one.
+    #[inline(always)]
+    pub fn is_echo(&self, reply: bool) -> bool {
+        let (request, answer) = if A::VERSION == 4 { (8, 0) } else { (128, 129) };
+        self.is_icmp() && self.dport[0] == if reply { answer } else { request }
+    }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
@@ -116,7 +128,7 @@ fn parse_l4<P: Packet, A: Address>(p: &P, h: &mut Headers<A>, end: u32) -> Optio
         }
         protocol::ICMP | protocol::ICMPV6 => {
             let b: [u8; 8] = p.read(h.l4)?;
-            h.dport = [b[0], b[1]];
+            (h.sport, h.dport) = ([b[4], b[5]], [b[0], b[1]]);
         }
         _ => {}
     }

@@ -21,6 +21,7 @@ pod!(
     crate::lb::MemberCounters,
     crate::map::Config,
     crate::policy::AddressKey,
+    crate::policy::NetworkKey,
     crate::policy::PeerKey,
     crate::policy::PortRow,
     crate::policy::RuleRow,

@@ -13,7 +13,12 @@
 //! rule     = RULES[side.rules + first common bit]
 //! ```
 //!
+//! What comes before all rules is in [`guard`]; [`crate::judge`] asks for the rule and does what it says.
+//!
 //! A set never changes: another list of rules is another set, written whole before the endpoint's row leads to it.
+
+pub mod evaluate;
+pub mod guard;
 
 /// Numbers of identities that are always there; others are given out from [`identity::FIRST`] on.
 pub mod identity {
@@ -156,6 +161,23 @@ pub struct AddressKey {
 /// Bits of an [`AddressKey`] in front of the address: a prefix in `CIDRS` is this much longer than the network's.
 pub const ADDRESS_BITS: u32 = 64;
 
+/// Key of `CIDRS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+#[repr(C)]
+pub struct NetworkKey {
+    /// Bits of `address` that count: [`ADDRESS_BITS`], and those of the network's prefix.
+    pub bits: u32,
+    /// The first address; what does not count is 0.
+    pub address: AddressKey,
+}
+
+impl NetworkKey {
+    /// The key with which a single address is looked up: all its bits count.
+    pub const fn of(address: AddressKey) -> Self {
+        Self { bits: ADDRESS_BITS + if address.version == 4 { 32 } else { 128 }, address }
+    }
+}
+
 /// What was decided by a rule, per CPU; row [`RuleRow::id`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
@@ -166,6 +188,19 @@ pub struct RuleCounters {
     pub bytes: u64,
     /// Flows about which it would have decided, if it were not staged.
     pub staged: u64,
+}
+
+impl RuleCounters {
+    /// Counts a decision.
+    #[inline(always)]
+    pub fn count(&mut self, bytes: u32, staged: bool) {
+        if staged {
+            self.staged += 1;
+        } else {
+            self.hits += 1;
+            self.bytes += u64::from(bytes);
+        }
+    }
 }
 
 /// Rules of one side at most.
@@ -188,7 +223,7 @@ pub const fn port_key(protocol: u8, port: [u8; 2]) -> u32 {
 
 const _: () = assert!(size_of::<RuleRow>() == 16 && size_of::<Side>() == 24 && size_of::<SetRow>() == 64);
 const _: () = assert!(size_of::<PeerKey>() == 8 && size_of::<PortRow>() == 8 && size_of::<AddressKey>() == 24);
-const _: () = assert!(size_of::<RuleCounters>() == 24);
+const _: () = assert!(size_of::<RuleCounters>() == 24 && size_of::<NetworkKey>() == 28);
 
 /// The policy's tables.
 pub trait PolicyMaps {
@@ -204,6 +239,22 @@ pub trait PolicyMaps {
     fn bits(&self, word: u32) -> Option<u64>;
     /// A rule.
     fn rule(&self, row: u32) -> Option<&RuleRow>;
+    /// [`evaluate::ports`]. The kernel has it, and the next, as a function that is verified once, not for every way that leads to it.
+    #[inline(always)]
+    fn ports(&self, first: u32, count: u32, key: u32) -> u32
+    where
+        Self: Sized,
+    {
+        evaluate::ports(self, first, count, key)
+    }
+    /// [`evaluate::next`].
+    #[inline(always)]
+    fn next(&self, search: evaluate::Search, at: u32) -> u32
+    where
+        Self: Sized,
+    {
+        evaluate::next(self, search, at)
+    }
     /// Counts a decision of the rule with this number: `bytes` of one packet; `staged`: it only would have decided.
     fn rule_hit(&self, id: u32, bytes: u32, staged: bool);
 }

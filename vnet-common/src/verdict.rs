@@ -17,6 +17,8 @@ pub enum Verdict {
     },
     /// The packet was made into an answer: send it back out of the device it came from.
     Reply(Reason),
+    /// The packet was made into an answer in the endpoint's own name: let it enter at the endpoint's device.
+    Bounce(Reason),
     /// Drop.
     Drop(Reason),
 }
@@ -26,7 +28,37 @@ impl Verdict {
     #[inline(always)]
     pub const fn reason(self) -> Reason {
         match self {
-            Self::Next(r) | Self::Redirect { reason: r, .. } | Self::Reply(r) | Self::Drop(r) => r,
+            Self::Next(r) | Self::Redirect { reason: r, .. } | Self::Reply(r) | Self::Bounce(r) | Self::Drop(r) => r,
+        }
+    }
+}
+
+impl Verdict {
+    /// As one number: what a function that the verifier looks at by itself can return.
+    #[inline(always)]
+    pub const fn to_word(self) -> u64 {
+        let (kind, more) = match self {
+            Self::Next(_) => (0, 0),
+            Self::Redirect { ifindex, peer, .. } => (if peer { 2 } else { 1 }, (ifindex as u64) << 32),
+            Self::Reply(_) => (3, 0),
+            Self::Bounce(_) => (4, 0),
+            Self::Drop(_) => (5, 0),
+        };
+        more | (self.reason() as u64) << 8 | kind
+    }
+
+    /// The other way round.
+    #[inline(always)]
+    pub fn of_word(word: u64) -> Self {
+        let reason = Reason::of(word as u32 >> 8 & 0xff);
+        let ifindex = (word >> 32) as u32;
+        match word as u32 & 0xff {
+            0 => Self::Next(reason),
+            1 => Self::Redirect { ifindex, peer: false, reason },
+            2 => Self::Redirect { ifindex, peer: true, reason },
+            3 => Self::Reply(reason),
+            4 => Self::Bounce(reason),
+            _ => Self::Drop(reason),
         }
     }
 }
@@ -41,6 +73,14 @@ macro_rules! reasons {
         impl Reason {
             /// Every reason, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
+            /// The reason with this number; `BadRow` for a number that none has.
+            #[inline(always)]
+            pub const fn of(number: u32) -> Self {
+                match number {
+                    $($number => Self::$name,)+
+                    _ => Self::BadRow,
+                }
+            }
             /// The name used by the CLI, the metrics and the documentation.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$name => $text,)+ }
@@ -94,6 +134,55 @@ reasons! {
     BadRow = 20, "bad-row";
     /// A rejection that must not be answered (a reset, an error, a broadcast), or that cannot be (options in the way).
     RejectSilent = 21, "reject-silent";
+    /// The first packet of a flow that a rule allows, or one of those that make no flow.
+    Allowed = 22, "allowed";
+    /// A rule denies it.
+    Denied = 23, "denied";
+    /// A rule refuses it aloud.
+    Rejected = 24, "rejected";
+    /// The endpoint is in quarantine, which does not allow it.
+    Quarantined = 25, "quarantined";
+    /// The first packet of a flow that goes to the quarantine's remediation service instead.
+    Steered = 26, "steered";
+    /// An ICMP error about a flow that may be.
+    Related = 27, "related";
+    /// What keeps a network going: ARP, neighbour discovery, DHCP.
+    System = 28, "system";
+    /// The source MAC is not the endpoint's.
+    SpoofedMac = 29, "spoofed-mac";
+    /// The source address is not the endpoint's.
+    SpoofedAddress = 30, "spoofed-address";
+    /// ARP or neighbour discovery in the name of another.
+    SpoofedNeighbor = 31, "spoofed-neighbor";
+    /// The endpoint may not originate tunnel packets.
+    TunnelForbidden = 32, "tunnel-forbidden";
+    /// One of the agent's own probes.
+    Probe = 33, "probe";
+    /// Made by our own programs: an answer in somebody's name, or a copy for a service node.
+    Ours = 34, "ours";
+}
+
+impl Reason {
+    /// Whether the packet went no further: it was dropped, or refused with an answer. (What is answered in somebody's place is not. What
+    /// cannot be judged — not IP, malformed, tagged — is dropped where the endpoint is policed, and else left to the stack.)
+    pub const fn is_drop(self) -> bool {
+        match self {
+            Self::NoEndpoint | Self::NotIp | Self::Malformed | Self::Vlan | Self::NotOurs => false,
+            Self::Established | Self::NewFlow | Self::HalfOpen | Self::Reply => false,
+            Self::VipNeighbor | Self::VipEcho => false,
+            Self::VipPortClosed | Self::NoMember | Self::MemberRemoved | Self::Fragment => true,
+            Self::FlowCollision | Self::FlowTableFull | Self::FlowQuota => true,
+            Self::PacketTooBig | Self::NoMemory | Self::BadRow | Self::RejectSilent => true,
+            Self::Allowed | Self::Steered | Self::Related | Self::System | Self::Probe | Self::Ours => false,
+            Self::Denied | Self::Rejected | Self::Quarantined => true,
+            Self::SpoofedMac | Self::SpoofedAddress | Self::SpoofedNeighbor | Self::TunnelForbidden => true,
+        }
+    }
+
+    /// The reason of this name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|reason| reason.name() == name)
+    }
 }
 
 /// Room for reasons in counters; more need a new map ABI.

@@ -5,14 +5,15 @@ use std::path::PathBuf;
 use anyhow::{Result, bail};
 use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
 
-use crate::files;
 use crate::output::Session;
 use crate::style::{Look, Paint};
+use crate::{effects, files};
 
 /// Create or change resources from YAML files: all of them, or none
 ///
 /// A resource is created when there is none of its kind and name, else changed to what the file says. Faults are all told at once,
-/// and then nothing is changed. Resources that are not in the files stay.
+/// and then nothing is changed. Resources that are not in the files stay. If live flows are cut or moved, it says how many, and by
+/// which rules; `diff` lists them before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -31,10 +32,18 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
-    let request = ApplyRequest { files: files::read(&args.files)?, dry_run: args.dry_run };
-    let response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
+    let mut request = ApplyRequest { files: files::read(&args.files)?, dry_run: true };
+    // First what it would do: afterwards nobody can tell which flows it has cut.
+    let mut response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
     if response.changes.is_empty() {
         bail!("there are no resources in what was given");
+    }
+    for warning in response.effects.iter().flat_map(|effects| effects::warnings(effects, args.dry_run)) {
+        session.warn(&warning);
+    }
+    if !args.dry_run {
+        request.dry_run = false;
+        response = session.agent.post("/v1/apply", &request).await?;
     }
     for warning in &response.warnings {
         session.warn(warning);

@@ -1,16 +1,21 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
 use crate::style::Color;
-use crate::{apply, completions, delete, describe, detach, diff, get, lb, man};
+use crate::{
+    apply, completions, delete, describe, detach, diff, endpoint, events, explain, flows, get, group, lb, man, policy,
+    quarantine, tag, time, top,
+};
 
 /// Looks at and changes what the vnet agent of this host does
 ///
-/// Resources (load balancers, endpoints) are YAML: `apply` takes them, `get -o yaml` gives them back. `lb` has what is only
-/// about load balancing: members, draining, weights, flows.
+/// Resources (load balancers, endpoints, security groups, policies, tag sources) are YAML: `apply` takes them, `get -o yaml` gives
+/// them back. `lb` has what is only about load balancing, `tag` and `quarantine` what is only about who is held and why; `events`,
+/// `flows`, `top` and `explain` answer what happens, and why.
 #[derive(Debug, Parser)]
 #[command(name = "vnet-ctl", version, arg_required_else_help = true, after_help = AFTER)]
 pub struct Cli {
@@ -28,9 +33,14 @@ Examples:
   vnet-ctl get lb                          List the load balancers
   vnet-ctl lb members web --watch          See who gets the connections
   vnet-ctl lb drain web 10.0.0.11          Give a member no new connections
+  vnet-ctl quarantine ls                   See who is held, and why
+  vnet-ctl explain --from web-1 --to 10.0.0.9:443/tcp
+                                           See what would become of a packet
+  vnet-ctl events --follow --kind drop     Watch what is dropped
 
 Exit codes:
-  0  done      1  not done (diff: there are differences)      2  wrong usage (diff: not done)
+  0  done      1  not done (diff: there are differences; explain: it does not get through)
+  2  wrong usage (diff, explain: also an error)
 
 Reading needs access to the agent's socket; changing needs root or membership of group 'vnet'.";
 
@@ -48,9 +58,18 @@ pub struct Global {
     /// When to use colours; auto: on a terminal, unless NO_COLOR is set
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, hide_possible_values = true, value_name = "auto|always|never")]
     pub color: Color,
-    /// How long to wait for an answer of the agent
-    #[arg(long, global = true, default_value_t = 30, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=86_400))]
-    pub timeout: u64,
+    /// How long to wait for an answer of the agent, in seconds or as 2m [default: 30s; for scans and measurements 1h]
+    #[arg(long, global = true, value_name = "DURATION", value_parser = patience)]
+    pub timeout: Option<Duration>,
+}
+
+/// From a second to a day.
+fn patience(text: &str) -> Result<Duration, String> {
+    let duration = time::duration(text)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(86_400)).contains(&duration) {
+        return Ok(duration);
+    }
+    Err(format!("{text} is not between 1s and 24h"))
 }
 
 impl Global {
@@ -88,6 +107,15 @@ pub enum Verb {
     #[command(after_help = "Examples:\n  vnet-ctl status\n  vnet-ctl status -o json | jq '.alarms'")]
     Status,
     Lb(lb::Args),
+    Endpoint(endpoint::Args),
+    Group(group::Args),
+    Policy(policy::Args),
+    Tag(tag::Args),
+    Quarantine(quarantine::Args),
+    Events(events::Args),
+    Flows(flows::Args),
+    Top(top::Args),
+    Explain(Box<explain::Args>),
     Detach(detach::Args),
     Completions(completions::Args),
     Man(man::Args),

@@ -6,12 +6,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
 use http_body_util::{BodyExt, Full};
-use hyper::body::Bytes;
+use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::header::{CONTENT_TYPE, HOST};
-use hyper::{Method, Request, StatusCode};
+use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -51,6 +51,36 @@ impl Agent {
         self.ask(Method::POST, path, Some(body)).await
     }
 
+    /// Sends `body` to `path` as it is.
+    pub async fn post_text<T: DeserializeOwned>(&self, path: &str, body: Vec<u8>) -> Result<T> {
+        self.ask(Method::POST, path, Some(body)).await
+    }
+
+    /// How long it has to answer.
+    pub fn patience(&self) -> Duration {
+        self.patience
+    }
+
+    /// The same agent, which has `patience` to answer.
+    pub fn with_patience(&self, patience: Duration) -> Self {
+        Self { socket: self.socket.clone(), patience }
+    }
+
+    /// Asks for what is at `path`, which comes as JSON objects, one a line, for as long as it takes.
+    pub async fn stream(&self, path: &str) -> Result<Lines> {
+        let begun = async {
+            let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
+            let response = self.begin(stream, request(Method::GET, path, None)?).await?;
+            let status = response.status();
+            if status.is_success() {
+                return Ok(Lines { body: response.into_body(), buffer: Vec::new() });
+            }
+            let body = response.into_body().collect().await.with_context(|| self.broken())?.to_bytes();
+            Err(refused(status, &body).into())
+        };
+        timeout(self.patience, begun).await.unwrap_or_else(|_| Err(self.silent()))
+    }
+
     /// Sends nothing to `path`.
     pub async fn post_empty<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.ask(Method::POST, path, None).await
@@ -66,29 +96,37 @@ impl Agent {
             let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(&error))?;
             self.converse(stream, request(method, path, body)?).await
         };
-        timeout(self.patience, exchange).await.unwrap_or_else(|_| {
-            Err(anyhow!(
-                "the agent at {} has not answered within {} s: it may be busy (--timeout waits longer) or hang (journalctl -u vnet-agent)",
-                self.socket.display(),
-                self.patience.as_secs()
-            ))
-        })
+        timeout(self.patience, exchange).await.unwrap_or_else(|_| Err(self.silent()))
     }
 
     async fn converse(&self, stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Bytes> {
-        let broken = || {
-            format!(
-                "the agent at {} closed the connection without a complete answer; its log may say why: journalctl -u vnet-agent",
-                self.socket.display()
-            )
-        };
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(broken)?;
+        let response = self.begin(stream, request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await.with_context(|| self.broken())?.to_bytes();
+        if status.is_success() { Ok(body) } else { Err(refused(status, &body).into()) }
+    }
+
+    /// Sends a request, and gives the answer's beginning.
+    async fn begin(&self, stream: UnixStream, request: Request<Full<Bytes>>) -> Result<Response<Incoming>> {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.with_context(|| self.broken())?;
         // Its errors are also those of the request.
         tokio::spawn(connection);
-        let response = sender.send_request(request).await.with_context(broken)?;
-        let status = response.status();
-        let body = response.into_body().collect().await.with_context(broken)?.to_bytes();
-        if status.is_success() { Ok(body) } else { Err(refused(status, &body).into()) }
+        sender.send_request(request).await.with_context(|| self.broken())
+    }
+
+    fn broken(&self) -> String {
+        format!(
+            "the agent at {} closed the connection without a complete answer; its log may say why: journalctl -u vnet-agent",
+            self.socket.display()
+        )
+    }
+
+    fn silent(&self) -> anyhow::Error {
+        anyhow!(
+            "the agent at {} has not answered within {} s: it may be busy (--timeout waits longer) or hang (journalctl -u vnet-agent)",
+            self.socket.display(),
+            self.patience.as_secs_f64()
+        )
     }
 
     fn unreachable(&self, error: &std::io::Error) -> anyhow::Error {
@@ -108,6 +146,38 @@ impl Agent {
             "cannot reach the agent at {socket}: {why}. Is vnet-agent running? systemctl status vnet-agent; \
              another socket: --socket PATH or VNET_SOCKET"
         )
+    }
+}
+
+/// A line of a stream at most: nothing that the agent sends is near it.
+const LINE_LIMIT: usize = 1 << 20;
+
+/// JSON objects that come one a line.
+#[derive(Debug)]
+pub struct Lines {
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next one; `None` when the agent has ended the stream, or the connection broke.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                // An empty line is a sign of life.
+                if line.trim_ascii().is_empty() {
+                    continue;
+                }
+                return decode(&line).map(Some);
+            }
+            ensure!(self.buffer.len() <= LINE_LIMIT, "the agent sent a line of over 1 MiB: is it really vnet-agent?");
+            match self.body.frame().await {
+                Some(Ok(frame)) => self.buffer.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data)),
+                // What was begun and not ended is of no use to anyone.
+                Some(Err(_)) | None => return Ok(None),
+            }
+        }
     }
 }
 

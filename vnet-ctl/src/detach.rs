@@ -1,18 +1,15 @@
 //! `detach`: takes vnet off this host.
 
-use std::io::{BufRead, IsTerminal, Write};
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use vnet_common::api::{DetachResponse, Status};
 
-use crate::failure::Misused;
-use crate::human;
 use crate::output::Session;
+use crate::{ask, human};
 
 /// Take the datapath off every device of this host, and end the agent
 ///
-/// Load balancing stops: connections that go through a VIP break. Resources stay in the agent's store, and are in force again
-/// when it is started. (Merely stopping the agent leaves the datapath working.)
+/// Load balancing stops: connections that go through a VIP break. So does policy: whoever was in quarantine is free. Resources and
+/// tags stay in the agent's store, and are in force again when it is started. (Merely stopping the agent leaves the datapath working.)
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -39,19 +36,12 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 }
 
 fn confirmed(status: &Status) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        let why = "detaching stops load balancing on this host: without a terminal to ask on, it needs --yes";
-        return Err(Misused(why.to_owned()).into());
-    }
-    eprint!(
-        "This stops load balancing on this host ({}, {}): connections through a VIP break. Go on? [y/N] ",
+    let question = format!(
+        "This stops load balancing and policy on this host ({}, {}): connections through a VIP break, and nobody is in quarantine.",
         human::count(status.load_balancers.into(), "load balancer"),
         human::count(status.endpoints.into(), "endpoint")
     );
-    std::io::stderr().flush().context("asking")?;
-    let mut answer = String::new();
-    std::io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
-    Ok(matches!(answer.trim().to_lowercase().as_str(), "y" | "yes"))
+    ask::confirmed(&question, "detaching stops load balancing and policy on this host")
 }
 
 fn text(response: &DetachResponse) -> String {

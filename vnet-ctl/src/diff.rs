@@ -7,9 +7,12 @@ use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
 
 use crate::output::Session;
 use crate::style::{Look, Paint};
-use crate::{apply, files};
+use crate::{apply, effects, files};
 
-/// Show what `apply` would change, as a unified diff
+/// Show what `apply` would change, as a unified diff, and which live flows it would cut
+///
+/// After the diff come the rules that come and go, the endpoints that get other rules or another group, and the flows alive now
+/// that would be cut (with the rule that does it), or moved to another member. -o json has all of it.
 ///
 /// Exit codes: 0 no differences, 1 differences, 2 an error.
 #[derive(Debug, clap::Args)]
@@ -17,6 +20,7 @@ use crate::{apply, files};
 Examples:
   vnet-ctl diff -f policies/lb.yaml
   vnet-ctl diff -f policies/ && echo nothing to do
+  vnet-ctl diff -f policies/ -o json | jq '.effects.flows_total'
 
 Exit codes:
   0  no differences      1  differences      2  an error")]
@@ -36,8 +40,14 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     for warning in &response.warnings {
         session.warn(warning);
     }
-    session.show(&response, |response| response.changes.iter().map(|change| one(change, session.paint)).collect())?;
+    session.show(&response, |response| text(response, session.paint))?;
     Ok(u8::from(response.changes.iter().any(|change| change.action != Action::Unchanged)))
+}
+
+fn text(response: &ApplyResponse, paint: Paint) -> String {
+    let diffs: String = response.changes.iter().map(|change| one(change, paint)).collect();
+    let effects = response.effects.as_ref().map(|effects| effects::text(effects, paint)).unwrap_or_default();
+    if diffs.is_empty() || effects.is_empty() { diffs + &effects } else { format!("{diffs}\n{effects}") }
 }
 
 fn one(change: &Change, paint: Paint) -> String {

@@ -58,7 +58,8 @@ fn text(error: &anyhow::Error, paint: Paint) -> String {
     let prefix = paint.paint(Look::Red, "error:");
     let faults = error.downcast_ref::<Refused>().map_or(&[][..], |refused| &refused.response.faults);
     if faults.is_empty() {
-        return format!("{prefix} {error:#}\n");
+        let told: Vec<String> = format!("{error:#}").lines().map(human::clean).collect();
+        return format!("{prefix} {}\n", told.join("\n"));
     }
     let mut files: Vec<&str> = faults.iter().map(|fault| fault.file.as_str()).collect();
     files.sort_unstable();

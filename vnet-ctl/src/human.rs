@@ -1,5 +1,7 @@
 //! Numbers for people.
 
+use std::time::Duration;
+
 /// `1.5KiB`.
 pub fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
@@ -43,6 +45,35 @@ pub fn milliseconds(count: u64) -> String {
     }
 }
 
+/// `215 µs`, `1.30 ms`.
+pub fn microseconds(count: u64) -> String {
+    if count < 1000 { format!("{count} µs") } else { format!("{:.2} ms", count as f64 / 1000.0) }
+}
+
+/// `3.5`, per second since it was seen before; nothing where it was not.
+pub fn rate(now: u64, before: Option<u64>, time: Duration) -> String {
+    let Some(before) = before else { return String::new() };
+    format!("{:.1}", per_second(now, before, time))
+}
+
+/// How fast a number grew; one that went back (an agent restarted) stood still.
+pub fn per_second(now: u64, before: u64, time: Duration) -> f64 {
+    now.saturating_sub(before) as f64 / time.as_secs_f64().max(0.001)
+}
+
+/// Without control characters: what somebody else has written does not command the terminal, nor break a line.
+pub fn clean(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
+/// At most `length` characters; what is cut off is said to be.
+pub fn short(text: &str, length: usize) -> String {
+    if text.chars().count() <= length {
+        return text.to_owned();
+    }
+    text.chars().take(length.saturating_sub(2)).chain(" …".chars()).collect()
+}
+
 /// `80,443`.
 pub fn list<T: ToString>(items: &[T]) -> String {
     items.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
@@ -77,6 +108,12 @@ mod tests {
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }
+    }
+
+    #[test]
+    fn long_text_is_cut_at_characters() {
+        assert_eq!((short("äöü", 3), short("äöüß", 3)), ("äöü".to_owned(), "ä …".to_owned()));
+        assert_eq!((microseconds(999), microseconds(1302)), ("999 µs".to_owned(), "1.30 ms".to_owned()));
     }
 
     #[test]

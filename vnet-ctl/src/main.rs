@@ -1,6 +1,7 @@
 //! `vnet-ctl`: looks at and changes what the vnet agent of this host does, over the agent's unix socket.
 
 mod apply;
+mod ask;
 mod cli;
 mod client;
 mod completions;
@@ -8,19 +9,32 @@ mod delete;
 mod describe;
 mod detach;
 mod diff;
+mod effects;
+mod endpoint;
+mod events;
+mod explain;
 mod failure;
 mod files;
+mod flows;
 mod get;
+mod group;
 mod human;
 mod lb;
+mod link;
 mod man;
 mod near;
 mod output;
+mod policy;
 mod progress;
+mod quarantine;
+mod rule;
 mod status;
 mod style;
 mod table;
+mod tag;
 mod target;
+mod time;
+mod top;
 mod version;
 mod watch;
 
@@ -36,7 +50,7 @@ use style::Color;
 fn main() -> ExitCode {
     let command = Cli::command().color(Color::from_arguments().for_clap());
     let cli = Cli::from_arg_matches(&command.get_matches()).unwrap_or_else(|error| error.exit());
-    let failed = if matches!(cli.verb, Verb::Diff(_)) { 2 } else { 1 };
+    let failed = if matches!(cli.verb, Verb::Diff(_) | Verb::Explain(_)) { 2 } else { 1 };
     let paint = cli.global.color.on_stderr();
     match run(cli) {
         Ok(code) => ExitCode::from(code),
@@ -60,6 +74,15 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<u8> {
         Verb::Delete(args) => delete::run(session, args).await,
         Verb::Status => status::run(session).await,
         Verb::Lb(args) => lb::run(session, args.verb).await,
+        Verb::Endpoint(args) => endpoint::run(session, args.verb).await,
+        Verb::Group(args) => group::run(session, args.verb).await,
+        Verb::Policy(args) => policy::run(session, args.verb).await,
+        Verb::Tag(args) => tag::run(session, args.verb).await,
+        Verb::Quarantine(args) => quarantine::run(session, args.verb).await,
+        Verb::Events(args) => events::run(session, args).await,
+        Verb::Flows(args) => flows::run(session, args).await,
+        Verb::Top(args) => top::run(session, args).await,
+        Verb::Explain(args) => explain::run(session, *args).await,
         Verb::Detach(args) => detach::run(session, args).await,
         Verb::Completions(args) => completions::run(session, args),
         Verb::Man(args) => man::run(session, args),

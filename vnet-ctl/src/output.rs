@@ -1,12 +1,14 @@
 //! What a verb talks to: the agent on one side, the person or program that called it on the other.
 
 use std::io::Write;
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 
 use crate::cli::{Format, Global};
 use crate::client::Agent;
+use crate::human;
 use crate::style::{Look, Paint};
 
 /// One run of the program.
@@ -19,22 +21,40 @@ pub struct Session {
     /// For what goes to standard output.
     pub paint: Paint,
     errors: Paint,
+    patience: Option<Duration>,
 }
+
+/// How long an answer may take.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How long the answer to something may take that scans or measures.
+const LONG_PATIENCE: Duration = Duration::from_secs(3600);
 
 impl Session {
     /// As the options say.
     pub fn new(global: &Global) -> Self {
+        let patience = global.timeout;
         Self {
-            agent: Agent::new(global.socket(), std::time::Duration::from_secs(global.timeout)),
+            agent: Agent::new(global.socket(), patience.unwrap_or(PATIENCE)),
             format: global.output,
             paint: global.color.on_stdout(),
             errors: global.color.on_stderr(),
+            patience,
         }
+    }
+
+    /// The agent, for what takes it long.
+    pub fn patient_agent(&self) -> Agent {
+        self.agent.with_patience(self.patience.unwrap_or(LONG_PATIENCE))
     }
 
     /// Whether tables have all their columns.
     pub fn wide(&self) -> bool {
         self.format == Format::Wide
+    }
+
+    /// Whether the output is for people to read.
+    pub fn for_people(&self) -> bool {
+        matches!(self.format, Format::Table | Format::Wide)
     }
 
     /// Prints `value` for programs if that is asked for, else what `human` makes of it for people.
@@ -54,13 +74,13 @@ impl Session {
     /// Something worth knowing, on standard error.
     pub fn warn(&self, text: &str) {
         // What cannot be told to nobody is not worth failing for.
-        let _ = writeln!(std::io::stderr(), "{} {text}", self.errors.paint(Look::Yellow, "warning:"));
+        let _ = writeln!(std::io::stderr(), "{} {}", self.errors.paint(Look::Yellow, "warning:"), human::clean(text));
     }
 
     /// Something said beside the output, on standard error.
     pub fn note(&self, text: &str) {
         // As in `warn`.
-        let _ = writeln!(std::io::stderr(), "{}", self.errors.paint(Look::Dim, text));
+        let _ = writeln!(std::io::stderr(), "{}", self.errors.paint(Look::Dim, &human::clean(text)));
     }
 }
 

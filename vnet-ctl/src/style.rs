@@ -100,13 +100,22 @@ impl Paint {
     }
 }
 
-/// The look of a state of a member or of an endpoint.
+/// The look of whether an endpoint is under rules.
+pub fn of_policy(policy: &str) -> Look {
+    match policy {
+        "quarantined" => Look::Red,
+        "policed" => Look::Green,
+        _ => Look::Plain,
+    }
+}
+
+/// The look of a state of a member, an endpoint or a tag source.
 pub fn of_state(state: &str) -> Look {
     match state {
-        "active" | "attached" | "established" | "replied" => Look::Green,
-        "draining" | "unknown" | "absent" | "half-open" => Look::Yellow,
+        "active" | "attached" | "established" | "replied" | "ok" | "enforced" => Look::Green,
+        "draining" | "unknown" | "absent" | "half-open" | "silent" | "waiting" => Look::Yellow,
         "closing" | "closed" => Look::Dim,
-        "down" => Look::Red,
+        "down" | "lost" => Look::Red,
         state if state.starts_with("failed") => Look::Red,
         _ => Look::Plain,
     }

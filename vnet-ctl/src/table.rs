@@ -2,6 +2,7 @@
 
 use comfy_table::{CellAlignment, ContentArrangement, Table as Layout, TableStyle};
 
+use crate::human;
 use crate::style::{Look, Paint};
 
 /// Between columns.
@@ -48,8 +49,11 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// As text, each line ended.
+    /// As text, each line ended. A table without rows is no text.
     pub fn render(&self, paint: Paint) -> String {
+        if self.rows.is_empty() {
+            return String::new();
+        }
         let mut layout = Layout::new();
         layout.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
         let all: Vec<&Vec<Cell>> = std::iter::once(&self.header).chain(&self.rows).collect();
@@ -67,7 +71,7 @@ impl Table {
 
 /// A cell's text never breaks its row, whatever a name contains.
 fn one_line(text: &str) -> String {
-    if text.is_empty() { "-".to_owned() } else { text.replace(|c: char| c.is_control(), " ") }
+    if text.is_empty() { "-".to_owned() } else { human::clean(text) }
 }
 
 /// Colours the cells of a laid-out line. Each cell's text is found after the one before it.

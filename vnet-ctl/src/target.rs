@@ -13,6 +13,12 @@ pub enum Kind {
     LoadBalancer,
     /// `Endpoint`.
     Endpoint,
+    /// `SecurityGroup`.
+    SecurityGroup,
+    /// `Policy`.
+    Policy,
+    /// `TagSource`.
+    TagSource,
     /// Every kind.
     All,
 }
@@ -26,7 +32,8 @@ pub struct Target {
     pub name: Option<String>,
 }
 
-const NAMES: [(&str, Kind, &str); 9] = [
+/// Every name, its kind, and, of the one that help texts show, what it is.
+const NAMES: [(&str, Kind, &str); 20] = [
     ("loadbalancer", Kind::LoadBalancer, ""),
     ("loadbalancers", Kind::LoadBalancer, ""),
     ("lb", Kind::LoadBalancer, "load balancers"),
@@ -35,6 +42,17 @@ const NAMES: [(&str, Kind, &str); 9] = [
     ("endpoints", Kind::Endpoint, ""),
     ("ep", Kind::Endpoint, "endpoints: the NICs of VMs and containers"),
     ("eps", Kind::Endpoint, ""),
+    ("securitygroup", Kind::SecurityGroup, ""),
+    ("securitygroups", Kind::SecurityGroup, ""),
+    ("sg", Kind::SecurityGroup, "security groups"),
+    ("sgs", Kind::SecurityGroup, ""),
+    ("policy", Kind::Policy, ""),
+    ("policies", Kind::Policy, ""),
+    ("pol", Kind::Policy, "policies"),
+    ("pols", Kind::Policy, ""),
+    ("tagsource", Kind::TagSource, ""),
+    ("tagsources", Kind::TagSource, ""),
+    ("ts", Kind::TagSource, "tag sources"),
     ("all", Kind::All, "every kind"),
 ];
 
@@ -49,6 +67,9 @@ impl Kind {
         match self {
             Self::LoadBalancer => "LoadBalancer",
             Self::Endpoint => "Endpoint",
+            Self::SecurityGroup => "SecurityGroup",
+            Self::Policy => "Policy",
+            Self::TagSource => "TagSource",
             Self::All => "all",
         }
     }
@@ -58,6 +79,9 @@ impl Kind {
         match self {
             Self::LoadBalancer => "load balancers",
             Self::Endpoint => "endpoints",
+            Self::SecurityGroup => "security groups",
+            Self::Policy => "policies",
+            Self::TagSource => "tag sources",
             Self::All => "resources",
         }
     }
@@ -67,6 +91,9 @@ impl Kind {
         match self {
             Self::LoadBalancer => "load balancer",
             Self::Endpoint => "endpoint",
+            Self::SecurityGroup => "security group",
+            Self::Policy => "policy",
+            Self::TagSource => "tag source",
             Self::All => "resource",
         }
     }

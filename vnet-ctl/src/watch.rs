@@ -31,16 +31,26 @@ pub async fn run<T>(
     fetch: impl AsyncFn() -> Result<T>,
     draw: impl Fn(&T, Before<'_, T>) -> Result<String>,
 ) -> Result<u8> {
-    let mut seen = (fetch().await?, Instant::now());
-    let mut text = draw(&seen.0, None)?;
     if !args.watch {
-        print(&text)?;
+        print(&draw(&fetch().await?, None)?)?;
         return Ok(0);
     }
+    follow(session, Duration::from_secs(args.interval), fetch, draw).await
+}
+
+/// Shows what `fetch` gives as `draw` makes it, every `interval`, until interrupted.
+pub async fn follow<T>(
+    session: &Session,
+    interval: Duration,
+    fetch: impl AsyncFn() -> Result<T>,
+    draw: impl Fn(&T, Before<'_, T>) -> Result<String>,
+) -> Result<u8> {
+    let mut seen = (fetch().await?, Instant::now());
+    let mut text = draw(&seen.0, None)?;
     let mut interrupted = Interrupts::new()?;
     let mut view = View::new(session.format)?;
     view.show(&text)?;
-    while !interrupted.within(Duration::from_secs(args.interval)).await {
+    while !interrupted.within(interval).await {
         let next = tokio::select! {
             next = fetch() => next,
             () = interrupted.any() => break,
@@ -63,18 +73,20 @@ pub async fn run<T>(
 }
 
 /// Ctrl-C, and being told to end.
-struct Interrupts {
+pub struct Interrupts {
     interrupt: Signal,
     terminate: Signal,
 }
 
 impl Interrupts {
-    fn new() -> Result<Self> {
+    /// From now on they do not end the program.
+    pub fn new() -> Result<Self> {
         let handler = |kind| signal(kind).context("listening for signals");
         Ok(Self { interrupt: handler(SignalKind::interrupt())?, terminate: handler(SignalKind::terminate())? })
     }
 
-    async fn any(&mut self) {
+    /// Waits for one.
+    pub async fn any(&mut self) {
         tokio::select! {
             _ = self.interrupt.recv() => {}
             _ = self.terminate.recv() => {}
@@ -106,6 +118,9 @@ impl View {
     }
 
     fn show(&mut self, text: &str) -> Result<()> {
+        if text.is_empty() {
+            return Ok(());
+        }
         let separator = if std::mem::replace(&mut self.shown, true) { self.separator } else { "" };
         match &self.screen {
             Some(screen) => screen.draw(text),

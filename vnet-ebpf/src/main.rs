@@ -10,6 +10,8 @@ mod maps;
 mod packet;
 #[cfg(target_arch = "bpf")]
 mod programs;
+#[cfg(target_arch = "bpf")]
+mod steps;
 
 // The object is built for the BPF target alone; this lets `cargo build --workspace` pass over the package.
 #[cfg(not(target_arch = "bpf"))]

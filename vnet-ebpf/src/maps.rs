@@ -5,15 +5,21 @@ use core::arch::asm;
 
 use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
 use aya_ebpf::macros::map;
-use aya_ebpf::maps::{Array, HashMap, PerCpuArray};
+use aya_ebpf::maps::lpm_trie::Key;
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
+use vnet_common::event::{EventBudget, EventMaps, EventRow, WINDOW_JIFFIES};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
+use vnet_common::policy::evaluate::Search;
+use vnet_common::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow, identity};
 use vnet_common::verdict::{Direction, Reason};
+
+use crate::steps;
 
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
@@ -87,6 +93,26 @@ static MEMBERS: Array<MemberRow> = Array::with_max_entries(65_536, MMAPABLE);
 static MEMBER_COUNTERS: PerCpuArray<MemberCounters> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
 static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMAPABLE);
+#[map]
+static SETS: Array<SetRow> = Array::with_max_entries(4096, MMAPABLE);
+#[map]
+static RULES: Array<RuleRow> = Array::with_max_entries(1 << 17, MMAPABLE);
+#[map]
+static PORTS: Array<PortRow> = Array::with_max_entries(1 << 17, MMAPABLE);
+#[map]
+static BITS: Array<u64> = Array::with_max_entries(1 << 20, MMAPABLE);
+#[map]
+static PEERS: HashMap<PeerKey, u32> = HashMap::with_max_entries(1 << 20, NO_PREALLOC);
+#[map]
+static IPCACHE: HashMap<AddressKey, u32> = HashMap::with_max_entries(1 << 17, NO_PREALLOC);
+#[map]
+static CIDRS: LpmTrie<AddressKey, u32> = LpmTrie::with_max_entries(1 << 16, NO_PREALLOC);
+#[map]
+static RULE_COUNTERS: PerCpuArray<RuleCounters> = PerCpuArray::with_max_entries(1 << 16, 0);
+#[map]
+static EVENTS: RingBuf = RingBuf::with_byte_size(1 << 20, 0);
+#[map]
+static EVENT_BUDGET: PerCpuArray<EventBudget> = PerCpuArray::with_max_entries(1, 0);
 
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
@@ -128,6 +154,14 @@ impl HostMaps for Kernel {
     #[inline(always)]
     fn now(&self) -> u32 {
         jiffies() as u32
+    }
+    #[inline(always)]
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
+        let port = u16::from_ne_bytes(port);
+        CONFIG.get(0).is_some_and(|c| {
+            let [a, b, d, e] = c.tunnels().map(u16::from_ne_bytes);
+            port != 0 && (port == a || port == b || port == d || port == e)
+        })
     }
 }
 
@@ -343,5 +377,76 @@ impl LbMaps for Kernel {
     #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<u32> {
         with(LOCALS.get_ptr_mut(key), |i| *i)
+    }
+}
+
+impl PolicyMaps for Kernel {
+    #[inline(always)]
+    fn identity(&self, key: &AddressKey) -> u32 {
+        with(IPCACHE.get_ptr_mut(key), |i| *i).unwrap_or_else(|| {
+            let whole = Key::new(ADDRESS_BITS + if key.version == 4 { 32 } else { 128 }, *key);
+            CIDRS.get(&whole).map_or(identity::UNKNOWN, |i| *i)
+        })
+    }
+    #[inline(always)]
+    fn set(&self, row: u32) -> Option<&SetRow> {
+        SETS.get(row)
+    }
+    #[inline(always)]
+    fn peer(&self, key: &PeerKey) -> Option<u32> {
+        with(PEERS.get_ptr_mut(key), |row| *row)
+    }
+    #[inline(always)]
+    fn port(&self, row: u32) -> Option<&PortRow> {
+        PORTS.get(row)
+    }
+    #[inline(always)]
+    fn bits(&self, word: u32) -> Option<u64> {
+        BITS.get(word).copied()
+    }
+    #[inline(always)]
+    fn rule(&self, row: u32) -> Option<&RuleRow> {
+        RULES.get(row)
+    }
+    #[inline(always)]
+    fn ports(&self, first: u32, count: u32, key: u32) -> u32 {
+        steps::policy_ports(first, count, key)
+    }
+    #[inline(always)]
+    fn next(&self, s: Search, at: u32) -> u32 {
+        steps::policy_next(s.by_peer, s.by_port, s.enforced, s.words, at)
+    }
+    #[inline(always)]
+    fn rule_hit(&self, id: u32, bytes: u32, staged: bool) {
+        with(RULE_COUNTERS.get_ptr_mut(id), |c| c.count(bytes, staged));
+    }
+}
+
+/// The ring buffer's reader looks by itself from time to time: waking it up costs more than the event.
+const NO_WAKEUP: u64 = 1;
+
+impl EventMaps for Kernel {
+    #[inline(always)]
+    fn events(&self) -> u8 {
+        CONFIG.get(0).map_or(0, Config::kinds)
+    }
+    #[inline(always)]
+    fn report(&self, event: &mut EventRow) {
+        let rate = CONFIG.get(0).map_or(0, Config::rate);
+        let now = jiffies();
+        event.jiffies = now;
+        with(EVENT_BUDGET.get_ptr_mut(0), |budget| {
+            let window = now as u32 / WINDOW_JIFFIES;
+            if budget.window != window {
+                (budget.window, budget.used) = (window, 0);
+            }
+            let fits = budget.used < rate && EVENTS.output::<EventRow>(&*event, NO_WAKEUP).is_ok();
+            if fits {
+                budget.used += 1;
+                budget.reported += 1;
+            } else {
+                budget.suppressed += 1;
+            }
+        });
     }
 }

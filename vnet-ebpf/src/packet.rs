@@ -5,10 +5,11 @@ use core::mem::offset_of;
 
 use aya_ebpf::bindings::{__sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR};
 use aya_ebpf::helpers::generated::{
-    bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
+    bpf_clone_redirect, bpf_l4_csum_replace, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_change_type, bpf_skb_pull_data,
 };
 use aya_ebpf::programs::TcContext;
 use vnet_common::packet::Packet;
+use vnet_common::policy::MARK_OURS;
 
 /// Headers that must lie in the linear part: Ethernet, IPv6, three extension headers of usual size, TCP.
 const HEADERS: u32 = 14 + 40 + 24 + 20;
@@ -36,6 +37,18 @@ impl Skb {
             unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
         }
         Self { ctx: ctx.skb.skb }
+    }
+
+    /// The same packet once more, in another function.
+    #[inline(always)]
+    pub fn again(ctx: *mut __sk_buff) -> Self {
+        Self { ctx }
+    }
+
+    /// For another function.
+    #[inline(always)]
+    pub fn context(&self) -> *mut __sk_buff {
+        self.ctx
     }
 
     /// Is there a VLAN tag, kept beside the packet?
@@ -167,6 +180,25 @@ impl Packet for Skb {
     fn set_len(&mut self, len: u32) -> Option<()> {
         // SAFETY: as above.
         (unsafe { bpf_skb_change_tail(self.ctx, len, 0) } == 0).then_some(())
+    }
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: a field of this run's context.
+        unsafe { (*self.ctx).mark }
+    }
+    #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: as above.
+        unsafe { (*self.ctx).mark = mark };
+    }
+    #[inline(always)]
+    fn copy_to(&mut self, ifindex: u32) {
+        let mark = self.mark();
+        self.set_mark(MARK_OURS);
+        // A copy that cannot be sent (no such device, no memory) is missing at the service node; the packet itself goes its way.
+        // SAFETY: the context of this run; no pointer into the packet outlives the call.
+        unsafe { bpf_clone_redirect(self.ctx, ifindex, 0) };
+        self.set_mark(mark);
     }
     #[inline(always)]
     fn set_to_host(&mut self) {

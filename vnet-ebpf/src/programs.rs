@@ -5,6 +5,7 @@ use aya_ebpf::helpers::generated::{bpf_redirect, bpf_redirect_peer};
 use aya_ebpf::macros::classifier;
 use aya_ebpf::programs::TcContext;
 use vnet_common::pipeline;
+use vnet_common::policy::MARK_OURS;
 use vnet_common::verdict::Verdict;
 
 use crate::maps::{CLOCK, Kernel, global, jiffies, scratch};
@@ -15,6 +16,8 @@ use crate::packet::Skb;
 static TRACE: u32 = 0;
 /// TCX_NEXT: go on to the next program, and then to the stack.
 const NEXT: i32 = TC_ACT_UNSPEC;
+/// BPF_F_INGRESS: the packet enters at the device.
+const INGRESS: u64 = 1;
 
 /// TCX ingress of an endpoint's host-side device: everything that the endpoint sends.
 #[classifier]
@@ -61,7 +64,15 @@ fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
         Verdict::Next(_) => NEXT,
         Verdict::Drop(_) => TC_ACT_SHOT,
         // SAFETY: helpers without pointers.
-        Verdict::Reply(_) => unsafe { bpf_redirect(ifindex(ctx), 0) as i32 },
+        Verdict::Reply(_) => unsafe {
+            (*ctx.skb.skb).mark = MARK_OURS;
+            bpf_redirect(ifindex(ctx), 0) as i32
+        },
+        // SAFETY: as above.
+        Verdict::Bounce(_) => unsafe {
+            (*ctx.skb.skb).mark = MARK_OURS;
+            bpf_redirect(ifindex(ctx), INGRESS) as i32
+        },
         // SAFETY: as above.
         Verdict::Redirect { ifindex, peer: true, .. } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
         // SAFETY: as above.

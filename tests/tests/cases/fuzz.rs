@@ -350,6 +350,7 @@ fn kind(v: Verdict) -> String {
         Verdict::Next(_) => format!("next {name}"),
         Verdict::Drop(_) => format!("drop {name}"),
         Verdict::Reply(_) => format!("reply {name}"),
+        Verdict::Bounce(_) => format!("bounce {name}"),
         Verdict::Redirect { peer, .. } => format!("{} {name}", if peer { "redirect to peer" } else { "redirect" }),
     }
 }

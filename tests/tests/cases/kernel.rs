@@ -5,7 +5,8 @@ use std::fs::File;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues};
+use aya::maps::lpm_trie::{Key, LpmTrie};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -13,10 +14,12 @@ use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
 use nix::unistd::Pid;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
+use vnet_common::event::EventRow;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
-use vnet_common::host::{Frame, Maps};
+use vnet_common::host::{Frame, Maps, Policy};
 use vnet_common::lb::{LocalKey, MemberCounters, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
+use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
 use vnet_common::verdict::Direction;
 
 use super::snapshot::Snapshot;
@@ -28,6 +31,8 @@ pub const CACHE_SLOTS: u32 = 32;
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
 const MEMBERS: u32 = 24;
+/// Rule numbers that tests use.
+const RULES: u32 = 64;
 
 /// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
 pub fn takes(frame: &[u8]) -> bool {
@@ -55,6 +60,7 @@ pub struct Kernel {
     /// Rows of arrays that are not empty.
     endpoints: BTreeSet<u32>,
     filters: BTreeSet<u32>,
+    sets: BTreeSet<u32>,
     groups: u32,
     members: u32,
 }
@@ -97,7 +103,7 @@ impl Kernel {
             program.load().unwrap_or_else(|e| panic!("loading {name}: {e}"));
         }
         let (endpoints, filters) = (BTreeSet::new(), BTreeSet::new());
-        Self { ebpf, namespace, endpoints, filters, groups: 0, members: 0 }
+        Self { ebpf, namespace, endpoints, filters, sets: BTreeSet::new(), groups: 0, members: 0 }
     }
 
     /// What the verifier looked at, by program.
@@ -134,7 +140,13 @@ impl Kernel {
 
     /// Writes everything that the agent writes.
     pub fn configure(&mut self, maps: &Maps) {
-        self.set("CONFIG", 0, Config { generation: maps.generation.get(), flow_quota: maps.flow_quota });
+        let mut config = Config { generation: maps.generation.get(), flow_quota: maps.flow_quota, ..Config::default() };
+        for (place, port) in config.tunnel_ports.iter_mut().zip(&maps.tunnel_ports) {
+            *place = *port;
+        }
+        (config.events, config.event_rate) = (u32::from(maps.events.get()), u32::MAX);
+        self.set("CONFIG", 0, config);
+        self.configure_policy(&maps.policy);
         for ifindex in std::mem::take(&mut self.endpoints) {
             self.set("ENDPOINTS", ifindex % ENDPOINT_ROWS, EndpointRow::default());
         }
@@ -166,6 +178,48 @@ impl Kernel {
         }
     }
 
+    fn configure_policy(&mut self, policy: &Policy) {
+        for row in std::mem::take(&mut self.sets) {
+            self.set("SETS", row, SetRow::default());
+        }
+        for (row, set) in &policy.sets {
+            self.set("SETS", *row, *set);
+            self.sets.insert(*row);
+        }
+        for (i, rule) in (0..).zip(&policy.rules) {
+            self.set("RULES", i, *rule);
+        }
+        for (i, port) in (0..).zip(&policy.ports) {
+            self.set("PORTS", i, *port);
+        }
+        for (i, bits) in (0..).zip(&policy.bits) {
+            self.set("BITS", i, *bits);
+        }
+        self.replace::<PeerKey, u32>("PEERS", policy.peers.iter().map(|(k, v)| (*k, *v)));
+        self.replace::<AddressKey, u32>("IPCACHE", policy.ipcache.iter().map(|(k, v)| (*k, *v)));
+        let mut cidrs: LpmTrie<&mut MapData, AddressKey, u32> =
+            self.ebpf.map_mut("CIDRS").expect("CIDRS").try_into().expect("CIDRS");
+        let old: Vec<_> = cidrs.keys().collect::<Result<_, _>>().expect("CIDRS");
+        for key in old {
+            cidrs.remove(&key).expect("CIDRS");
+        }
+        for ((bits, key), identity) in &policy.cidrs {
+            cidrs.insert(&Key::new(*bits, *key), identity, 0).expect("CIDRS");
+        }
+    }
+
+    /// The events that were reported since this was asked last.
+    fn events(&mut self) -> Vec<EventRow> {
+        let mut ring: RingBuf<&mut MapData> = self.ebpf.map_mut("EVENTS").expect("EVENTS").try_into().expect("EVENTS");
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            assert_eq!(item.len(), size_of::<EventRow>());
+            // SAFETY: an item of this size is an `EventRow`: plain data, for which every bit pattern is valid.
+            events.push(unsafe { item.as_ptr().cast::<EventRow>().read_unaligned() });
+        }
+        events
+    }
+
     /// Clears flows and counters.
     pub fn reset(&mut self) {
         for slot in 0..SLOTS {
@@ -179,6 +233,12 @@ impl Kernel {
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("MEMBER_COUNTERS").set(row, zero, 0).expect("MEMBER_COUNTERS");
         }
+        for id in 0..RULES {
+            let zero = vec![RuleCounters::default(); nr_cpus().expect("counting CPUs")];
+            let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
+            self.per_cpu("RULE_COUNTERS").set(id, zero, 0).expect("RULE_COUNTERS");
+        }
+        self.events();
         self.reset_flows::<V4>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
         self.reset_flows::<V6>(["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], 1);
         for slot in 0..SLOTS {
@@ -205,7 +265,7 @@ impl Kernel {
     pub fn run(&mut self, direction: Direction, ifindex: u32, frame: &Frame) -> Ran {
         let name = if direction == Direction::Egress { "vm_egress" } else { "vm_ingress" };
         let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect(name);
-        let ctx = context(ifindex, frame.segment);
+        let ctx = context(ifindex, frame.segment, frame.mark);
         let mut out = vec![0; frame.bytes.len() + 256];
         let options = TestRunOptions {
             data_in: Some(&frame.bytes),
@@ -231,6 +291,16 @@ impl Kernel {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
         }
+        for id in 0..RULES {
+            let rows = self.per_cpu::<RuleCounters>("RULE_COUNTERS").get(&id, 0).expect("RULE_COUNTERS");
+            let sum = |a: RuleCounters, b: &RuleCounters| RuleCounters {
+                hits: a.hits + b.hits,
+                bytes: a.bytes + b.bytes,
+                staged: a.staged + b.staged,
+            };
+            s.add_rule(id, rows.iter().fold(RuleCounters::default(), sum));
+        }
+        s.events = self.events().into_iter().map(|e| EventRow { jiffies: 0, ..e }).collect();
         self.add_flows::<V4>(&mut s, ["FLOWS4", "HALF_OPEN4", "CACHE4"]);
         self.add_flows::<V6>(&mut s, ["FLOWS6", "HALF_OPEN6", "CACHE6"]);
         s.sorted()
@@ -264,10 +334,12 @@ fn sum_member(mut a: MemberCounters, b: &MemberCounters) -> MemberCounters {
 }
 
 /// A `struct __sk_buff` (`linux/bpf.h`) that says where the packet is and how it will be cut up.
-fn context(ifindex: u32, segment: u32) -> [u8; 192] {
+fn context(ifindex: u32, segment: u32, mark: u32) -> [u8; 192] {
+    const MARK: usize = 8;
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;
     let mut b = [0; 192];
+    b[MARK..MARK + 4].copy_from_slice(&mark.to_ne_bytes());
     b[IFINDEX..IFINDEX + 4].copy_from_slice(&ifindex.to_ne_bytes());
     b[GSO_SIZE..GSO_SIZE + 4].copy_from_slice(&segment.to_ne_bytes());
     b

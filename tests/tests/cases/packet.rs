@@ -131,6 +131,10 @@ impl Packet {
         (self.dst_mac, self.src_mac) = (dst, src);
         self
     }
+    pub fn window(mut self, window: u16) -> Self {
+        self.window = window;
+        self
+    }
     pub fn ttl(mut self, ttl: u8) -> Self {
         self.ttl = ttl;
         self

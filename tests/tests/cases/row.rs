@@ -52,11 +52,21 @@ pub struct Row {
     expected: Snapshot,
     /// Entries in the main and in the half-open tables at the end.
     holds: (usize, usize),
+    /// The row says which rules decided, and what was reported.
+    judged: bool,
 }
 
 /// Starts a row.
 pub fn row(name: impl Into<String>, world: World) -> Row {
-    Row { name: name.into(), world, steps: Vec::new(), host_only: false, expected: Snapshot::default(), holds: (0, 0) }
+    Row {
+        name: name.into(),
+        world,
+        steps: Vec::new(),
+        host_only: false,
+        expected: Snapshot::default(),
+        holds: (0, 0),
+        judged: false,
+    }
 }
 
 impl Row {
@@ -95,6 +105,26 @@ impl Row {
     /// The last packet will be cut into segments of so many bytes.
     pub fn segment(mut self, bytes: u32) -> Self {
         self.last().frame.segment = bytes;
+        self
+    }
+    /// The last packet has this mark.
+    pub fn mark(mut self, mark: u32) -> Self {
+        self.last().frame.mark = mark;
+        self
+    }
+    /// The rule with this number decided about the last packet.
+    pub fn decided(mut self, id: u32) -> Self {
+        let bytes = self.last().frame.bytes.len() as u64;
+        self.judged = true;
+        let c = self.expected.rules.entry(id).or_default();
+        c.hits += 1;
+        c.bytes += bytes;
+        self
+    }
+    /// A staged rule would have decided about it.
+    pub fn staged(mut self, id: u32) -> Self {
+        self.judged = true;
+        self.expected.rules.entry(id).or_default().staged += 1;
         self
     }
     /// The last packet has a VLAN tag beside it.
@@ -144,6 +174,11 @@ impl Row {
     /// The last packet is dropped.
     pub fn dropped(self, reason: Reason) -> Self {
         self.outcome(Verdict::Drop(reason), None)
+    }
+    /// The last packet is answered in the endpoint's name.
+    pub fn bounced(self, reason: Reason, out: &Packet) -> Self {
+        let bytes = out.bytes();
+        self.outcome(Verdict::Bounce(reason), Some(bytes))
     }
     /// The last packet is answered.
     pub fn answered(self, reason: Reason, out: &Packet) -> Self {
@@ -212,7 +247,7 @@ pub fn run(rows: impl IntoIterator<Item = Row>) {
 }
 
 fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
-    let Row { name, mut world, steps, host_only, expected, holds } = row;
+    let Row { name, mut world, steps, host_only, expected, holds, judged } = row;
     let (mut out, started) = (Vec::new(), Instant::now());
     if !host_only {
         kernel.configure(&world.maps);
@@ -233,8 +268,13 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
         }
     }
     let host = Snapshot::of(&world.maps);
-    let mut differences = Snapshot { main: host.main.clone(), half_open: host.half_open.clone(), ..expected }
-        .differences("expected", &host, "host");
+    let mut expected = Snapshot { main: host.main.clone(), half_open: host.half_open.clone(), ..expected };
+    if !judged {
+        // A row that says nothing of rules: they are held against the kernel's only.
+        expected.rules.clone_from(&host.rules);
+    }
+    expected.events.clone_from(&host.events);
+    let mut differences = expected.differences("expected", &host, "host");
     let entries = (host.main.len(), host.half_open.len());
     if entries != (2 * holds.0, 2 * holds.1) {
         differences.push(format!("flows: expected {holds:?}, host {entries:?} entries"));
@@ -265,7 +305,7 @@ pub fn action(v: Verdict) -> i32 {
     match v {
         Verdict::Next(_) => NEXT,
         Verdict::Drop(_) => SHOT,
-        Verdict::Reply(_) | Verdict::Redirect { .. } => REDIRECT,
+        Verdict::Reply(_) | Verdict::Bounce(_) | Verdict::Redirect { .. } => REDIRECT,
     }
 }
 

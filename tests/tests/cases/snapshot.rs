@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 
 use vnet_common::addr::Address;
 use vnet_common::endpoint::EndpointCounters;
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Table};
+use vnet_common::event::EventRow;
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, Table};
 use vnet_common::host::{Flows, Maps};
 use vnet_common::lb::MemberCounters;
+use vnet_common::policy::RuleCounters;
 
 /// Counters, with what flow caches still hold added, and flow entries, without their times.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -17,6 +19,10 @@ pub struct Snapshot {
     pub members: BTreeMap<u32, MemberCounters>,
     /// Flows that endpoints have of their quota; likewise.
     pub quota: BTreeMap<u32, u32>,
+    /// By rule number; likewise.
+    pub rules: BTreeMap<u32, RuleCounters>,
+    /// What was reported, in order.
+    pub events: Vec<EventRow>,
     /// Entries in the main tables of both families.
     pub main: Vec<String>,
     /// Entries in the half-open ones.
@@ -30,6 +36,8 @@ impl Snapshot {
         maps.counters.borrow().iter().for_each(|(slot, c)| s.add_endpoint(*slot, *c));
         maps.member_counters.borrow().iter().for_each(|(row, c)| s.add_member(*row, *c));
         maps.flow_counts.borrow().iter().for_each(|(slot, n)| s.add_quota(*slot, *n));
+        maps.policy.counters.borrow().iter().for_each(|(id, c)| s.add_rule(*id, *c));
+        s.events = maps.reported.borrow().iter().map(|e| EventRow { jiffies: 0, ..*e }).collect();
         s.add_host_flows(&maps.flows4);
         s.add_host_flows(&maps.flows6);
         s.sorted()
@@ -54,6 +62,12 @@ impl Snapshot {
             self.members.insert(row, c);
         }
     }
+    /// Adds the counters of a rule.
+    pub fn add_rule(&mut self, id: u32, c: RuleCounters) {
+        if c != RuleCounters::default() {
+            self.rules.insert(id, c);
+        }
+    }
     /// Adds what an endpoint has of its quota.
     pub fn add_quota(&mut self, slot: u32, n: u32) {
         if n != 0 {
@@ -69,7 +83,7 @@ impl Snapshot {
         half_open: Vec<(FlowKey<A>, FlowEntry<A>)>,
     ) {
         let held: Vec<_> = cache.iter().filter(|s| s.key.endpoint != 0 && s.packets != 0).collect();
-        for s in &held {
+        for s in held.iter().filter(|s| s.member != NO_MEMBER) {
             let c = self.members.entry(s.member).or_default();
             c.packets[usize::from(s.key.direction)] += u64::from(s.packets);
             c.bytes[usize::from(s.key.direction)] += u64::from(s.bytes);
@@ -102,6 +116,8 @@ impl Snapshot {
         compare("endpoint counters", endpoints(&self.endpoints), endpoints(&other.endpoints));
         compare("member counters", format!("{:?}", self.members), format!("{:?}", other.members));
         compare("quota", format!("{:?}", self.quota), format!("{:?}", other.quota));
+        compare("rules", format!("{:?}", self.rules), format!("{:?}", other.rules));
+        compare("events", format!("{:?}", self.events), format!("{:?}", other.events));
         compare("main table", lines(&self.main), lines(&other.main));
         compare("half-open table", lines(&self.half_open), lines(&other.half_open));
         out

@@ -1,4 +1,5 @@
-//! Who may do what: whoever can open the socket may read; root and the members of one group may also change.
+//! Who may do what: whoever can open the socket may read; root and the members of one group may also change; the users of a
+//! tag source may send events in its name.
 //!
 //! The answer comes from the system's user database at each request, so that who leaves the group is out at once.
 
@@ -14,10 +15,20 @@ use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
 
 use super::error::response;
 use super::socket::Peer;
+use super::sources::{self, Sources};
 
-/// Lets a request through, or not, and logs it; the members of group `writers` may change things.
+/// Who may change things.
+#[derive(Clone)]
+pub(super) struct Access {
+    /// The group whose members may.
+    pub(super) writers: Arc<str>,
+    /// Knows who may send events to tag sources.
+    pub(super) senders: Option<Arc<dyn Sources>>,
+}
+
+/// Lets a request through, or not, and logs it.
 pub(super) async fn check(
-    State(writers): State<Arc<str>>,
+    State(access): State<Access>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
@@ -30,7 +41,12 @@ pub(super) async fn check(
     }
     let (uid, gid) = (peer.uid(), peer.gid());
     // The user database may be on the network: asking it may take a while.
-    let refused = tokio::task::spawn_blocking(move || refusal(Uid::from_raw(uid), Gid::from_raw(gid), &writers)).await;
+    let path = request.uri().path().to_owned();
+    let refused = tokio::task::spawn_blocking(move || {
+        let refusal = refusal(Uid::from_raw(uid), Gid::from_raw(gid), &access.writers)?;
+        if access.may_send(&path, uid) { None } else { Some(refusal) }
+    })
+    .await;
     let answer = match refused {
         Ok(None) => next.run(request).await,
         Ok(Some(why)) => response(StatusCode::FORBIDDEN, why),
@@ -38,6 +54,14 @@ pub(super) async fn check(
     };
     log::info!("{peer}: {line}: {}", answer.status());
     answer
+}
+
+impl Access {
+    /// Is this where a tag source's events go, and this user one of those who may send them?
+    fn may_send(&self, path: &str, uid: u32) -> bool {
+        let sent_to = sources::sent_to(path);
+        sent_to.is_some_and(|source| self.senders.as_ref().is_some_and(|sources| sources.may_send(source, uid)))
+    }
 }
 
 /// Why this user may not change anything; `None` if it may.
@@ -50,6 +74,13 @@ fn refusal(uid: Uid, gid: Gid, writers: &str) -> Option<String> {
         "user {name} may look but not change: only root and the members of group '{writers}' may. \
          Use sudo, or have an administrator run: usermod -aG {writers} {name}"
     ))
+}
+
+/// As the audit log names a user: `user NAME (UID)`. It may take a while.
+pub(super) fn user(peer: &Peer) -> String {
+    let uid = peer.uid();
+    let name = User::from_uid(Uid::from_raw(uid)).ok().flatten().map_or_else(|| "?".to_owned(), |user| user.name);
+    format!("user {name} ({uid})")
 }
 
 fn is_writer(uid: Uid, gid: Gid, writers: &str) -> bool {

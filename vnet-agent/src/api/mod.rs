@@ -5,25 +5,32 @@
 mod access;
 mod error;
 mod extract;
+mod observe;
+mod quarantine;
 mod routes;
 mod socket;
+mod sources;
 #[cfg(test)]
 mod tests;
 
 use std::future::{Future, IntoFuture};
 use std::path::Path;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
 pub use error::{Class, Refusal};
+pub use observe::{Observe, listen_for_metrics, serve_metrics};
+pub use quarantine::Quarantine;
+pub use routes::Routes;
 pub use socket::{Peer, Socket};
+pub use sources::Sources;
 
 /// How long requests that are under way may go on once the agent ends. A client that stops reading must not hold it.
 const GRACE: Duration = Duration::from_secs(3);
@@ -40,6 +47,10 @@ pub trait Control: Send + Sync + 'static {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal>;
     /// Every endpoint, discovered or configured.
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
+    /// Gives an endpoint a device, and waits until its state is in force there.
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal>;
+    /// Every rule, with what it decided.
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal>;
     /// Every load balancer.
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal>;
     /// One load balancer.
@@ -54,19 +65,19 @@ pub trait Control: Send + Sync + 'static {
 }
 
 /// Makes the socket at `path` and serves it, until `shutdown` resolves and the requests under way are answered.
-pub async fn serve(path: &Path, control: Arc<dyn Control>, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
-    serve_on(Socket::bind(path)?, control, shutdown).await
+pub async fn serve(path: &Path, routes: impl Into<Routes>, shutdown: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+    serve_on(Socket::bind(path)?, routes, shutdown).await
 }
 
 /// Like [`serve`], on a socket that is already bound: from its binding on, clients wait instead of being refused.
 pub async fn serve_on(
     socket: Socket,
-    control: Arc<dyn Control>,
+    routes: impl Into<Routes>,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<()> {
     let (path, writers) = (socket.path().to_owned(), socket.group());
     let (begun, ending) = oneshot::channel();
-    let server = axum::serve(socket, routes::router(control, writers).into_make_service_with_connect_info::<Peer>())
+    let server = axum::serve(socket, routes.into().into_router(writers).into_make_service_with_connect_info::<Peer>())
         .with_graceful_shutdown(async move {
             shutdown.await;
             // Nobody listens any more if the server has ended by itself.

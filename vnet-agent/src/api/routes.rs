@@ -10,25 +10,69 @@ use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
+use super::access::Access;
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
-use super::{Control, access};
+use super::{Control, Sources, access};
 
 /// Flows in an answer, when the request does not say.
 const FLOWS: usize = 100;
 /// Flows in an answer at most: about 20 MB of JSON.
 const FLOWS_LIMIT: usize = 65_536;
 /// The kinds of resources.
-const KINDS: [&str; 2] = ["LoadBalancer", "Endpoint"];
+const KINDS: [&str; 5] = ["LoadBalancer", "Endpoint", "SecurityGroup", "Policy", "TagSource"];
 
 type Agent = State<Arc<dyn Control>>;
-type Answer<T> = Result<Json<T>, Refusal>;
+/// What a request gets.
+pub(super) type Answer<T> = Result<Json<T>, Refusal>;
 
-/// All routes over `control`; the members of group `writers` may change things.
-pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
+/// Routes, each with what answers it.
+pub struct Routes {
+    router: Router,
+    /// Knows who may send events to tag sources, beside those who may change things.
+    senders: Option<Arc<dyn Sources>>,
+}
+
+impl Routes {
+    /// These and others.
+    #[must_use]
+    pub fn with(self, others: impl Into<Self>) -> Self {
+        let others = others.into();
+        Self { router: self.router.merge(others.router), senders: self.senders.or(others.senders) }
+    }
+
+    pub(super) fn new(router: Router) -> Self {
+        Self { router, senders: None }
+    }
+
+    /// The same, where the users of a tag source may send its events.
+    pub(super) fn sent_to(self, senders: Arc<dyn Sources>) -> Self {
+        Self { senders: Some(senders), ..self }
+    }
+
+    /// All that is served: the members of group `writers` may change things.
+    pub(super) fn into_router(self, writers: Arc<str>) -> Router {
+        let access = Access { writers, senders: self.senders };
+        self.router
+            .fallback(no_such_path)
+            .method_not_allowed_fallback(no_such_method)
+            .layer(DefaultBodyLimit::max(BODY_LIMIT))
+            .layer(middleware::from_fn_with_state(access, access::check))
+    }
+}
+
+/// The routes of [`Control`].
+impl From<Arc<dyn Control>> for Routes {
+    fn from(control: Arc<dyn Control>) -> Self {
+        Self::new(router(control))
+    }
+}
+
+fn router(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/apply", post(apply))
@@ -36,23 +80,22 @@ pub(super) fn router(control: Arc<dyn Control>, writers: Arc<str>) -> Router {
         .route("/v1/resources/{kind}/{name}", get(resource).delete(delete))
         .route("/v1/delete", post(delete_all))
         .route("/v1/endpoints", get(endpoints))
+        .route("/v1/endpoints/attach", post(attach))
+        .route("/v1/rules", get(rules))
         .route("/v1/lb", get(lbs))
         .route("/v1/lb/{name}", get(lb))
         .route("/v1/lb/{name}/members/{member}", post(change_member))
         .route("/v1/flows", get(flows))
         .route("/v1/detach", post(detach))
-        .fallback(no_such_path)
-        .method_not_allowed_fallback(no_such_method)
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
-        .layer(middleware::from_fn_with_state(writers, access::check))
         .with_state(control)
 }
 
 /// Calls `control` on a thread that may block.
-async fn ask<T, F>(control: Arc<dyn Control>, call: F) -> Answer<T>
+pub(super) async fn ask<C, T, F>(control: Arc<C>, call: F) -> Answer<T>
 where
+    C: ?Sized + Send + Sync + 'static,
     T: Send + 'static,
-    F: FnOnce(&dyn Control) -> Result<T, Refusal> + Send + 'static,
+    F: FnOnce(&C) -> Result<T, Refusal> + Send + 'static,
 {
     match tokio::task::spawn_blocking(move || call(control.as_ref())).await {
         Ok(answer) => answer.map(Json),
@@ -100,6 +143,14 @@ async fn endpoints(State(control): Agent) -> Answer<Vec<EndpointStatus>> {
     ask(control, |control| control.endpoints()).await
 }
 
+async fn attach(State(control): Agent, Body(request): Body<AttachRequest>) -> Answer<EndpointStatus> {
+    ask(control, |control| control.attach(request)).await
+}
+
+async fn rules(State(control): Agent) -> Answer<Vec<RuleStatus>> {
+    ask(control, |control| control.rules()).await
+}
+
 async fn lbs(State(control): Agent) -> Answer<Vec<LbStatus>> {
     ask(control, |control| control.lbs()).await
 }
@@ -136,11 +187,17 @@ struct FlowQuery {
     limit: Option<usize>,
 }
 
-async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
-    let limit = query.limit.unwrap_or(FLOWS);
+/// How many flows an answer may have.
+pub(super) fn flow_limit(asked: Option<usize>) -> Result<usize, Refusal> {
+    let limit = asked.unwrap_or(FLOWS);
     if limit > FLOWS_LIMIT {
         return Err(Refusal::bad_request(format!("limit {limit} is over {FLOWS_LIMIT}, the most flows in one answer")));
     }
+    Ok(limit)
+}
+
+async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
+    let limit = flow_limit(query.limit)?;
     ask(control, move |control| control.flows(query.lb.as_deref(), limit)).await
 }
 

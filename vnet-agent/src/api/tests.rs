@@ -18,6 +18,12 @@ use super::{Control, Refusal, Socket, serve_on};
 struct Known;
 
 impl Control for Known {
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
+        Err(Refusal::conflict(format!("device '{}' is not there", request.device)))
+    }
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
+        Ok(Vec::new())
+    }
     fn status(&self) -> Result<Status, Refusal> {
         Ok(Status { version: "9.9.9".to_owned(), ..Status::default() })
     }
@@ -95,7 +101,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let bound = runtime.block_on(async { Socket::bind(&socket) })?;
-        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known), async {
+        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known) as Arc<dyn Control>, async {
             let _ = stopped.await;
         }));
         Ok(Self { directory, socket, stop: Some(stop), done: Some(done), runtime })

@@ -10,6 +10,7 @@ use vnet_common::endpoint::{EndpointRow, flags};
 use vnet_common::lb::LocalKey;
 
 use super::inputs::Nic;
+use super::placements::Placements;
 use crate::datapath::{Attached, Datapath};
 use crate::lb::live::wide;
 
@@ -49,9 +50,9 @@ impl Attachments {
     }
 
     /// These devices went away; others may have their indices now.
-    pub fn forget(&mut self, dp: &Datapath, gone: &[u32]) {
+    pub fn forget(&mut self, dp: &Datapath, placements: &Placements, gone: &[u32]) {
         for ifindex in gone {
-            if let Err(e) = self.remove(dp, *ifindex) {
+            if let Err(e) = self.remove(dp, placements, *ifindex) {
                 log::warn!("{e:#}");
             }
         }
@@ -62,6 +63,7 @@ impl Attachments {
     pub fn reconcile(
         &mut self,
         dp: &Datapath,
+        placements: &Placements,
         wanted: &[Nic],
         members: &HashSet<u32>,
         id: impl Fn(&str) -> Result<u32>,
@@ -77,12 +79,12 @@ impl Attachments {
         let there: BTreeSet<u32> = wanted.iter().map(Nic::ifindex).collect();
         let gone: Vec<u32> = self.devices.keys().filter(|i| !there.contains(i)).copied().collect();
         for ifindex in gone {
-            if let Err(e) = self.remove(dp, ifindex) {
+            if let Err(e) = self.remove(dp, placements, ifindex) {
                 self.trouble.push(format!("{e:#}"));
             }
         }
         for nic in wanted.iter().filter(|n| n.ifindex() != 0) {
-            if let Err(e) = self.put(dp, nic, members.contains(&nic.ifindex()), &id, again) {
+            if let Err(e) = self.put((dp, placements), nic, members.contains(&nic.ifindex()), &id, again) {
                 self.trouble.push(format!("endpoint {}: {e:#}", nic.name));
             }
         }
@@ -105,16 +107,24 @@ impl Attachments {
         Ok(())
     }
 
-    fn remove(&mut self, dp: &Datapath, ifindex: u32) -> Result<()> {
+    fn remove(&mut self, dp: &Datapath, placements: &Placements, ifindex: u32) -> Result<()> {
         if self.devices.contains_key(&ifindex) {
             dp.detach(ifindex)?;
+            placements.forget(ifindex);
             dp.maps().remove_endpoint(ifindex)?;
             self.devices.remove(&ifindex);
         }
         Ok(())
     }
 
-    fn put(&mut self, dp: &Datapath, nic: &Nic, member: bool, id: impl Fn(&str) -> Result<u32>, again: bool) -> Result<()> {
+    fn put(
+        &mut self,
+        (dp, placements): (&Datapath, &Placements),
+        nic: &Nic,
+        member: bool,
+        id: impl Fn(&str) -> Result<u32>,
+        again: bool,
+    ) -> Result<()> {
         let ifindex = nic.ifindex();
         let old = self.devices.get(&ifindex);
         let (id, slot) = match old.filter(|a| a.row.id != 0 && a.state.is_ok()) {
@@ -129,7 +139,7 @@ impl Attachments {
         if right && !again {
             return Ok(());
         }
-        dp.maps().set_endpoint(&row)?;
+        placements.put(&nic.name, row)?;
         let state = dp.attach(ifindex).map_err(|e| format!("{e:#}"));
         let failed = state.as_ref().err().cloned();
         match (&failed, old) {
@@ -152,9 +162,13 @@ impl Attachments {
         }
         let Some(is) = &mut self.locals else { return Ok(()) };
         let gone: Vec<LocalKey> = is.keys().filter(|k| !should.contains_key(k)).copied().collect();
-        for key in gone {
-            dp.maps().remove_local(&key)?;
-            is.remove(&key);
+        for key in &gone {
+            dp.maps().remove_local(key)?;
+            is.remove(key);
+        }
+        if !gone.is_empty() {
+            // Flows from addresses that an endpoint has no more are judged again.
+            dp.maps().bump_generation()?;
         }
         for (key, ifindex) in should {
             if is.get(&key) != Some(&ifindex) {
@@ -167,7 +181,7 @@ impl Attachments {
 }
 
 fn row(nic: &Nic, id: u32, slot: u32, member: bool) -> EndpointRow {
-    let mut bits = if member { flags::REDIRECT_BACK } else { 0 };
+    let mut bits = nic.guards | if member { flags::REDIRECT_BACK } else { 0 };
     if nic.link.as_ref().is_some_and(|d| d.peer_elsewhere) {
         bits |= flags::PEER;
     }

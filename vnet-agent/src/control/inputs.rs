@@ -3,12 +3,16 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
+use vnet_common::endpoint::flags;
+
 use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::health::{Check, Health};
-use crate::resource::{Endpoint, LoadBalancer, Origin, Resource, parse_mac};
+use crate::resource::{
+    AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
+};
 use crate::store::MemberOverride;
 
 /// Kind and name.
@@ -27,14 +31,16 @@ pub fn key(r: &Resource) -> Key {
 pub struct Inputs {
     /// What users applied.
     pub resources: Resources,
-    /// Where they were written, if they were applied from files.
-    pub origins: HashMap<Key, Origin>,
     /// What operators changed, by load balancer and member name.
     pub overrides: HashMap<(String, String), MemberOverride>,
     /// The devices and neighbours of this host.
     pub world: World,
     /// Devices that are endpoints without a resource.
     pub attach: Vec<Pattern>,
+    /// Devices that endpoints were given at run time, instead of those that their resources name.
+    pub bindings: HashMap<String, String>,
+    /// Where resources were written.
+    pub origins: HashMap<Key, Origin>,
     /// What is known of the members' health.
     pub health: HashMap<Check, (Health, Option<String>)>,
 }
@@ -60,6 +66,10 @@ pub struct Nic {
     pub segment: u32,
     /// That bridge's MAC, or the device's own.
     pub host_mac: Mac,
+    /// Its addresses were given, not learned.
+    pub given: bool,
+    /// What its resource says of it beyond rules: bits of [`EndpointRow::flags`](vnet_common::endpoint::EndpointRow::flags).
+    pub guards: u16,
 }
 
 impl Nic {
@@ -89,6 +99,30 @@ impl Inputs {
         })
     }
 
+    /// The security groups.
+    pub fn groups(&self) -> impl Iterator<Item = &SecurityGroup> {
+        self.resources.values().filter_map(|r| match r {
+            Resource::SecurityGroup(group) => Some(group),
+            _ => None,
+        })
+    }
+
+    /// The policies.
+    pub fn policies(&self) -> impl Iterator<Item = &Policy> {
+        self.resources.values().filter_map(|r| match r {
+            Resource::Policy(policy) => Some(policy),
+            _ => None,
+        })
+    }
+
+    /// The tag sources.
+    pub fn tag_sources(&self) -> impl Iterator<Item = &TagSource> {
+        self.resources.values().filter_map(|r| match r {
+            Resource::TagSource(source) => Some(source),
+            _ => None,
+        })
+    }
+
     fn endpoint_resources(&self) -> impl Iterator<Item = &Endpoint> {
         self.resources.values().filter_map(|r| match r {
             Resource::Endpoint(e) => Some(e),
@@ -110,7 +144,9 @@ impl Inputs {
 
     fn configured(&self, e: &Endpoint) -> Nic {
         let mac = e.spec.mac.as_deref().and_then(parse_mac);
-        Nic { labels: e.metadata.labels.clone(), ..self.nic(&e.metadata.name, &e.spec.device, mac, &e.spec.addresses) }
+        let device = self.bindings.get(&e.metadata.name).unwrap_or(&e.spec.device);
+        let nic = self.nic(&e.metadata.name, device, mac, &e.spec.addresses);
+        Nic { labels: e.metadata.labels.clone(), given: !e.spec.addresses.is_empty(), guards: guards(&e.spec), ..nic }
     }
 
     fn nic(&self, name: &str, device: &str, mac: Option<Mac>, addresses: &[IpAddr]) -> Nic {
@@ -154,6 +190,20 @@ impl Inputs {
         undo.reverse();
         undo
     }
+}
+
+/// What is checked of an endpoint's packets, and what it may beyond others.
+fn guards(spec: &EndpointSpec) -> u16 {
+    let (mac, ip) = match spec.anti_spoofing {
+        AntiSpoofing::Off => (false, false),
+        AntiSpoofing::Strict => (true, true),
+        AntiSpoofing::Auto => (spec.mac.is_some(), !spec.addresses.is_empty()),
+    };
+    let bit = |on: bool, bit: u16| if on { bit } else { 0 };
+    bit(mac, flags::CHECK_MAC)
+        | bit(ip && !spec.router, flags::CHECK_IP)
+        | bit(spec.router, flags::ROUTER)
+        | bit(spec.allow_tunnels, flags::TUNNELS)
 }
 
 /// The key of the load balancer of this name.

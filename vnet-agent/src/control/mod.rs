@@ -6,18 +6,26 @@
 //! not held while flow tables are read.
 
 pub mod attachments;
+mod change;
 mod diff;
 mod drops;
+mod effects;
 pub mod glob;
 pub mod inputs;
+mod observe;
+pub mod placements;
 pub mod policy;
+mod policy_rows;
 mod rows;
 pub mod run;
+mod security;
+mod tags;
 mod views;
 mod warn;
 pub mod world;
 
 use std::collections::HashSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -26,19 +34,29 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
+    RuleStatus, Status,
 };
 
 use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
 use crate::device::Snapshot;
+use crate::explain::Rehearsals;
 use crate::lb::health::{self, Checker};
-use crate::resource::{self, Resource};
+use crate::observe::{Observer, Reader, Saying};
+use crate::policy::ids::RuleIds;
+use crate::quarantine::clock::Clock;
+use crate::quarantine::{self, Enforce, Journal};
+use crate::resource::{self, Cidr, Resource};
+use crate::source;
 use crate::store::Store;
 use attachments::Attachments;
+use change::Edit;
 use drops::Drops;
 use inputs::{Inputs, Key, key};
+use placements::Placements;
 use policy::Policy;
+use security::Security;
 use world::World;
 
 /// How long `detach` waits for requests that are still reading the datapath.
@@ -48,33 +66,100 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Agent {
     /// `None` once everything was detached.
     state: Mutex<Option<State>>,
+    parts: Parts,
     started: Instant,
     ending: watch::Sender<bool>,
+    /// Reads the programs' events.
+    reader: Mutex<Option<Reader>>,
+    rehearsals: Rehearsals,
 }
 
 /// What the lock guards.
 struct State {
     datapath: Arc<Datapath>,
     policy: Policy<Arc<Datapath>>,
+    security: Security,
     attachments: Attachments,
     checker: Checker,
     runtime: Handle,
     /// What keeps the agent from following the host, if anything does.
     blind: Option<String>,
     drops: Drops,
+    parts: Parts,
+}
+
+/// What has locks of its own. Their threads may take these while the agent's is held, never the other way round.
+#[derive(Clone)]
+pub struct Parts {
+    /// The endpoints' rows.
+    pub placements: Arc<Placements>,
+    /// Tags, and who is held.
+    pub quarantine: Arc<quarantine::Service>,
+    /// Where tags come from.
+    pub sources: Arc<source::Sources>,
+    /// The endpoints, for these.
+    directory: Arc<source::Current>,
+    /// What users see of what happens.
+    pub observer: Arc<Observer>,
+}
+
+/// What an agent runs on.
+pub struct Ground {
+    /// Desired state.
+    pub store: Box<dyn Store>,
+    /// Tags and holds.
+    pub journal: Arc<dyn Journal>,
+    /// The datapath.
+    pub datapath: Datapath,
+    /// Devices that are endpoints without a resource.
+    pub patterns: Vec<glob::Pattern>,
+    /// Checks members.
+    pub checker: Checker,
+    /// Networks that endpoints are in.
+    pub networks: Vec<Cidr>,
+    /// Where sockets are made.
+    pub run_dir: PathBuf,
+    /// What tells the time of holds.
+    pub clock: Arc<dyn Clock>,
 }
 
 impl Agent {
-    /// Reads what is desired. Nothing is written before the first [`Agent::devices_changed`].
+    /// Reads what is desired, and who is held. Nothing is written before the first [`Agent::devices_changed`].
     ///
     /// Call it within a tokio runtime: health checks run there.
-    pub fn new(store: Box<dyn Store>, datapath: Datapath, patterns: Vec<glob::Pattern>, checker: Checker) -> Result<Self> {
+    pub fn new(ground: Ground) -> Result<Self> {
+        let Ground { store, journal, datapath, patterns, checker, networks, run_dir, clock } = ground;
         let datapath = Arc::new(datapath);
         let inputs = Inputs { attach: patterns, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
+        let ids = RuleIds::new(policy.store().rule_ids().context("reading the numbers of rules from the store")?);
+        let security = Security::new(ids, networks);
+        let observer = Arc::new(Observer::default());
+        let placements = Arc::new(Placements::new(Arc::clone(&datapath), Arc::clone(&observer)));
+        let (pinned, numbers) = tags::pinned(&datapath, &policy, journal.as_ref())?;
+        placements.recall(pinned, numbers);
+        let enforce = Arc::clone(&placements) as Arc<dyn Enforce>;
+        let quarantine = Arc::new(quarantine::Service::open(journal, enforce, clock)?);
+        let directory = Arc::new(source::Current::default());
+        let sink = Arc::new(tags::Sink::new(Arc::clone(&quarantine), Arc::clone(&observer)));
+        let sources = Arc::new(source::Sources::new(&run_dir, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
+        let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let state = State { datapath, policy, attachments, checker, runtime, blind: None, drops: Drops::default() };
-        Ok(Self { state: Mutex::new(Some(state)), started: Instant::now(), ending: watch::Sender::new(false) })
+        let (blind, drops) = (None, Drops::default());
+        let state = State { datapath, policy, security, attachments, checker, runtime, blind, drops, parts: parts.clone() };
+        Ok(Self {
+            state: Mutex::new(Some(state)),
+            parts,
+            started: Instant::now(),
+            ending: watch::Sender::new(false),
+            reader: Mutex::default(),
+            rehearsals: Rehearsals::default(),
+        })
+    }
+
+    /// What has locks of its own.
+    pub fn parts(&self) -> &Parts {
+        &self.parts
     }
 
     /// Becomes `true` when the agent is to end.
@@ -85,13 +170,14 @@ impl Agent {
     /// Says that the agent is to end.
     pub fn end(&self) {
         self.ending.send_replace(true);
+        self.parts.observer.events.close();
     }
 
     /// The devices or neighbours of this host changed.
     pub fn devices_changed(&self, snapshot: Snapshot) {
         self.event(|s| {
             s.blind = None;
-            s.attachments.forget(&s.datapath, &snapshot.gone);
+            s.attachments.forget(&s.datapath, &s.parts.placements, &snapshot.gone);
             let gone = !snapshot.gone.is_empty();
             let world = World::from(snapshot);
             let first = s.policy.known().is_none();
@@ -100,8 +186,19 @@ impl Agent {
                 if first && let Err(e) = s.policy.recall_health() {
                     log::error!("{e:#}");
                 }
+                s.tell();
                 s.policy.refresh();
+                s.secure(false);
                 s.follow(false);
+            }
+        });
+    }
+
+    /// Endpoints came into other groups, by their tags or an operator.
+    pub fn groups_changed(&self) {
+        self.event(|s| {
+            if !s.parts.quarantine.take_changed().is_empty() {
+                s.secure(false);
             }
         });
     }
@@ -115,10 +212,12 @@ impl Agent {
     pub fn health_changed(&self, events: Vec<health::Event>) {
         self.event(|s| {
             for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
-                match &e.error {
-                    Some(error) => log::warn!("{} is down: {error}", e.check.target),
-                    None => log::info!("{} is up", e.check.target),
-                }
+                let (reason, what) = match &e.error {
+                    Some(error) => ("down", format!("{} is down: {error}", e.check.target)),
+                    None => ("up", format!("{} is up", e.check.target)),
+                };
+                log::log!(if e.error.is_some() { log::Level::Warn } else { log::Level::Info }, "{what}");
+                self.parts.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
             s.policy.refresh();
@@ -131,9 +230,14 @@ impl Agent {
             if s.policy.trouble().is_some() {
                 s.policy.refresh();
             }
+            if s.security.trouble().is_some() {
+                s.secure(true);
+            }
+            s.security.sweep(&s.datapath);
             s.follow(true);
             s.look_at_drops();
         });
+        self.rehearsals.tidy();
     }
 
     /// The datapath, unless it was detached.
@@ -163,9 +267,12 @@ impl Agent {
 impl State {
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
-        let Self { policy, attachments, datapath, checker, .. } = self;
+        let Self { policy, attachments, datapath, parts, .. } = self;
         let members = policy.desired().redirect_members();
-        attachments.reconcile(datapath, policy.endpoints(), &members, |device| policy.endpoint_id(device), again);
+        let id = |device: &str| policy.endpoint_id(device);
+        attachments.reconcile(datapath, &parts.placements, policy.endpoints(), &members, id, again);
+        self.parts.observer.names.update(|names| self.rename(names));
+        let Self { policy, checker, .. } = self;
         let _runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {
@@ -205,14 +312,8 @@ impl Control for Agent {
                 return Err(refuse(faults));
             }
             let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
-            let resources = located.into_iter().map(|l| l.resource).collect();
-            let mut response = s.policy.change(resources, Vec::new(), request.dry_run)?;
-            if !request.dry_run {
-                // What was applied is in force: that its place is not known would not be worth taking it back.
-                response.warnings.extend(s.policy.remember(origins).err().map(|e| format!("{e:#}")));
-                s.follow(false);
-            }
-            Ok(response)
+            let put = located.into_iter().map(|l| l.resource).collect();
+            s.change(Edit { put, delete: Vec::new(), origins }, request.dry_run)
         })
     }
 
@@ -226,14 +327,21 @@ impl Control for Agent {
 
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
-            let response = s.policy.delete(request)?;
-            s.follow(false);
-            Ok(response)
+            let delete = s.policy.deletable(request)?;
+            s.change(Edit { put: Vec::new(), delete, origins: Vec::new() }, false)
         })
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
         views::endpoints(self)
+    }
+
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
+        change::attach(self, &request)
+    }
+
+    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
+        views::rules(self)
     }
 
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
@@ -266,9 +374,10 @@ impl Control for Agent {
 
 impl State {
     fn detach(self) -> Result<DetachResponse> {
-        let Self { datapath, policy, .. } = self;
+        let Self { datapath, policy, parts, .. } = self;
         let names = policy.inputs().world.devices.clone();
         let flows = datapath.maps().flow_total()?;
+        parts.placements.close();
         drop(policy);
         let datapath = only(datapath).context("requests are still reading the datapath")?;
         let name = |i: u32| names.get(&i).map_or_else(|| format!("index {i}"), |d| d.name.clone());

@@ -69,9 +69,12 @@ impl<R: Rows> Policy<R> {
     pub fn load(store: Box<dyn Store>, rows: R, mut inputs: Inputs) -> Result<Self> {
         let resources = store.resources().context("reading the resources from the store")?;
         inputs.resources = resources.into_iter().map(|r| (key(&r), r)).collect();
-        inputs.origins = store.origins().context("reading the places of resources from the store")?.into_iter().collect();
         let overrides = store.overrides().context("reading what operators changed from the store")?;
         inputs.overrides = overrides.into_iter().map(|(lb, member, o)| ((lb, member), o)).collect();
+        let origins = store.origins().context("reading from the store where resources were written")?;
+        inputs.origins = origins.into_iter().collect();
+        let bindings = store.bindings().context("reading the devices of endpoints from the store")?;
+        inputs.bindings = bindings.into_iter().collect();
         let stale = inputs.load_balancers().map(|lb| lb.metadata.name.clone()).collect();
         let trouble = Some("the datapath does not follow the resources: the agent is starting".to_owned());
         let mut policy = Self {
@@ -94,6 +97,26 @@ impl<R: Rows> Policy<R> {
     /// What everything follows from.
     pub fn inputs(&self) -> &Inputs {
         &self.inputs
+    }
+
+    /// Where it is kept.
+    pub fn store(&self) -> &dyn Store {
+        self.store.as_ref()
+    }
+
+    /// Notes where resources were written.
+    pub fn set_origins(&mut self, origins: Vec<(Key, Origin)>) -> Result<()> {
+        let stored = self.store.set_origins(&origins).context("noting where the resources were written");
+        self.inputs.origins.extend(origins);
+        stored
+    }
+
+    /// Gives an endpoint a device, until it gets another. Call [`Policy::refresh`] afterwards.
+    pub fn bind(&mut self, endpoint: &str, device: &str) -> Result<()> {
+        self.store.bind(endpoint, device).with_context(|| format!("storing that endpoint {endpoint} has device {device}"))?;
+        self.inputs.bindings.insert(endpoint.to_owned(), device.to_owned());
+        self.look_around();
+        Ok(())
     }
 
     /// This host changed. Call [`Policy::refresh`] afterwards.
@@ -233,18 +256,8 @@ impl<R: Rows> Policy<R> {
         Ok(ApplyResponse { changes, warnings, effects: None })
     }
 
-    /// Remembers where resources were written that are in force now.
-    pub fn remember(&mut self, origins: Vec<(Key, Origin)>) -> Result<()> {
-        let new: Vec<(Key, Origin)> = origins.into_iter().filter(|(k, o)| self.inputs.origins.get(k) != Some(o)).collect();
-        if !new.is_empty() {
-            self.store.set_origins(&new).context("remembering where resources were written")?;
-            self.inputs.origins.extend(new);
-        }
-        Ok(())
-    }
-
-    /// Deletes all these resources, or none.
-    pub fn delete(&mut self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+    /// The resources to delete: all of them, or none if some are not there.
+    pub fn deletable(&self, request: DeleteRequest) -> Result<Vec<Key>, Refusal> {
         let all: BTreeSet<Key> = request.resources.into_iter().collect();
         let (there, missing): (Vec<Key>, Vec<Key>) = all.into_iter().partition(|k| self.inputs.resources.contains_key(k));
         if !missing.is_empty() && !request.ignore_not_found {
@@ -259,7 +272,7 @@ impl<R: Rows> Policy<R> {
                 "nothing was deleted: {needed}. Change or delete that before, or together with it"
             )));
         }
-        self.change(Vec::new(), there, false)
+        Ok(there)
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.

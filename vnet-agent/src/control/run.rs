@@ -1,7 +1,7 @@
 //! Brings the agent what happens: devices, health, time and signals.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,6 +18,8 @@ use crate::lb::health;
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// Between two turns of the flow collector.
 const COLLECT: Duration = Duration::from_secs(1);
+/// Between two looks at tag sources that may be lost.
+const SOURCES: Duration = Duration::from_secs(1);
 /// Until the kernel has told its devices.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 
@@ -55,6 +57,9 @@ pub async fn run(
     look_after.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut watchdog = interval(watchdog_period());
     let collector = tokio::spawn(collect(Arc::clone(agent)));
+    let mut groups = agent.parts().quarantine.changes();
+    let mut sources = interval(SOURCES);
+    sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(first) = health.recv() => {
@@ -65,6 +70,8 @@ pub async fn run(
                 block_in_place(|| agent.health_changed(events));
             }
             Some(snapshot) = devices.recv() => block_in_place(|| agent.devices_changed(snapshot)),
+            Ok(()) = groups.changed() => block_in_place(|| agent.groups_changed()),
+            _ = sources.tick() => block_in_place(|| agent.parts().sources.look_after(Instant::now())),
             _ = look_after.tick() => block_in_place(|| agent.look_after()),
             _ = watchdog.tick() => tell_systemd(&[sd_notify::NotifyState::Watchdog]),
             _ = terminate.recv() => break log::info!("ending by SIGTERM: the datapath stays as it is"),

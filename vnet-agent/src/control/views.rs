@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use vnet_common::api::{EndpointStatus, FlowList, FlowStatus, LbStatus, MapStatus, Status};
-use vnet_common::endpoint::EndpointCounters;
+use vnet_common::api::{EndpointStatus, FlowList, FlowStatus, LbStatus, MapStatus, RuleRef, RuleStatus, SourceStatus, Status};
+use vnet_common::endpoint::{EndpointCounters, flags as endpoint_flags};
 use vnet_common::flow::ABI;
 use vnet_common::lb::{MemberCounters, state};
 use vnet_common::verdict::{Direction, Reason};
@@ -14,7 +14,7 @@ use vnet_common::verdict::{Direction, Reason};
 use super::attachments::Attachment;
 use super::inputs::Nic;
 use super::{Agent, State};
-use crate::api::Refusal;
+use crate::api::{Quarantine as _, Refusal};
 use crate::datapath::{Datapath, ForeignProgram};
 use crate::lb::compile::{Group, Mac};
 use crate::lb::health::{Check, Health};
@@ -28,7 +28,9 @@ const NEARLY_FULL: u64 = 80;
 /// The agent as a whole.
 pub fn status(agent: &Agent) -> Result<Status, Refusal> {
     let (mut status, datapath, used) = agent.ask(|s| {
-        let used = s.policy.known().map(|known| used_rows(known.live())).unwrap_or_default();
+        let mut used = s.policy.known().map(|known| used_rows(known.live())).unwrap_or_default();
+        let usage = s.security.usage();
+        used.extend([("RULES", usage.rules), ("PORTS", usage.ports), ("BITS", usage.bits)]);
         Ok((summary(s), Arc::clone(&s.datapath), used))
     })?;
     let maps = datapath.maps();
@@ -45,8 +47,10 @@ pub fn status(agent: &Agent) -> Result<Status, Refusal> {
 }
 
 fn summary(s: &State) -> Status {
-    let troubles = [s.blind.as_deref(), s.policy.trouble(), s.policy.store_trouble()];
+    let troubles = [s.blind.as_deref(), s.policy.trouble(), s.security.trouble(), s.policy.store_trouble()];
     let mut alarms: Vec<String> = troubles.into_iter().flatten().map(str::to_owned).collect();
+    alarms.extend(s.parts.quarantine.alarms());
+    alarms.extend(s.parts.sources.status().iter().filter_map(source_alarm));
     alarms.extend(s.attachments.trouble().iter().cloned());
     for nic in s.policy.endpoints() {
         let Some(a) = s.attachments.get(nic.ifindex()) else { continue };
@@ -71,9 +75,14 @@ fn summary(s: &State) -> Status {
     }
 }
 
+fn source_alarm(source: &SourceStatus) -> Option<String> {
+    let failed = source.state.strip_prefix("failed: ")?;
+    Some(format!("tag source {} does not listen: {failed}", source.name))
+}
+
 fn foreign_alarm(nic: &Nic, a: &Attachment) -> Option<String> {
     let foreign = &a.state.as_ref().ok()?.foreign;
-    let names: Vec<String> = foreign.iter().map(foreign_name).collect();
+    let names: Vec<String> = foreign.iter().map(ForeignProgram::to_string).collect();
     (!names.is_empty()).then(|| {
         format!(
             "endpoint {}: programs of others run before ours on {}: {}; see that they let packets through",
@@ -82,11 +91,6 @@ fn foreign_alarm(nic: &Nic, a: &Attachment) -> Option<String> {
             names.join(", ")
         )
     })
-}
-
-fn foreign_name(p: &ForeignProgram) -> String {
-    let name = if p.name.is_empty() { "(no name)" } else { &p.name };
-    format!("{name} (id {}, {})", p.id, format!("{:?}", p.hook).to_lowercase())
 }
 
 fn health_alarms(groups: &[Group]) -> Vec<String> {
@@ -136,7 +140,62 @@ pub fn endpoints(agent: &Agent) -> Result<Vec<EndpointStatus>, Refusal> {
         let with = |n: &Nic| (n.clone(), s.attachments.get(n.ifindex()).cloned());
         Ok((s.policy.endpoints().iter().map(with).collect::<Vec<_>>(), Arc::clone(&s.datapath)))
     })?;
-    Ok(nics.iter().map(|(nic, a)| endpoint(nic, a.as_ref(), &datapath)).collect::<Result<_>>()?)
+    let assignments = agent.parts.quarantine.assignments();
+    let mut tags: HashMap<String, Vec<String>> = HashMap::new();
+    for tag in agent.parts.quarantine.tags(None)? {
+        let value = if tag.value.is_empty() { String::new() } else { format!("={}", tag.value) };
+        tags.entry(tag.subject).or_default().push(format!("{}/{}{value}", tag.source, tag.name));
+    }
+    let status = |(nic, a): &(Nic, Option<Attachment>)| -> Result<EndpointStatus> {
+        let row = datapath.maps().endpoint(nic.ifindex())?.unwrap_or_default();
+        let policy = match row.flags {
+            flags if flags & endpoint_flags::QUARANTINED != 0 => "quarantined",
+            flags if flags & endpoint_flags::POLICED != 0 => "policed",
+            _ => "allowed",
+        };
+        let status = endpoint(nic, a.as_ref(), &datapath)?;
+        Ok(EndpointStatus {
+            group: assignments.get(&nic.name).map_or_else(String::new, |a| a.group.clone()),
+            policy: policy.to_owned(),
+            identity: row.identity,
+            tags: tags.get(&nic.name).cloned().unwrap_or_default(),
+            ..status
+        })
+    };
+    Ok(nics.iter().map(status).collect::<Result<_>>()?)
+}
+
+/// Every rule, with what it decided.
+pub fn rules(agent: &Agent) -> Result<Vec<RuleStatus>, Refusal> {
+    let (image, datapath) = agent.ask(|s| Ok((s.security.image().cloned(), Arc::clone(&s.datapath))))?;
+    let Some(image) = image else { return Ok(Vec::new()) };
+    let last = image.rules().map(|(rule, _)| rule.id).max().unwrap_or(0);
+    let counters = datapath.maps().rule_counters(last + 1)?;
+    let users = image.rule_users();
+    let status = |(rule, tier): (&RuleRef, &str)| {
+        let counted = counters.get(rule.id as usize).copied().unwrap_or_default();
+        RuleStatus {
+            rule: rule.clone(),
+            tier: tier.to_owned(),
+            hits: counted.hits,
+            bytes: counted.bytes,
+            would_hit: counted.staged,
+            endpoints: users.get(&rule.id).copied().unwrap_or(0),
+        }
+    };
+    let mut rules: Vec<RuleStatus> = image.rules().map(status).collect();
+    // The redirect to a load balancer is one rule to people, and several rows.
+    rules.dedup_by(|a, b| a.rule.id == b.rule.id);
+    Ok(rules)
+}
+
+/// Load balancer and member by the member's row and serial.
+pub fn member_names(s: &State) -> HashMap<(u32, u32), (String, String)> {
+    let groups = s.policy.desired().groups();
+    let Some(known) = s.policy.known() else { return HashMap::new() };
+    let rows = MemberRows::new(known, groups);
+    let named = groups.iter().flat_map(|g| g.members.iter().map(move |m| (g, m)));
+    named.filter_map(|(g, m)| Some((rows.find(g, m)?, (g.lb.clone(), m.name.clone())))).collect()
 }
 
 fn endpoint(nic: &Nic, attachment: Option<&Attachment>, datapath: &Datapath) -> Result<EndpointStatus> {
@@ -161,7 +220,7 @@ fn endpoint(nic: &Nic, attachment: Option<&Attachment>, datapath: &Datapath) -> 
         mac: (nic.mac != Mac::default()).then(|| mac(&nic.mac)),
         addresses: nic.addresses.iter().map(IpAddr::to_string).collect(),
         labels: nic.labels.clone(),
-        foreign_programs: foreign.iter().map(foreign_name).collect(),
+        foreign_programs: foreign.iter().map(ForeignProgram::to_string).collect(),
         bytes: counters.bytes,
         packets: packets(&counters),
         ..EndpointStatus::default()

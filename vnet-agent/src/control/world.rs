@@ -13,13 +13,15 @@ pub struct World {
     pub devices: BTreeMap<u32, Device>,
     /// The neighbour table: MACs by device and address.
     pub neighbours: HashMap<(u32, IpAddr), Mac>,
+    /// This host's own addresses.
+    pub addresses: Vec<IpAddr>,
 }
 
 impl From<Snapshot> for World {
     fn from(s: Snapshot) -> Self {
         let devices = s.devices.into_iter().map(|d| (d.ifindex, d)).collect();
         let neighbours = s.neighbors.into_iter().map(|n| ((n.ifindex, n.address), n.mac)).collect();
-        Self { devices, neighbours }
+        Self { devices, neighbours, addresses: s.addresses }
     }
 }
 

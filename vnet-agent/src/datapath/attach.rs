@@ -53,6 +53,24 @@ pub struct ForeignProgram {
     pub hook: Hook,
 }
 
+/// What becomes of a device on which programs of others run before ours. Such a program sees a packet before any rule does, and may send it on by
+/// itself, past all of ours.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Foreign {
+    /// They are told of ([`Attached::foreign`]).
+    #[default]
+    Warn,
+    /// Attaching fails. Links that are there stay: without them there would be even less.
+    Refuse,
+}
+
+impl std::fmt::Display for ForeignProgram {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let name = if self.name.is_empty() { "(no name)" } else { &self.name };
+        write!(f, "{name} (id {}, {})", self.id, hook_name(self.hook))
+    }
+}
+
 /// What attaching found and did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Attached {
@@ -144,12 +162,13 @@ pub struct Tcx {
     dir: PathBuf,
     programs: Programs,
     order: Order,
+    foreign: Foreign,
 }
 
 impl Tcx {
     /// Works with the links in `dir`.
-    pub fn new(dir: PathBuf, programs: Programs, order: Order) -> Self {
-        Self { dir, programs, order }
+    pub fn new(dir: PathBuf, programs: Programs, order: Order, foreign: Foreign) -> Self {
+        Self { dir, programs, order, foreign }
     }
 
     /// Gives the programs back.
@@ -235,6 +254,15 @@ impl Tcx {
         let mut foreign = Vec::new();
         for hook in HOOKS {
             foreign.append(&mut self.foreign(ifindex, hook)?);
+        }
+        if self.foreign == Foreign::Refuse && !foreign.is_empty() {
+            let names: Vec<String> = foreign.iter().map(ForeignProgram::to_string).collect();
+            made.iter().try_for_each(Pin::detach)?;
+            bail!(
+                "programs of others run before ours on device {ifindex}: {}; take them off or attach them after ours, or start the agent \
+                 with --foreign-programs warn",
+                names.join(", ")
+            );
         }
         Ok(Attached { adopted: made.is_empty(), foreign })
     }

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use anyhow::{Context, Result};
 
 use super::layout::Layout;
-use super::sys::{RawMap, bytes_of, bytes_of_mut, zeroed};
+use super::sys::{Place, RawMap, bytes_of, bytes_of_mut, zeroed};
 
 /// Elements read or written in one call.
 pub const BATCH: usize = 4096;
@@ -65,6 +65,20 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(())
     }
 
+    /// Removes many entries; those that are not there are no fault.
+    pub fn remove_all(&self, keys: &[K]) -> Result<()> {
+        for keys in keys.chunks(BATCH) {
+            let mut left = keys;
+            while !left.is_empty() {
+                let removed = self.map.delete_batch(bytes_of(left));
+                let removed = removed.with_context(|| format!("map {}: removing entries", self.name))?;
+                // It stops at the first that is not there.
+                left = left.get(removed as usize + 1..).unwrap_or_default();
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `f` on a copy of every entry. Those that come or go meanwhile may or may not be seen.
     pub fn for_each(&self, mut f: impl FnMut(K, V)) -> Result<()> {
         let mut cursor = Cursor::default();
@@ -104,7 +118,7 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
 /// How far a scan has come.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Cursor {
-    at: Option<u32>,
+    at: Option<Place>,
     done: bool,
 }
 

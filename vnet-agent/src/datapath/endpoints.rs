@@ -3,14 +3,52 @@
 //! A device's row is number `ifindex % ENDPOINT_ROWS`, or, where another live device has that, in the overflow table.
 //! A row says what the programs on a device take it for. They run only on the instance of the device that they were
 //! attached to, so: write the row, then attach; detach, then remove the row.
+//!
+//! A row in the direct table is written word by word; what has to change at once is in one word (a set and its identity; a
+//! group and the number of the move into it). Rows are changed by one thread at a time.
 
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
-use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
+use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA, flags};
 use vnet_common::map::ENDPOINT_ROWS;
 
 use super::maps::Maps;
+
+/// The word of a row that has the flags; the set and the identity; the group and the moves; the mirror.
+const FLAGS: usize = 4;
+const SET: usize = 5;
+const MEMBERSHIP: usize = 6;
+const MIRROR: usize = 7;
+
+/// What a move into another security group changes about an endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Placement {
+    /// See [`EndpointRow`].
+    pub set: u32,
+    /// See [`EndpointRow`].
+    pub identity: u32,
+    /// See [`EndpointRow`].
+    pub group: u32,
+    /// See [`EndpointRow`].
+    pub moves: u32,
+    /// See [`EndpointRow`].
+    pub mirror: u32,
+    /// Of [`Placement::FLAGS`], those that are set from now on.
+    pub flags: u16,
+}
+
+impl Placement {
+    /// The flags that a move may change.
+    pub const FLAGS: u16 = flags::POLICED | flags::QUARANTINED | flags::NEIGHBORS | flags::DHCP;
+
+    fn of(&self, row: EndpointRow) -> EndpointRow {
+        let flags = row.flags & !Self::FLAGS | self.flags & Self::FLAGS;
+        EndpointRow { set: self.set, identity: self.identity, flags, ..row }
+            .with_membership(self.group, self.moves)
+            .with_mirror(self.mirror)
+    }
+}
 
 impl Maps {
     /// Every endpoint row.
@@ -68,9 +106,43 @@ impl Maps {
         if (there.ifindex, there.id) != (row.ifindex, row.id) {
             // No program may take half a new row for the old endpoint's.
             self.endpoints.store(direct, &EndpointRow { ifindex: 0, id: 0, ..there });
+        } else if there.flags & flags::POLICED != 0 && row.flags & flags::POLICED == 0 {
+            // Before its set goes: a policed endpoint without one may nothing.
+            self.endpoints.store_words(direct, row, [FLAGS]);
         }
         self.endpoints.store(direct, row);
         self.endpoints_more.remove(&row.ifindex).map(drop)
+    }
+
+    /// Gives a device's endpoint another set and identity, both at once; says if there is such a row. Flows that are cached are
+    /// judged anew from the next [`Maps::bump_generation`] on.
+    pub fn set_policy(&self, ifindex: u32, set: u32, identity: u32) -> Result<bool> {
+        self.change(ifindex, |row| EndpointRow { set, identity, ..row }, &[SET])
+    }
+
+    /// Moves a device's endpoint into quarantine or out of it; says if there is such a row. Whoever reads the row in between, a
+    /// program or the next agent, finds the stricter of the two states. In force from the next [`Maps::bump_generation`] on.
+    pub fn set_quarantine(&self, ifindex: u32, to: &Placement) -> Result<bool> {
+        let order: &[usize] = match to.flags & flags::QUARANTINED != 0 {
+            true => &[MEMBERSHIP, SET, MIRROR, FLAGS],
+            false => &[SET, FLAGS, MIRROR, MEMBERSHIP],
+        };
+        self.change(ifindex, |row| to.of(row), order)
+    }
+
+    /// Changes these words of a row. In the overflow table that replaces it as a whole.
+    fn change(&self, ifindex: u32, f: impl FnOnce(EndpointRow) -> EndpointRow, words: &[usize]) -> Result<bool> {
+        let direct = ifindex % ENDPOINT_ROWS;
+        match self.endpoints.load(direct) {
+            Some(there) if there.ifindex == ifindex => {
+                let words = words.iter().copied().filter(|w| *w < size_of::<EndpointRow>() / 8);
+                Ok(self.endpoints.store_words(direct, &f(there), words))
+            }
+            _ => match self.endpoints_more.get(&ifindex)? {
+                Some(there) => self.endpoints_more.put(&ifindex, &f(there)).map(|()| true),
+                None => Ok(false),
+            },
+        }
     }
 
     /// Removes the row of a device; says if there was one.

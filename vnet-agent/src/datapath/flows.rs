@@ -9,16 +9,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use vnet_common::addr::{Address, V4, V6};
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, flags, tcp};
+use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, Table, flags, tcp};
 use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
-use super::Datapath;
-use super::batch::Table;
 use super::clock::Clock;
 use super::maps::{Maps, Source};
 use super::mmap::Mapped;
 use super::sys::{RawMap, zeroed};
+use super::{Datapath, batch};
 
 const TCP: u8 = 6;
 /// Cache slots that are in the agent's memory at a time.
@@ -28,12 +27,12 @@ const UNKNOWN: u32 = u32::MAX;
 
 /// Entries of flows of one address family in one state of life.
 pub(super) struct FlowTable<A: Address> {
-    pub(super) entries: Table<FlowKey<A>, FlowEntry<A>>,
+    pub(super) entries: batch::Table<FlowKey<A>, FlowEntry<A>>,
     found: AtomicU32,
 }
 
 impl<A: Address> FlowTable<A> {
-    fn new(entries: Table<FlowKey<A>, FlowEntry<A>>) -> Self {
+    fn new(entries: batch::Table<FlowKey<A>, FlowEntry<A>>) -> Self {
         Self { entries, found: AtomicU32::new(UNKNOWN) }
     }
 
@@ -77,6 +76,24 @@ impl<A: Address> FlowTables<A> {
             cache_slots: if cache == 0 { 0 } else { cache_map.layout.max_entries },
             ring: s.get(ring)?.raw()?,
         })
+    }
+
+    /// The entries of one of the two tables.
+    pub(super) fn entries(&self, table: Table) -> &batch::Table<FlowKey<A>, FlowEntry<A>> {
+        match table {
+            Table::Main => &self.main.entries,
+            Table::HalfOpen => &self.half_open.entries,
+        }
+    }
+
+    /// Removes every entry.
+    pub(super) fn clear(&self) -> Result<()> {
+        for table in [&self.main, &self.half_open] {
+            let mut keys = Vec::new();
+            table.entries.for_each(|k, _| keys.push(k))?;
+            table.entries.remove_all(&keys)?;
+        }
+        Ok(())
     }
 
     /// How many flows in the main table an endpoint has.
@@ -198,7 +215,8 @@ impl FlowState {
     }
 }
 
-/// One flow, both directions.
+/// One flow, both directions. Of one that is not balanced, `client` is the endpoint, `vip` and `member` the peer, whoever of the two
+/// opened it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flow {
     /// The endpoint that opened it.
@@ -217,6 +235,10 @@ pub struct Flow {
     pub serial: u32,
     /// Row of the group.
     pub group: u32,
+    /// Number of the rule that allowed it; 0: none was asked.
+    pub rule: u32,
+    /// See [`flags`].
+    pub flags: u16,
     /// Where in its life it is.
     pub state: FlowState,
     /// From and to the client.
@@ -225,6 +247,13 @@ pub struct Flow {
     pub age: Duration,
     /// Since the last packet, in either direction.
     pub idle: Duration,
+}
+
+impl Flow {
+    /// Does it go to a member of a group?
+    pub fn is_balanced(&self) -> bool {
+        self.member_row != NO_MEMBER
+    }
 }
 
 fn socket<A: Address>(addr: &A, port: [u8; 2]) -> SocketAddr {
@@ -243,14 +272,15 @@ pub(super) fn ticks_since(now: u32, then: u32) -> u32 {
     if ticks > u32::MAX / 2 { 0 } else { ticks }
 }
 
+/// When the flow was made, and by which rule.
 #[cfg(not(feature = "previous-abi"))]
-fn created<A: Address>(entry: &FlowEntry<A>) -> u32 {
-    entry.created
+fn origin<A: Address>(entry: &FlowEntry<A>) -> (u32, u32) {
+    (entry.created, entry.rule)
 }
 
 #[cfg(feature = "previous-abi")]
-fn created<A: Address>(entry: &FlowEntry<A>) -> u32 {
-    entry.last_seen
+fn origin<A: Address>(entry: &FlowEntry<A>) -> (u32, u32) {
+    (entry.last_seen, 0)
 }
 
 fn describe<A: Address + Hash>(
@@ -267,6 +297,7 @@ fn describe<A: Address + Hash>(
         let (packets, bytes) = entry.map_or((0, 0), |e| (e.packets, e.bytes));
         Traffic { packets: packets + held.packets, bytes: bytes + held.bytes }
     };
+    let (created, rule) = origin(forward);
     let idle = ticks_since(now, forward.last_seen).min(reverse.map_or(u32::MAX, |r| ticks_since(now, r.last_seen)));
     Flow {
         endpoint: key.endpoint,
@@ -277,26 +308,36 @@ fn describe<A: Address + Hash>(
         member_row: forward.member,
         serial: forward.serial,
         group: forward.group,
+        rule,
+        flags: forward.flags | reverse.map_or(0, |r| r.flags),
         state: FlowState::new(key.protocol, half_open, forward, reverse.as_ref()),
         traffic: [traffic(key, Some(forward)), traffic(&key.partner(&forward.rewrite), reverse.as_ref())],
-        age: clock.duration(ticks_since(now, created(forward))),
+        age: clock.duration(ticks_since(now, created)),
         idle: clock.duration(idle),
     }
 }
 
-/// Adds the flows of one table that `wanted` says yes to (by their group), up to `limit`; gives how many there are.
+/// By what flows are chosen.
+#[derive(Clone, Copy)]
+struct Candidate {
+    endpoint: u32,
+    group: u32,
+    member: u32,
+}
+
+/// Adds the flows of one table that `wanted` says yes to, up to `limit`; gives how many there are.
 fn list<A: Address + Hash>(
     table: &FlowTable<A>,
     half_open: bool,
     pending: &HashMap<FlowKey<A>, Traffic>,
     now: (u32, &Clock),
     limit: usize,
-    wanted: &impl Fn(u32) -> bool,
+    wanted: &impl Fn(Candidate) -> bool,
     out: &mut Vec<Flow>,
 ) -> Result<u64> {
     let (mut total, mut chosen) = (0, Vec::new());
     table.forward(|key, entry| {
-        if wanted(entry.group) {
+        if wanted(Candidate { endpoint: key.endpoint, group: entry.group, member: entry.member }) {
             total += 1;
             if out.len() + chosen.len() < limit {
                 chosen.push((key, entry));
@@ -350,8 +391,17 @@ impl Maps {
 }
 
 impl Datapath {
-    /// Up to `limit` flows of the groups (by their rows) that `wanted` says yes to, and how many there are.
+    /// Up to `limit` balanced flows of the groups (by their rows) that `wanted` says yes to, and how many there are.
     pub fn flows(&self, limit: usize, wanted: impl Fn(u32) -> bool) -> Result<(Vec<Flow>, u64)> {
+        self.list(limit, |c| c.member != NO_MEMBER && wanted(c.group))
+    }
+
+    /// Up to `limit` flows, balanced or not, of the endpoints (by their numbers) that `wanted` says yes to, and how many there are.
+    pub fn endpoint_flows(&self, limit: usize, wanted: impl Fn(u32) -> bool) -> Result<(Vec<Flow>, u64)> {
+        self.list(limit, |c| wanted(c.endpoint))
+    }
+
+    fn list(&self, limit: usize, wanted: impl Fn(Candidate) -> bool) -> Result<(Vec<Flow>, u64)> {
         let maps = self.maps();
         let pending = maps.pending()?;
         let now = (self.clock.now(maps)?, &self.clock);

@@ -6,9 +6,11 @@ use anyhow::{Context, Result, bail};
 use aya::maps::{MapInfo, MapType};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
+use vnet_common::event::EventBudget;
 use vnet_common::flow::{CACHE_WAYS, CacheSlot, FlowEntry, FlowKey};
 use vnet_common::lb::{GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
+use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PortRow, RuleCounters, RuleRow, SetRow};
 
 const NO_PREALLOC: u32 = 1;
 const MMAPABLE: u32 = 1 << 10;
@@ -34,6 +36,31 @@ pub struct Sizes {
     pub locals: u32,
     /// Slots of a CPU's IPv4 and IPv6 flow cache: a power of two from [`CACHE_WAYS`] on each; 0 for no cache at all.
     pub cache: [u32; 2],
+    /// Policy.
+    pub policy: PolicySizes,
+}
+
+/// How much the policy's maps hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicySizes {
+    /// Sets.
+    pub sets: u32,
+    /// Rules of all sets together.
+    pub rules: u32,
+    /// Rows of `PORTS`.
+    pub ports: u32,
+    /// Words of `BITS`.
+    pub bits: u32,
+    /// Rows of `PEERS`.
+    pub peers: u32,
+    /// Addresses of endpoints and hosts, here and elsewhere.
+    pub addresses: u32,
+    /// Networks.
+    pub networks: u32,
+    /// Rules that are counted apart.
+    pub counters: u32,
+    /// Bytes of the ring buffer for events: a power of two, whole pages.
+    pub events: u32,
 }
 
 /// [`MAPS`]' size of a map.
@@ -54,6 +81,23 @@ impl Default for Sizes {
             locals: default_size("LOCALS"),
             // Where the number of CPUs cannot be read, making the maps fails with the reason.
             cache: [default_cache_slots(aya::util::nr_cpus().unwrap_or(1)); 2],
+            policy: PolicySizes::default(),
+        }
+    }
+}
+
+impl Default for PolicySizes {
+    fn default() -> Self {
+        Self {
+            sets: default_size("SETS"),
+            rules: default_size("RULES"),
+            ports: default_size("PORTS"),
+            bits: default_size("BITS"),
+            peers: default_size("PEERS"),
+            addresses: default_size("IPCACHE"),
+            networks: default_size("CIDRS"),
+            counters: default_size("RULE_COUNTERS"),
+            events: default_size("EVENTS"),
         }
     }
 }
@@ -86,12 +130,20 @@ impl Sizes {
             bail!("{} endpoints are too many; give at most {}", self.endpoints, u32::MAX / HALF_OPEN_QUOTA);
         }
         let all = [self.endpoints, self.vips, self.groups, self.members, self.maglev, self.locals];
-        if all.iter().chain(&self.flows).chain(&self.half_open).any(|n| *n == 0) {
+        let p = &self.policy;
+        let policy = [p.sets, p.rules, p.ports, p.bits, p.peers, p.addresses, p.networks, p.counters];
+        if all.iter().chain(&self.flows).chain(&self.half_open).chain(&policy).any(|n| *n == 0) {
             bail!("a map of size 0 cannot be made; every size but the flow caches' must be at least 1");
+        }
+        if !p.events.is_power_of_two() || p.events < SMALLEST_BUFFER {
+            bail!("a buffer of {} bytes for events cannot be made; give a power of two from {SMALLEST_BUFFER} on", p.events);
         }
         Ok(())
     }
 }
+
+/// A ring buffer is of whole pages; no page is larger than this.
+const SMALLEST_BUFFER: u32 = 1 << 16;
 
 /// One map.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -153,6 +205,16 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         array("MEMBERS", size::<MemberRow>(), sizes.members),
         per_cpu("MEMBER_COUNTERS", size::<MemberCounters>(), sizes.members),
         array("MAGLEV", size::<[u32; MAGLEV_BLOCK]>(), sizes.maglev),
+        array("SETS", size::<SetRow>(), sizes.policy.sets),
+        array("RULES", size::<RuleRow>(), sizes.policy.rules),
+        array("PORTS", size::<PortRow>(), sizes.policy.ports),
+        array("BITS", 8, sizes.policy.bits),
+        hash("PEERS", size::<PeerKey>(), 4, sizes.policy.peers),
+        hash("IPCACHE", size::<AddressKey>(), 4, sizes.policy.addresses),
+        Layout { kind: MapType::LpmTrie, ..hash("CIDRS", size::<NetworkKey>(), 4, sizes.policy.networks) },
+        per_cpu("RULE_COUNTERS", size::<RuleCounters>(), sizes.policy.counters),
+        Layout { kind: MapType::RingBuf, flags: 0, ..hash("EVENTS", 0, 0, sizes.policy.events) },
+        per_cpu("EVENT_BUDGET", size::<EventBudget>(), default_size("EVENT_BUDGET")),
     ])
 }
 
@@ -224,6 +286,19 @@ mod tests {
     fn a_cache_size_that_is_no_power_of_two_is_refused() {
         let sizes = Sizes { cache: [1000, 1024], ..Sizes::default() };
         assert!(sizes.check().unwrap_err().to_string().contains("1000 slots"));
+    }
+
+    #[test]
+    fn a_policy_size_that_cannot_be_is_refused() {
+        let with = |change: fn(&mut PolicySizes)| {
+            let mut sizes = Sizes::default();
+            change(&mut sizes.policy);
+            sizes.check().map_err(|e| e.to_string())
+        };
+        assert!(with(|p| p.peers = 0).unwrap_err().contains("size 0"));
+        assert!(with(|p| p.events = 100_000).unwrap_err().contains("100000 bytes"));
+        assert!(with(|p| p.events = 4096).unwrap_err().contains("from 65536 on"));
+        assert_eq!(with(|p| p.events = 1 << 16), Ok(()));
     }
 
     #[test]

@@ -20,10 +20,17 @@ use super::layout::Layout;
 use super::load::LoadedMap;
 use super::mmap::Mapped;
 use super::percpu::PerCpu;
+use super::policy::PolicyTables;
 
 /// Words of [`Config`].
 const GENERATION: usize = 0;
 const FLOW_QUOTA: usize = 1;
+const EVENTS: usize = 4;
+const EVENT_RATE: usize = 5;
+/// The same, of 64 bits.
+const TUNNEL_PORTS: usize = 1;
+
+const NO_WORD: &str = "map CONFIG is of a layout that has no such word";
 
 /// Every map, open.
 pub struct Maps {
@@ -34,17 +41,18 @@ pub struct Maps {
     pub(super) endpoint_counters: PerCpu<EndpointCounters>,
     pub(super) flow_counts: Mapped<FlowCount>,
     pub(super) stamps: Mapped<u64>,
-    filters: Mapped<u64>,
-    locals: Table<LocalKey, u32>,
-    vips: Table<VipKey, VipRow>,
+    pub(super) filters: Mapped<u64>,
+    pub(super) locals: Table<LocalKey, u32>,
+    pub(super) vips: Table<VipKey, VipRow>,
     groups: Mapped<GroupRow>,
     members: Mapped<MemberRow>,
     member_counters: PerCpu<MemberCounters>,
-    maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
+    pub(super) maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
     /// IPv4 flows.
     pub(super) flows4: FlowTables<V4>,
     /// IPv6 flows.
     pub(super) flows6: FlowTables<V6>,
+    pub(super) policy: PolicyTables,
     all: Vec<(Layout, OwnedFd)>,
 }
 
@@ -63,7 +71,7 @@ impl Source<'_> {
         let map = self.get(name)?;
         Table::new(map.raw()?, &map.layout)
     }
-    fn per_cpu<T: aya::Pod>(&self, name: &str) -> Result<PerCpu<T>> {
+    pub(super) fn per_cpu<T: aya::Pod>(&self, name: &str) -> Result<PerCpu<T>> {
         let map = self.get(name)?;
         PerCpu::new(map.raw()?, &map.layout)
     }
@@ -95,6 +103,7 @@ impl Maps {
             maglev: s.table("MAGLEV")?,
             flows4: FlowTables::new(&s, ["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], cache[0])?,
             flows6: FlowTables::new(&s, ["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], cache[1])?,
+            policy: PolicyTables::new(&s)?,
             all,
         })
     }
@@ -123,6 +132,46 @@ impl Maps {
     pub fn set_flow_quota(&self, quota: u32) -> Result<()> {
         self.config_word(FLOW_QUOTA)?.store(quota, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// The UDP ports that only tunnels use.
+    pub fn tunnel_ports(&self) -> Result<Vec<u16>> {
+        let word = self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.load(Ordering::Relaxed);
+        let ports = word.to_ne_bytes();
+        Ok(ports.as_chunks::<2>().0.iter().map(|p| u16::from_be_bytes(*p)).filter(|p| *p != 0).collect())
+    }
+
+    /// Sets the UDP ports that only tunnels use: at most four.
+    pub fn set_tunnel_ports(&self, ports: &[u16]) -> Result<()> {
+        let mut word = [0; 8];
+        if ports.len() > word.len() / 2 {
+            bail!("{} ports of tunnels: the datapath knows at most {}", ports.len(), word.len() / 2);
+        }
+        for (place, port) in word.as_chunks_mut::<2>().0.iter_mut().zip(ports) {
+            *place = port.to_be_bytes();
+        }
+        self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sets which kinds of events ([`vnet_common::event::kind`]) are wanted, and how many each CPU reports in a window
+    /// ([`vnet_common::event::WINDOW_JIFFIES`]).
+    pub fn set_events(&self, kinds: u8, rate: u32) -> Result<()> {
+        let word = |word| self.config.word32(0, word).context(NO_WORD);
+        word(EVENT_RATE)?.store(rate, Ordering::Relaxed);
+        word(EVENTS)?.store(u32::from(kinds), Ordering::Release);
+        Ok(())
+    }
+
+    /// The kinds of events that are wanted.
+    pub fn events(&self) -> Result<u8> {
+        Ok(self.config.word32(0, EVENTS).context(NO_WORD)?.load(Ordering::Relaxed) as u8)
+    }
+
+    /// Makes all switches those of others.
+    pub(super) fn copy_config(&self, of: &Self) -> Result<()> {
+        let config = of.config.load(0).context("map CONFIG has no row")?;
+        in_range("CONFIG", 0, self.config.store(0, &config))
     }
 
     /// Every VIP row.
@@ -234,6 +283,12 @@ impl Maps {
         self.all.iter().find(|(l, _)| l.name == name).map(|(l, _)| l.max_entries)
     }
 
+    /// Another handle of a map.
+    pub(super) fn handle(&self, name: &str) -> Result<OwnedFd> {
+        let (_, fd) = self.all.iter().find(|(l, _)| l.name == name).with_context(|| format!("there is no map {name}"))?;
+        fd.try_clone().with_context(|| format!("map {name}: duplicating its handle"))
+    }
+
     /// Every map. How full the flow tables are is what the collector found last.
     pub fn status(&self) -> Result<Vec<MapStatus>> {
         let mut status = Vec::new();
@@ -258,29 +313,29 @@ impl Maps {
             "VIPS" => Some(count(&self.vips)?),
             "LOCALS" => Some(count(&self.locals)?),
             "ENDPOINTS_MORE" => Some(count(&self.endpoints_more)?),
-            _ => None,
+            _ => self.policy.used(name)?,
         })
     }
 }
 
-fn in_range(map: &str, row: u32, done: bool) -> Result<()> {
+pub(super) fn in_range(map: &str, row: u32, done: bool) -> Result<()> {
     if !done {
         bail!("map {map} has no row {row}");
     }
     Ok(())
 }
 
-fn written<T: aya::Pod>(rows: &Mapped<T>, serial: impl Fn(&T) -> u32) -> BTreeMap<u32, T> {
+pub(super) fn written<T: aya::Pod>(rows: &Mapped<T>, serial: impl Fn(&T) -> u32) -> BTreeMap<u32, T> {
     (0..rows.rows()).filter_map(|row| Some((row, rows.load(row)?))).filter(|(_, r)| serial(r) != 0).collect()
 }
 
-fn collect<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<Vec<(K, V)>> {
+pub(super) fn collect<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<Vec<(K, V)>> {
     let mut all = Vec::with_capacity(BATCH);
     table.for_each(|k, v| all.push((k, v)))?;
     Ok(all)
 }
 
-fn count<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<u32> {
+pub(super) fn count<K: aya::Pod, V: aya::Pod>(table: &Table<K, V>) -> Result<u32> {
     let mut n = 0;
     table.for_each(|_, _| n += 1)?;
     Ok(n)

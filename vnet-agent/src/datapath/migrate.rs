@@ -20,9 +20,13 @@ use aya::maps::{MapInfo, MapType};
 #[cfg(not(feature = "previous-abi"))]
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::FlowCount;
+#[cfg(not(feature = "previous-abi"))]
+use vnet_common::endpoint::{EndpointRow, ROW_1};
 use vnet_common::flow::ABI;
 #[cfg(not(feature = "previous-abi"))]
 use vnet_common::flow::{FlowEntry, Rewrite};
+#[cfg(not(feature = "previous-abi"))]
+use vnet_common::map::{CONFIG_1, Config};
 
 use super::batch::{BATCH, Cursor, scan_raw};
 use super::layout::Layout;
@@ -40,10 +44,11 @@ pub struct Moved {
 }
 
 /// What starts empty in the new layout.
-const NOT_COPIED: [&str; 3] = ["CLOCK", "CACHE4", "CACHE6"];
+const NOT_COPIED: [&str; 4] = ["CLOCK", "CACHE4", "CACHE6", "EVENTS"];
 const FLOW_TABLES: [&str; 4] = ["FLOWS4", "FLOWS6", "HALF_OPEN4", "HALF_OPEN6"];
 
-type Convert = fn(&[u8]) -> Vec<u8>;
+/// Appends the value of the new layout.
+type Convert = fn(&[u8], &mut Vec<u8>);
 
 /// One map to copy.
 struct Step {
@@ -185,7 +190,7 @@ impl Step {
 
     /// Calls `f` on about a batch of entries; rows of arrays that are all zero are as good as not there.
     fn scan(&self, cursor: &mut Cursor, mut f: impl FnMut(&[u8], &[u8])) -> Result<()> {
-        let is_array = self.from_layout.kind != MapType::Hash;
+        let is_array = matches!(self.from_layout.kind, MapType::Array | MapType::PerCpuArray);
         let size = BATCH.min(self.from_layout.max_entries as usize);
         let seen = scan_raw(&self.from, cursor, size, |key, value| {
             if !is_array || value.iter().any(|b| *b != 0) {
@@ -198,13 +203,13 @@ impl Step {
 
     fn put_converted(&self, value: &[u8], out: &mut Vec<u8>) {
         match self.convert {
-            Some(convert) => out.extend(convert(value)),
+            Some(convert) => convert(value, out),
             None => out.extend_from_slice(value),
         }
     }
 
     fn refuse_beyond_end(&self, keys: &[u8]) -> Result<()> {
-        if self.to_layout.kind == MapType::Hash {
+        if !matches!(self.to_layout.kind, MapType::Array | MapType::PerCpuArray) {
             return Ok(());
         }
         let rows = keys.as_chunks::<4>().0.iter().map(|k| u32::from_ne_bytes(*k));
@@ -230,6 +235,12 @@ fn conversion(now: &Layout, abi: u32) -> Result<(Layout, Option<Convert>)> {
         (1, "FLOWS6" | "HALF_OPEN6") => {
             Ok((Layout { value_size: size_of::<Entry1<V6, 4>>() as u32, ..*now }, Some(entry_from_1::<V6, 4>)))
         }
+        (1, "ENDPOINTS" | "ENDPOINTS_MORE") => {
+            Ok((Layout { value_size: ROW_1 as u32, ..*now }, Some(lengthened::<{ size_of::<EndpointRow>() - ROW_1 }>)))
+        }
+        (1, "CONFIG") => {
+            Ok((Layout { value_size: CONFIG_1 as u32, ..*now }, Some(lengthened::<{ size_of::<Config>() - CONFIG_1 }>)))
+        }
         (1, _) => Ok((*now, None)),
         _ => bail!("this agent (map layout {ABI}) cannot read layout {abi}: upgrade by way of a version with layout {}", ABI - 1),
     }
@@ -244,7 +255,14 @@ fn conversion(now: &Layout, abi: u32) -> Result<(Layout, Option<Convert>)> {
     Ok((*now, None))
 }
 
-/// [`FlowEntry`] in layout 1: it had no `created`. `PAD` bytes fill it up to a multiple of eight.
+/// What was added at the end of a row is 0.
+#[cfg(not(feature = "previous-abi"))]
+fn lengthened<const MORE: usize>(value: &[u8], out: &mut Vec<u8>) {
+    out.extend_from_slice(value);
+    out.extend_from_slice(&[0; MORE]);
+}
+
+/// [`FlowEntry`] in layout 1: it had no `created` and no `rule`. `PAD` bytes fill it up to a multiple of eight.
 #[cfg(not(feature = "previous-abi"))]
 #[derive(Clone, Copy)]
 #[repr(C)]
@@ -270,7 +288,7 @@ const _: () = assert!(size_of::<Entry1<V4, 0>>() == 48 && size_of::<Entry1<V6, 4
 unsafe impl<A: Address, const PAD: usize> aya::Pod for Entry1<A, PAD> {}
 
 #[cfg(not(feature = "previous-abi"))]
-fn entry_from_1<A: Address, const PAD: usize>(value: &[u8]) -> Vec<u8> {
+fn entry_from_1<A: Address, const PAD: usize>(value: &[u8], out: &mut Vec<u8>) {
     let mut old: Entry1<A, PAD> = sys::zeroed();
     sys::bytes_of_mut(std::slice::from_mut(&mut old)).copy_from_slice(value);
     let new = FlowEntry::<A> {
@@ -284,10 +302,11 @@ fn entry_from_1<A: Address, const PAD: usize>(value: &[u8]) -> Vec<u8> {
         last_seen: old.last_seen,
         // The first moment that is known of.
         created: old.last_seen,
+        rule: 0,
         flags: old.flags,
         tcp: old.tcp,
         pad: 0,
         entry_pad: A::EntryPad::default(),
     };
-    sys::bytes_of(std::slice::from_ref(&new)).to_vec()
+    out.extend_from_slice(sys::bytes_of(std::slice::from_ref(&new)));
 }

@@ -99,10 +99,14 @@ impl<T: aya::Pod> Mapped<T> {
 
     /// Writes a row, its first word last: in every row type that word says whether the row counts. Says if there is one.
     pub fn store(&self, row: u32, value: &T) -> bool {
-        let bytes = bytes_of(std::slice::from_ref(value));
-        let words = bytes.as_chunks::<8>().0;
-        for (i, bytes) in words.iter().enumerate().rev() {
-            let Some(word) = self.word(row, i) else { return false };
+        self.store_words(row, value, (0..Self::STRIDE / 8).rev())
+    }
+
+    /// Writes these words of a row, one after the other. Says if there are such.
+    pub fn store_words(&self, row: u32, value: &T, words: impl IntoIterator<Item = usize>) -> bool {
+        let bytes = bytes_of(std::slice::from_ref(value)).as_chunks::<8>().0;
+        for i in words {
+            let (Some(word), Some(bytes)) = (self.word(row, i), bytes.get(i)) else { return false };
             fence(Ordering::Release);
             word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
         }

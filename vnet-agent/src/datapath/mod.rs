@@ -8,26 +8,31 @@ mod attach;
 mod batch;
 mod clock;
 pub mod endpoints;
+pub mod events;
 pub mod flows;
 pub mod gc;
 mod kernel;
 mod layout;
 mod load;
+pub mod look;
 mod maps;
 mod migrate;
 mod mmap;
 mod open;
 mod percpu;
 mod pins;
+mod policy;
+pub mod rehearsal;
 mod sys;
 
+use std::borrow::Cow;
 use std::sync::Mutex;
 
 use anyhow::Result;
 use vnet_common::flow::ABI;
 
-pub use attach::{Attached, ForeignProgram};
-pub use layout::Sizes;
+pub use attach::{Attached, Foreign, ForeignProgram};
+pub use layout::{PolicySizes, Sizes};
 pub use load::Logger;
 pub use maps::Maps;
 pub use migrate::Moved;
@@ -41,6 +46,9 @@ pub struct Datapath {
     clock: clock::Clock,
     logger: Mutex<Option<Logger>>,
     root: pins::Root,
+    /// What it was loaded from, and how large its maps are.
+    object: Cow<'static, [u8]>,
+    sizes: Sizes,
 }
 
 impl Datapath {
@@ -72,7 +80,7 @@ impl Datapath {
 
     /// Takes all programs off all devices and removes everything that is pinned. Gives the devices.
     pub fn detach_all(self) -> Result<Vec<u32>> {
-        let Self { maps, tcx, clock, logger, root } = self;
+        let Self { maps, tcx, clock, logger, root, .. } = self;
         let devices = open::remove_all(&root.complete(ABI))?;
         drop((maps, tcx, clock, logger));
         root.remove()?;

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use vnet_common::flow::ABI;
 
-use super::attach::{self, Tcx};
+use super::attach::{self, Foreign, Tcx};
 use super::layout::{Layout, Sizes, layouts};
 use super::load::{Loaded, load};
 use super::maps::Maps;
@@ -31,6 +31,8 @@ pub struct Options {
     pub sizes: Sizes,
     /// Where among other programs ours go on a device.
     pub order: Order,
+    /// What becomes of devices on which programs of others run before ours.
+    pub foreign: Foreign,
     /// Let the programs log each verdict.
     pub trace: bool,
     /// Start anew where a newer agent was at work; its flows are lost.
@@ -84,10 +86,11 @@ impl Datapath {
         };
         remove_older(&root, &mut notes)?;
         let Loaded { maps, programs, clock, logger } = loaded;
-        let tcx = Tcx::new(root.complete(ABI).join(LINKS), programs, options.order);
+        let tcx = Tcx::new(root.complete(ABI).join(LINKS), programs, options.order, options.foreign);
         let maps = Maps::new(&maps, options.sizes.cache)?;
         let clock = clock::Clock::new(clock)?;
-        Ok((Self { maps, tcx, clock, logger: std::sync::Mutex::new(logger), root }, OpenReport { origin, devices, notes }))
+        let (logger, object, sizes) = (std::sync::Mutex::new(logger), options.object.clone(), options.sizes.clone());
+        Ok((Self { maps, tcx, clock, logger, root, object, sizes }, OpenReport { origin, devices, notes }))
     }
 }
 
@@ -204,7 +207,7 @@ fn adopt(root: &Root, options: &Options, wanted: &[Layout]) -> Result<Opened> {
 
 /// Does something with the links that are pinned in a directory of maps, for the loaded programs.
 fn with_links<T>(mut loaded: Loaded, dir: &Path, options: &Options, f: impl FnOnce(&Tcx) -> Result<T>) -> Result<(Loaded, T)> {
-    let tcx = Tcx::new(dir.join(LINKS), loaded.programs, options.order);
+    let tcx = Tcx::new(dir.join(LINKS), loaded.programs, options.order, options.foreign);
     let done = f(&tcx)?;
     loaded.programs = tcx.into_programs();
     Ok((loaded, done))

@@ -1,9 +1,11 @@
 //! Counters: arrays with a row for each CPU.
 
 use std::marker::PhantomData;
+use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail, ensure};
 
+use super::batch::{BATCH, Cursor, scan_raw};
 use super::layout::{Layout, cpus};
 use super::sys::{RawMap, bytes_of, bytes_of_mut, zeroed};
 
@@ -36,6 +38,23 @@ impl<T: aya::Pod> PerCpu<T> {
             bail!("map {} has no row {row}", self.name);
         }
         Ok(rows)
+    }
+
+    /// Calls `f` on the first `count` rows, in their order, each with one value for each CPU.
+    pub fn for_each(&self, count: u32, mut f: impl FnMut(&[T])) -> Result<()> {
+        let (mut rows, mut left) = (vec![zeroed::<T>(); self.cpus], count);
+        let mut cursor = Cursor::default();
+        while left > 0 && !cursor.is_done() {
+            let read = scan_raw(&self.map, &mut cursor, BATCH.min(left as usize), |_, value| {
+                bytes_of_mut(&mut rows).copy_from_slice(value);
+                f(&rows);
+                left -= 1;
+                if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            read.with_context(|| format!("map {}: reading {count} rows", self.name))?;
+        }
+        ensure!(left == 0, "map {} has no {count} rows", self.name);
+        Ok(())
     }
 
     /// Sets a row to 0 on every CPU.

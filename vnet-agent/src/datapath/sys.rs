@@ -18,6 +18,7 @@ const OBJ_GET_INFO_BY_FD: u32 = 15;
 const PROG_QUERY: u32 = 16;
 const MAP_LOOKUP_BATCH: u32 = 24;
 const MAP_UPDATE_BATCH: u32 = 26;
+const MAP_DELETE_BATCH: u32 = 27;
 const LINK_CREATE: u32 = 28;
 const LINK_UPDATE: u32 = 29;
 const LINK_DETACH: u32 = 34;
@@ -219,6 +220,7 @@ pub fn programs_of(ifindex: u32, hook: Hook) -> io::Result<Vec<u32>> {
 }
 
 #[repr(C)]
+#[derive(Default)]
 struct TestRunAttr {
     program: u32,
     result: u32,
@@ -228,6 +230,42 @@ struct TestRunAttr {
     data_out: u64,
     repeat: u32,
     duration: u32,
+    ctx_size_in: u32,
+    ctx_size_out: u32,
+    ctx_in: u64,
+    ctx_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    pad: u32,
+}
+
+/// Bytes that an answer may be longer than what it answers.
+const LONGER: usize = 256;
+
+/// Runs a program for TCX once on a frame that is at the device `ifindex` (1: at none in particular). Gives what it returned, and the frame
+/// afterwards. The kernel wants a whole IP header where the EtherType promises one.
+pub fn test_run(program: BorrowedFd<'_>, frame: &[u8], ifindex: u32) -> io::Result<(i32, Vec<u8>)> {
+    // `struct __sk_buff` of linux/bpf.h, of which only this field may be anything but 0.
+    const IFINDEX: usize = 10;
+    let mut context = [0u32; 48];
+    context[IFINDEX] = ifindex;
+    let mut out = vec![0u8; frame.len() + LONGER];
+    let mut attr = TestRunAttr {
+        program: raw(program),
+        data_size_in: frame.len() as u32,
+        data_size_out: out.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        data_out: out.as_mut_ptr() as u64,
+        repeat: 1,
+        ctx_size_in: size_of_val(&context) as u32,
+        ctx_in: context.as_ptr() as u64,
+        ..TestRunAttr::default()
+    };
+    // SAFETY: frame and context are readable and `out` is writable for the sizes given; all outlive the call.
+    unsafe { bpf(PROG_TEST_RUN, &mut attr)? };
+    out.truncate(attr.data_size_out as usize);
+    Ok((attr.result as i32, out))
 }
 
 /// Runs a program once, on a frame of zeros.
@@ -235,13 +273,10 @@ pub fn run_once(program: BorrowedFd<'_>) -> io::Result<()> {
     let frame = [0u8; 64];
     let mut attr = TestRunAttr {
         program: raw(program),
-        result: 0,
         data_size_in: frame.len() as u32,
-        data_size_out: 0,
         data_in: frame.as_ptr() as u64,
-        data_out: 0,
         repeat: 1,
-        duration: 0,
+        ..TestRunAttr::default()
     };
     // SAFETY: the frame is readable for its size and outlives the call; there is no output buffer.
     unsafe { bpf(PROG_TEST_RUN, &mut attr) }.map(drop)
@@ -296,6 +331,9 @@ struct BatchAttr {
     elem_flags: u64,
     flags: u64,
 }
+
+/// Where in a map a scan is: only the kernel knows what it means.
+pub type Place = [u64; 8];
 
 /// A map whose element sizes are known; every access checks the buffers against them.
 pub struct RawMap {
@@ -359,10 +397,11 @@ impl RawMap {
 
     /// Copies as many elements as the buffers hold, from `cursor` (of the call before; `None` at first) on. Gives how many,
     /// and the next cursor unless that was all. `ENOSPC`: the buffers do not hold one bucket of the hash table.
-    pub fn lookup_batch(&self, cursor: Option<u32>, keys: &mut [u8], values: &mut [u8]) -> io::Result<(u32, Option<u32>)> {
+    pub fn lookup_batch(&self, cursor: Option<Place>, keys: &mut [u8], values: &mut [u8]) -> io::Result<(u32, Option<Place>)> {
         let count = self.count(keys, values);
-        let (cursor_in, mut next) = (cursor.unwrap_or(0), 0u32);
-        let next_at: *mut u32 = &mut next;
+        assert!(self.key_size <= size_of::<Place>(), "a key is longer than a place in a map");
+        let (cursor_in, mut next) = (cursor.unwrap_or_default(), Place::default());
+        let next_at: *mut Place = &mut next;
         let mut attr = BatchAttr {
             in_batch: if cursor.is_some() { &raw const cursor_in as u64 } else { 0 },
             out_batch: next_at as u64,
@@ -372,12 +411,24 @@ impl RawMap {
             map: raw(self.fd()),
             ..BatchAttr::default()
         };
-        // SAFETY: the buffers hold `count` elements, and cursors of hash tables and arrays are 32-bit words; all outlive
-        // the call.
+        // SAFETY: the buffers hold `count` elements; a cursor of a hash table is a 32-bit word, others are a key, which is
+        // not longer than a place; all outlive the call.
         match unsafe { bpf(MAP_LOOKUP_BATCH, &mut attr) } {
             Ok(_) => Ok((attr.count, Some(next))),
             Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok((attr.count, None)),
             Err(e) => Err(e),
+        }
+    }
+
+    /// Removes elements, up to the first that is not there; gives how many.
+    pub fn delete_batch(&self, keys: &[u8]) -> io::Result<u32> {
+        let count = (keys.len() / self.key_size) as u32;
+        assert!(keys.len() == count as usize * self.key_size, "a part of a key is left");
+        let mut attr = BatchAttr { keys: keys.as_ptr() as u64, count, map: raw(self.fd()), ..BatchAttr::default() };
+        // SAFETY: the buffer holds `count` keys and outlives the call.
+        match unsafe { bpf(MAP_DELETE_BATCH, &mut attr) } {
+            Err(e) if e.raw_os_error() != Some(libc::ENOENT) => Err(e),
+            _ => Ok(attr.count),
         }
     }
 

@@ -11,6 +11,7 @@ use anyhow::{Context as _, Result};
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use rtnetlink::packet_core::NetlinkPayload;
 use rtnetlink::packet_route::RouteNetlinkMessage;
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage};
 use rtnetlink::packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use rtnetlink::packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState};
 use rtnetlink::{Handle, MulticastGroup};
@@ -59,6 +60,8 @@ pub struct Snapshot {
     pub devices: Vec<Device>,
     /// Neighbours with a usable MAC.
     pub neighbors: Vec<Neighbor>,
+    /// The host's own addresses, each once, in order.
+    pub addresses: Vec<IpAddr>,
     /// Indices of devices that went away since the snapshot before; some may have been given to new devices.
     pub gone: Vec<u32>,
 }
@@ -69,7 +72,7 @@ pub struct Snapshot {
 /// When netlink cannot be opened or read.
 pub async fn watch(to: mpsc::Sender<Snapshot>) -> Result<()> {
     // Subscribe first: what changes while the first snapshot is read is told again.
-    let groups = [MulticastGroup::Link, MulticastGroup::Neigh];
+    let groups = [MulticastGroup::Link, MulticastGroup::Neigh, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
     let (connection, handle, mut messages) =
         rtnetlink::new_multicast_connection(&groups).context("opening netlink to follow network devices")?;
     tokio::spawn(connection);
@@ -123,7 +126,24 @@ pub async fn read(handle: &Handle) -> Result<Snapshot> {
     let mut devices: Vec<Device> = links.iter().filter_map(device).collect();
     devices.sort_by_key(|d| d.ifindex);
     let neighbors = neighbors.iter().filter_map(neighbor).collect();
-    Ok(Snapshot { devices, neighbors, gone: Vec::new() })
+    let addresses: Vec<AddressMessage> =
+        handle.address().get().execute().try_collect().await.context("listing this host's addresses")?;
+    let mut addresses: Vec<IpAddr> = addresses.iter().filter_map(address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(Snapshot { devices, neighbors, addresses, gone: Vec::new() })
+}
+
+/// The host's own end; of a point-to-point device, the other is said too.
+fn address(message: &AddressMessage) -> Option<IpAddr> {
+    let of = |local: bool| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(a) if local => Some(*a),
+            AddressAttribute::Address(a) if !local => Some(*a),
+            _ => None,
+        })
+    };
+    of(true).or_else(|| of(false))
 }
 
 fn device(link: &LinkMessage) -> Option<Device> {

@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+pub use super::rules::DEFAULT_GROUP as DEFAULT;
+
 use super::rules::DEFAULT_GROUP;
 use super::selector::{Candidate, Ready, Selectors};
 use crate::resource::SecurityGroup;

@@ -149,6 +149,11 @@ pub fn protocol_number(text: &str) -> Option<u8> {
     }
 }
 
+/// Can a tag have this name?
+pub fn is_tag_name(text: &str) -> bool {
+    wrong_word(text, 63, "_.-").is_none()
+}
+
 fn wrong_ip(text: &str) -> Option<String> {
     if text.parse::<IpAddr>().is_ok() {
         return None;

@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, needed};
 pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
-pub use format::{parse_mac, protocol_number};
+pub use format::{is_tag_name, parse_mac, protocol_number};
 pub use load_balancer::{
     Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
 };

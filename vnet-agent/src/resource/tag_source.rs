@@ -80,23 +80,6 @@ pub struct Allow {
     pub clear: bool,
 }
 
-impl Allow {
-    /// Does its pattern fit all of a tag's name?
-    #[must_use]
-    pub fn is_about(&self, tag: &str) -> bool {
-        let mut parts = self.tag.split('*');
-        let Some(mut rest) = parts.next().and_then(|first| tag.strip_prefix(first)) else { return false };
-        let Some(last) = parts.next_back() else { return rest.is_empty() };
-        for part in parts {
-            match rest.find(part) {
-                Some(at) => rest = &rest[at + part.len()..],
-                None => return false,
-            }
-        }
-        rest.ends_with(last)
-    }
-}
-
 fn ten() -> u8 {
     10
 }
@@ -229,28 +212,4 @@ pub struct Input {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 4096))]
     pub max_file_mib: Option<u32>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::Allow;
-
-    #[test]
-    fn a_star_stands_for_any_characters() {
-        for (pattern, tag, fits) in [
-            ("a.b", "a.b", true),
-            ("a.b", "a.bc", false),
-            ("*", "x", true),
-            ("a*", "abc", true),
-            ("a*c", "abc", true),
-            ("a*c", "abd", false),
-            ("a*bc", "abc", true),
-            ("ab*bc", "abc", false),
-            ("*b*d", "abcd", true),
-            ("*b*b", "ab", false),
-        ] {
-            let allow = Allow { tag: pattern.to_owned(), max_severity: 10, set: true, clear: true };
-            assert_eq!(allow.is_about(tag), fits, "{pattern} {tag}");
-        }
-    }
 }

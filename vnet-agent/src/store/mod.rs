@@ -1,5 +1,6 @@
 //! Where desired state lives.
 
+mod quarantine;
 pub mod redb;
 
 use anyhow::Result;
@@ -36,4 +37,10 @@ pub trait Store: Send + Sync {
     fn set_override(&self, load_balancer: &str, member: &str, value: &MemberOverride) -> Result<()>;
     /// A number for an endpoint, never given to another name, the same for ever.
     fn endpoint_id(&self, name: &str) -> Result<u32>;
+    /// Every name that has such a number.
+    fn endpoint_ids(&self) -> Result<Vec<(String, u32)>>;
+    /// Devices that endpoints were given at run time: (endpoint, device).
+    fn bindings(&self) -> Result<Vec<(String, String)>>;
+    /// Gives an endpoint a device.
+    fn bind(&self, endpoint: &str, device: &str) -> Result<()>;
 }

@@ -1,6 +1,7 @@
 //! The embedded store: one file, transactions, crash-safe.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
@@ -20,12 +21,15 @@ const OVERRIDES: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new
 const ORIGINS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("origins");
 /// A rule's key as JSON → number.
 const RULE_IDS: TableDefinition<'_, &str, u32> = TableDefinition::new("rule_ids");
+/// Endpoint → device.
+const BINDINGS: TableDefinition<'_, &str, &str> = TableDefinition::new("bindings");
 /// Endpoint name → number.
 const ENDPOINTS: TableDefinition<'_, &str, u32> = TableDefinition::new("endpoints");
 
-/// Desired state in one file of the state directory.
+/// Desired state in one file of the state directory. Clones share it.
+#[derive(Clone)]
 pub struct RedbStore {
-    db: Database,
+    db: Arc<Database>,
     path: PathBuf,
 }
 
@@ -40,7 +44,7 @@ impl RedbStore {
             Err(DatabaseError::Storage(StorageError::Corrupted("its structure contradicts itself".to_owned())))
         });
         let db = opened.map_err(|e| explain(path, e))?;
-        let store = Self { db, path: path.to_owned() };
+        let store = Self { db: Arc::new(db), path: path.to_owned() };
         store.prepare().with_context(|| format!("preparing the store {}", path.display()))?;
         Ok(store)
     }
@@ -62,18 +66,20 @@ impl RedbStore {
             txn.open_table(OVERRIDES)?;
             txn.open_table(ORIGINS)?;
             txn.open_table(RULE_IDS)?;
+            txn.open_table(BINDINGS)?;
             txn.open_table(ENDPOINTS)?;
+            super::quarantine::prepare(&txn)?;
         }
         txn.commit()?;
         Ok(())
     }
 
-    fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
+    pub(super) fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
         let txn = self.db.begin_read()?;
         f(&txn).with_context(|| format!("reading the store {}", self.path.display()))
     }
 
-    fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
+    pub(super) fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
         let run = || -> Result<T> {
             let txn = self.db.begin_write()?;
             let value = f(&txn)?;
@@ -222,6 +228,35 @@ impl Store for RedbStore {
             meta.insert("last_endpoint", u64::from(id))?;
             txn.open_table(ENDPOINTS)?.insert(name, id)?;
             Ok(id)
+        })
+    }
+
+    fn endpoint_ids(&self) -> Result<Vec<(String, u32)>> {
+        self.reading(|txn| {
+            let mut all = Vec::new();
+            for row in txn.open_table(ENDPOINTS)?.iter()? {
+                let (name, id) = row?;
+                all.push((name.value().to_owned(), id.value()));
+            }
+            Ok(all)
+        })
+    }
+
+    fn bindings(&self) -> Result<Vec<(String, String)>> {
+        self.reading(|txn| {
+            let mut all = Vec::new();
+            for row in txn.open_table(BINDINGS)?.iter()? {
+                let (endpoint, device) = row?;
+                all.push((endpoint.value().to_owned(), device.value().to_owned()));
+            }
+            Ok(all)
+        })
+    }
+
+    fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
+        self.writing(|txn| {
+            txn.open_table(BINDINGS)?.insert(endpoint, device)?;
+            Ok(())
         })
     }
 }

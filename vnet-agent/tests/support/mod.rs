@@ -16,7 +16,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use vnet_agent::datapath::{Datapath, OpenReport, Options, Order, Sizes};
+use vnet_agent::datapath::{Datapath, Foreign, OpenReport, Options, Order, PolicySizes, Sizes};
 use vnet_common::addr::{Address, V4};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::hash;
@@ -43,6 +43,17 @@ pub fn sizes() -> Sizes {
         maglev: 1024,
         members: 256,
         groups: 64,
+        policy: PolicySizes {
+            sets: 64,
+            rules: 1024,
+            ports: 1024,
+            bits: 4096,
+            peers: 4096,
+            addresses: 4096,
+            networks: 1024,
+            counters: 1024,
+            events: 1 << 16,
+        },
         ..Sizes::default()
     }
 }
@@ -54,6 +65,7 @@ pub fn options() -> Options {
         object: vnet_agent::object::object().into(),
         sizes: sizes(),
         order: Order::First,
+        foreign: Foreign::Warn,
         trace: false,
         discard_newer: false,
     }

@@ -16,13 +16,13 @@
 //! | `POST /v1/detach` | | [`DetachResponse`]; the agent ends after it |
 //! | `POST /v1/endpoints/attach` | [`AttachRequest`] | [`EndpointStatus`], once its state is in force on the device |
 //! | `GET /v1/groups` | | a list of [`GroupStatus`] |
-//! | `GET /v1/rules` | | a list of [`RuleStatus`] |
+//! | `GET /v1/rules?endpoint=…` | | a list of [`RuleStatus`], in the order in which they are asked: all, or those about one endpoint |
 //! | `GET /v1/tags?subject=…` | | a list of [`Tag`] |
 //! | `POST /v1/tags`, `POST /v1/tags/remove` | [`TagRequest`] | a list of [`Tag`]: those set, or removed |
 //! | `GET /v1/sources` | | a list of [`SourceStatus`] |
 //! | `POST /v1/sources/{name}/events` | JSON: an object, a list, or one object a line | [`IngestResponse`] |
 //! | `POST /v1/sources/{name}/scan` | [`ScanRequest`] | [`ScanReport`] |
-//! | `POST /v1/sources/{name}/test` | | [`SourceTest`] |
+//! | `POST /v1/sources/{name}/test?config=…` (the source's own settings) | | [`SourceTest`] |
 //! | `GET /v1/quarantine` | | [`QuarantineStatus`] |
 //! | `POST /v1/quarantine/{endpoint}/{verb}` | [`QuarantineRequest`] | [`QuarantineStatus`] |
 //! | `GET /v1/audit?endpoint=…&limit=…` | | a list of [`AuditRecord`], the newest last |

@@ -92,8 +92,11 @@ pub struct SourceStatus {
     pub malformed: u64,
     /// Events from senders, or about tags, that it may not.
     pub refused: u64,
-    /// Events dropped because too many came at once; the newest state counts.
+    /// Changes of tags that a newer one of the same tag overtook, because too many came at once; the newest state counts.
     pub dropped: u64,
+    /// Mapped events about no endpoint that is known here.
+    #[serde(default)]
+    pub unmatched: u64,
     /// Tags set and cleared.
     pub tags: u64,
     /// The last fault, if any.

@@ -94,11 +94,14 @@ fn is_amid<A: Address>(seen: &Seen<A>) -> bool {
 
 /// What a packet of a known flow is counted as.
 #[inline(always)]
-fn usual<A: Address>(key: &FlowKey<A>) -> Reason {
-    match direction(key) {
-        Direction::Egress => Reason::Established,
-        Direction::Ingress => Reason::Reply,
-    }
+pub fn usual(entry_flags: u16) -> Reason {
+    if entry_flags & flags::UNNAT != 0 { Reason::Reply } else { Reason::Established }
+}
+
+/// Does the packet come from the side that opened the flow?
+#[inline(always)]
+fn from_opener<A: Address>(key: &FlowKey<A>, entry_flags: u16) -> bool {
+    (key.direction == Direction::Egress as u8) == (entry_flags & flags::INBOUND == 0)
 }
 
 /// The first way that passes. No loop: the verifier would lose count of it.
@@ -159,7 +162,7 @@ where
 {
     let (seen, e) = (&w.seen, &w.entry);
     let fresh_syn = seen.tcp & u32::from(tcp::SYN | tcp::ACK) == u32::from(tcp::SYN);
-    if fresh_syn && seen.key.direction == Direction::Egress as u8 && state::is_closed(e.tcp) {
+    if fresh_syn && from_opener(&seen.key, e.flags) && state::is_closed(e.tcp) {
         w.partner = seen.key.partner(&e.rewrite);
         forget(m, slot, Table::Main, &w.seen.key, &w.partner); // the client reuses the port
         return Course::None;
@@ -177,7 +180,7 @@ where
         }
     }
     treat(w);
-    w.reason = usual(&w.seen.key);
+    w.reason = usual(w.entry.flags);
     Course::Valid
 }
 
@@ -190,16 +193,16 @@ pub fn treat<A: Address>(w: &mut Work<A>) {
 /// What a packet adds to the state in both entries of its flow: bits of [`FlowEntry::tcp`] and of [`FlowEntry::flags`].
 #[inline(always)]
 fn news<A: Address, M: LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>) -> (u8, u16) {
-    let ingress = seen.key.direction == Direction::Ingress as u8;
+    let answered = !from_opener(&seen.key, e.flags);
     let mut bits = 0;
     if seen.tcp & u32::from(tcp::FIN) != 0 {
-        bits |= if ingress { state::FIN_MEMBER } else { state::FIN_CLIENT };
+        bits |= if answered { state::FIN_MEMBER } else { state::FIN_CLIENT };
     }
     if seen.tcp & u32::from(tcp::RST) != 0 {
         bits |= state::RESET;
         m.member_event(e.member, MemberEvent::Reset);
     }
-    (bits & !e.tcp, if ingress { flags::REPLIED & !e.flags } else { 0 })
+    (bits & !e.tcp, if answered { flags::REPLIED & !e.flags } else { 0 })
 }
 
 /// Counts one packet in its entry and for its member.
@@ -245,12 +248,12 @@ where
 {
     w.partner = w.seen.key.partner(&w.entry.rewrite);
     let (member, key, tcp) = (w.entry.member, &w.seen.key, w.seen.tcp);
-    let egress = key.direction == Direction::Egress as u8;
+    let opener = from_opener(key, w.entry.flags);
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
         m.member_event(member, MemberEvent::Reset);
         forget(m, slot, Table::HalfOpen, key, &w.partner);
-    } else if egress && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
+    } else if opener && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {
             w.reason = r;
             return Course::Refused;
@@ -258,7 +261,7 @@ where
         reason = Reason::Established;
     } else {
         m.add(Table::HalfOpen, key, 1, w.seen.bytes, w.seen.now);
-        if !egress && w.entry.flags & flags::REPLIED == 0 {
+        if !opener && w.entry.flags & flags::REPLIED == 0 {
             m.update(Table::HalfOpen, key, |e| e.flags |= flags::REPLIED);
             m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
         }

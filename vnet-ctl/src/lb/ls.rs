@@ -52,7 +52,7 @@ fn text(lbs: &[LbStatus], before: Before<'_, Vec<LbStatus>>, paint: Paint) -> St
         row.extend([sum(|member| member.active_flows).into(), new.into()]);
         if let Some((lbs, time)) = before {
             let was = lbs.iter().find(|was| was.name == lb.name);
-            row.push(lb::rate(new, was.map(|was| was.members.iter().map(|member| member.new_flows).sum()), time).into());
+            row.push(human::rate(new, was.map(|was| was.members.iter().map(|member| member.new_flows).sum()), time).into());
         }
         let [to, from] = [sum(|member| member.bytes[0]), sum(|member| member.bytes[1])].map(human::bytes);
         row.extend([sum(|member| member.resets).into(), to.into(), from.into()]);

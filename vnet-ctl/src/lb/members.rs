@@ -56,7 +56,7 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
         let mut row = own(member);
         if let Some((was, time)) = before {
             let was = was.members.iter().find(|was| was.name == member.name).map(|was| was.new_flows);
-            row.push(lb::rate(member.new_flows, was, time).into());
+            row.push(human::rate(member.new_flows, was, time).into());
         }
         let [to, from] = member.bytes.map(human::bytes);
         row.extend([human::percent(member.new_flows, all).into(), member.resets.into(), to.into(), from.into()]);

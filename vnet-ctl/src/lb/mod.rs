@@ -117,9 +117,3 @@ async fn explain<T>(session: &Session, found: Result<T>, name: &str, member: Opt
         (Some(_), None) => Err(error),
     }
 }
-
-/// `3.5`, per second since it was seen before.
-fn rate(now: u64, before: Option<u64>, time: std::time::Duration) -> String {
-    let Some(before) = before else { return String::new() };
-    format!("{:.1}", now.saturating_sub(before) as f64 / time.as_secs_f64().max(0.001))
-}

@@ -1,17 +1,25 @@
 //! A served API in a directory of its own, and the built program against it. Behind the API is a control logic that keeps
-//! resources in memory and has made-up counters.
+//! resources in memory and has made-up counters. In front of it is a server that answers what [`crate::fake`] knows.
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use vnet_agent::api::{Control, Refusal, Socket, serve_on};
 use vnet_common::api::*;
+
+use crate::fake;
 
 /// The resources and members at the start.
 pub const WEB: &str = "\
@@ -27,10 +35,53 @@ spec:
   healthCheck: {intervalMs: 500, timeoutMs: 1500}
 ";
 
-/// Keeps resources, and the members of `web`.
+/// A security group, a policy and a tag source.
+pub const POLICY: &str = "\
+apiVersion: vnet/v1alpha1
+kind: SecurityGroup
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  defaults: {ingress: deny}
+  transfers:
+  - {name: infected, to: strict, when: 'tags.exists(t, t.severity >= 7)', minHoldSeconds: 60, mode: require-approval}
+  brakes: {maxPercent: 10}
+---
+apiVersion: vnet/v1alpha1
+kind: Policy
+metadata: {name: base}
+spec:
+  tier: security
+  priority: 10
+  appliedTo: {groups: [web, db]}
+  egress:
+  - {name: no-ssh, action: deny, ports: [{protocol: TCP, port: 22}]}
+---
+apiVersion: vnet/v1alpha1
+kind: TagSource
+metadata: {name: suricata}
+spec:
+  type: suricata
+  allow: [{tag: 'ids.*', maxSeverity: 8}]
+  mappings:
+  - {name: alerts, when: 'event.event_type == \"alert\"', subject: {addressFrom: event.src_ip}, tag: ids.malware}
+";
+
+/// Keeps resources, the members of `web`, and what [`crate::fake`] keeps.
 pub struct Memory {
     resources: Mutex<Vec<Value>>,
     members: Mutex<Vec<MemberStatus>>,
+    /// Grows with each look at counters, and they with it.
+    pub looks: AtomicU64,
+    pub tags: Mutex<Vec<Tag>>,
+    pub quarantine: Mutex<QuarantineStatus>,
+    /// Requests, by what they were about.
+    pub asked: Mutex<Vec<(String, Value)>>,
+}
+
+/// Now, in milliseconds since 1970.
+pub fn now_ms() -> u64 {
+    u64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis()).unwrap()
 }
 
 fn name(resource: &Value) -> &str {
@@ -61,6 +112,10 @@ impl Memory {
         Self {
             resources: Mutex::new(vec![web]),
             members: Mutex::new(vec![member("a", "10.0.0.11", 3), member("b", "10.0.0.12", 1), down]),
+            looks: AtomicU64::new(0),
+            tags: Mutex::default(),
+            quarantine: Mutex::default(),
+            asked: Mutex::default(),
         }
     }
 
@@ -141,6 +196,7 @@ impl Control for Memory {
         Ok(ApplyResponse {
             changes,
             warnings: warned.then(|| "loadbalancer/odd has no members".to_owned()).into_iter().collect(),
+            effects: (request.dry_run && documents.iter().any(|document| document["kind"] == "Policy")).then(effects),
         })
     }
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
@@ -157,12 +213,22 @@ impl Control for Memory {
         }
         resources.retain(|old| !there.iter().any(|wanted| is(old, wanted)));
         let change = |(kind, name)| Change { kind, name, action: Action::Deleted, diff: String::new() };
-        Ok(ApplyResponse { changes: there.into_iter().map(change).collect(), warnings: Vec::new() })
+        Ok(ApplyResponse { changes: there.into_iter().map(change).collect(), warnings: Vec::new(), effects: None })
     }
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
         let resources = self.resources(Some("Endpoint"))?;
-        let applied =
-            resources.iter().map(|resource| EndpointStatus { name: name(resource).to_owned(), ..EndpointStatus::default() });
+        let looks = self.looks.fetch_add(1, Ordering::Relaxed);
+        let applied = resources.iter().map(|resource| EndpointStatus {
+            name: name(resource).to_owned(),
+            mac: resource["spec"]["mac"].as_str().map(str::to_owned),
+            bytes: [looks << 20, 0],
+            packets: [(
+                "egress".to_owned(),
+                [("flow-quota".to_owned(), looks * 50), ("established".to_owned(), looks * 700)].into(),
+            )]
+            .into(),
+            ..EndpointStatus::default()
+        });
         let found = EndpointStatus {
             name: "tap0".to_owned(),
             discovered: true,
@@ -172,8 +238,11 @@ impl Control for Memory {
             state: "attached".to_owned(),
             mac: Some("52:54:00:00:00:01".to_owned()),
             addresses: vec!["10.0.0.1".to_owned()],
+            group: "web".to_owned(),
+            policy: "policed".to_owned(),
+            identity: 17,
             bytes: [2048, 10],
-            packets: [("egress".to_owned(), [("lb-new-flow".to_owned(), 4)].into())].into(),
+            packets: [("egress".to_owned(), [("lb-new-flow".to_owned(), 4), ("flow-quota".to_owned(), 2)].into())].into(),
             ..EndpointStatus::default()
         };
         Ok(applied.chain([found]).collect())
@@ -223,11 +292,35 @@ impl Control for Memory {
     }
 }
 
+/// What a change of a policy does.
+fn effects() -> Effects {
+    Effects {
+        rules_added: vec![fake::rule("no-ssh")],
+        rules_removed: vec![fake::rule("web-out")],
+        endpoints: vec![("tap0".to_owned(), "other rules".to_owned())],
+        flows_cut: vec![(fake::flow("10.0.0.9:22"), Some(fake::rule("no-ssh")))],
+        flows_moved: vec![(fake::flow("10.0.0.100:80"), "10.0.0.12:8080".to_owned())],
+        flows_total: [3, 1],
+    }
+}
+
 /// The API, served; and a place for files.
 pub struct Host {
     pub directory: PathBuf,
+    /// Everything.
     pub socket: PathBuf,
+    /// The agent's own server: without what [`crate::fake`] knows, but it sees who asks.
+    pub agent: PathBuf,
+    pub memory: Arc<Memory>,
     _runtime: Runtime,
+}
+
+/// Asks the server at `socket` the same.
+async fn forward(socket: &Path, request: Request) -> Response {
+    let stream = UnixStream::connect(socket).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender.send_request(request).await.unwrap().map(Body::new)
 }
 
 /// What a run of the program gave.
@@ -244,15 +337,28 @@ impl Host {
         std::fs::set_permissions(&directory, std::fs::Permissions::from_mode(0o755)).unwrap();
         let socket = directory.join("agent.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let bound = runtime.block_on(async { Socket::bind(&socket) }).unwrap();
-        runtime.spawn(serve_on(bound, Arc::new(Memory::new()), std::future::pending()));
-        Self { directory, socket, _runtime: runtime }
+        let (memory, agent) = (Arc::new(Memory::new()), directory.join("real.sock"));
+        let bound = runtime.block_on(async { Socket::bind(&agent) }).unwrap();
+        let control: Arc<dyn Control> = memory.clone();
+        runtime.spawn(serve_on(bound, control, std::future::pending()));
+        let inner = agent.clone();
+        let front = fake::router(memory.clone()).fallback(async move |request: Request| forward(&inner, request).await);
+        let listener = runtime.block_on(async { UnixListener::bind(&socket) }).unwrap();
+        runtime.spawn(async move { axum::serve(listener, front).await });
+        Self { directory, socket, agent, memory, _runtime: runtime }
+    }
+
+    /// The last request about this.
+    pub fn asked(&self, what: &str) -> Value {
+        let asked = self.memory.asked.lock().unwrap();
+        asked.iter().rev().find(|(path, _)| path == what).map(|(_, request)| request.clone()).unwrap_or_default()
     }
 
     /// The program, with this host's socket and no settings of whoever runs the tests.
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnet-ctl"));
         command.args(args).current_dir(&self.directory).env("VNET_SOCKET", &self.socket);
+        command.env("TZ", "UTC");
         for variable in ["NO_COLOR", "CLICOLOR_FORCE", "COLUMNS"] {
             command.env_remove(variable);
         }
@@ -272,9 +378,14 @@ impl Host {
 
     /// Writes a file, by its name in the directory that the program runs in.
     pub fn file(&self, name: &str, text: &str) {
+        self.file_of(name, text.as_bytes());
+    }
+
+    /// The same with any bytes.
+    pub fn file_of(&self, name: &str, bytes: &[u8]) {
         let path = self.directory.join(name);
         std::fs::create_dir_all(path.parent().unwrap_or(Path::new("/"))).unwrap();
-        std::fs::write(path, text).unwrap();
+        std::fs::write(path, bytes).unwrap();
     }
 }
 

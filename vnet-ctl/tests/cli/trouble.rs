@@ -27,7 +27,7 @@ fn what_does_not_exist_is_answered_with_what_does() {
         assert!(ran.code == 1 && ran.out.is_empty() && ran.err.contains(expected), "{args:?}: {ran:?}");
     }
     let ran = host.run(&["get", "cats"]);
-    assert!(ran.code == 2 && ran.err.contains("possible values: lb, ep, all"), "{ran:?}");
+    assert!(ran.code == 2 && ran.err.contains("possible values: lb, ep, sg, pol, ts, all"), "{ran:?}");
 }
 
 #[test]
@@ -92,13 +92,13 @@ fn ordinary_users_look_but_do_not_change() {
     std::fs::copy(env!("CARGO_BIN_EXE_vnet-ctl"), &program).unwrap();
     let run = |args: &[&str]| {
         let mut command = Command::new(&program);
-        command.args(args).env("VNET_SOCKET", &host.socket).current_dir("/").uid(65534).gid(65534);
+        command.args(args).env("VNET_SOCKET", &host.agent).current_dir("/").uid(65534).gid(65534);
         ran(command.output().unwrap())
     };
     assert_eq!(run(&["lb", "ls"]).code, 0);
     let refused = run(&["lb", "drain", "web", "a"]);
     assert!(refused.code == 1 && refused.err.contains("members of group 'vnet'"), "{refused:?}");
-    std::fs::set_permissions(&host.socket, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    std::fs::set_permissions(&host.agent, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
     let refused = run(&["lb", "ls"]);
     assert!(refused.code == 1 && refused.err.contains("you may not open this socket"), "{refused:?}");
 }

@@ -98,8 +98,8 @@ web    10.0.0.100,fd00::100   TCP        80,443   2/3     stack
         assert_eq!(host.run(&["get", kind]).out, expected, "{kind}");
     }
     let endpoints = "\
-NAME   DEVICE   ORIGIN       STATE      ADDRESSES     SENT   RECEIVED
-tap0   tap0     discovered   attached   10.0.0.1    2.0KiB        10B
+NAME   DEVICE   ORIGIN       STATE      GROUP   POLICY    ADDRESSES     SENT   RECEIVED
+tap0   tap0     discovered   attached   web     policed   10.0.0.1    2.0KiB        10B
 ";
     assert_eq!(host.run(&["get", "ep", "tap0"]).out, endpoints);
     let all = host.run(&["get", "all"]).out;

@@ -26,8 +26,6 @@ struct Memory {
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Content {
     resources: BTreeMap<Key, Resource>,
-    origins: BTreeMap<Key, Origin>,
-    rule_ids: BTreeMap<RuleKey, u32>,
     overrides: BTreeMap<(String, String), MemberOverride>,
 }
 
@@ -49,22 +47,6 @@ impl Store for Arc<Memory> {
         self.write(|c| {
             c.resources.extend(put.iter().map(|r| (key(r), r.clone())));
             c.resources.retain(|k, _| !delete.contains(k));
-            c.origins.retain(|k, _| !delete.contains(k));
-        })
-    }
-    fn origins(&self) -> Result<Vec<(Key, Origin)>> {
-        Ok(self.content.lock().unwrap().origins.clone().into_iter().collect())
-    }
-    fn set_origins(&self, origins: &[(Key, Origin)]) -> Result<()> {
-        self.write(|c| c.origins.extend(origins.iter().cloned()))
-    }
-    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>> {
-        Ok(self.content.lock().unwrap().rule_ids.clone().into_iter().collect())
-    }
-    fn change_rule_ids(&self, change: &IdChange) -> Result<()> {
-        self.write(|c| {
-            c.rule_ids.retain(|k, _| !change.freed.contains(k));
-            c.rule_ids.extend(change.given.iter().cloned());
         })
     }
     fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>> {
@@ -79,6 +61,34 @@ impl Store for Arc<Memory> {
     }
     fn endpoint_id(&self, _: &str) -> Result<u32> {
         Ok(1)
+    }
+    fn endpoint_ids(&self) -> Result<Vec<(String, u32)>> {
+        Ok(Vec::new())
+    }
+    fn origins(&self) -> Result<Vec<(Key, Origin)>> {
+        Ok(Vec::new())
+    }
+    fn set_origins(&self, _: &[(Key, Origin)]) -> Result<()> {
+        Ok(())
+    }
+    fn rule_ids(&self) -> Result<Vec<(RuleKey, u32)>> {
+        Ok(Vec::new())
+    }
+    fn change_rule_ids(&self, _: &IdChange) -> Result<()> {
+        Ok(())
+    }
+    fn bindings(&self) -> Result<Vec<(String, String)>> {
+        Ok(Vec::new())
+    }
+    fn bind(&self, _: &str, _: &str) -> Result<()> {
+        Ok(())
+    }
+}
+
+impl Policy<Rc<Maps>> {
+    fn delete(&mut self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
+        let keys = self.deletable(request)?;
+        self.change(Vec::new(), keys, false)
     }
 }
 
@@ -199,10 +209,11 @@ fn what_others_need_is_not_deleted() {
     let mut rig = rig();
     let text =
         "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: held }\nspec: { quarantine: { redirectTo: web } }\n";
-    let group = crate::resource::parse(&[vnet_common::api::File { name: "q.yaml".into(), text: text.into() }]).unwrap().remove(0);
+    let file = vnet_common::api::File { name: "q.yaml".into(), text: text.into() };
+    let group = crate::resource::parse(&[file]).unwrap().remove(0);
     let origin = (key(&group.resource), group.origin());
     rig.policy.change(vec![web(&["10.9.0.1"]), group.resource], vec![], false).unwrap();
-    rig.policy.remember(vec![origin.clone()]).unwrap();
+    rig.policy.set_origins(vec![origin.clone()]).unwrap();
     let before = rig.snapshot();
     let keys = [("LoadBalancer".to_owned(), "web".to_owned()), origin.0];
     let delete =

@@ -1,9 +1,13 @@
 //! Faults of tag sources.
 
-use super::super::tag_source::{Allow, Mapping, OnExpiry, Operation, SourceType, TagSource};
+use super::super::tag_source::{Allow, Mapping, OnExpiry, Operation, SourceType, TagSource, TagSourceSpec};
 use super::alone::Report;
 use super::rule::{expression, names, only_one};
+use crate::control::glob::Pattern;
+use crate::source::mapping::Mappings;
 
+/// Where a Suricata source listens that does not say, below the run directory.
+const DEFAULT_SOCKET: &str = "suricata/eve.sock";
 /// What expressions of mappings may ask for.
 const OF_EVENTS: &[&str] = &["event"];
 /// The operator's resource, of which there is one.
@@ -13,6 +17,21 @@ const LONGEST_SOCKET: usize = 107;
 
 /// Looks at a tag source.
 pub(super) fn source(source: &TagSource, whole: bool, report: Report<'_>) {
+    let mut found = false;
+    fields(source, whole, &mut |pointer, message| {
+        found = true;
+        report(pointer, message);
+    });
+    // Whatever else there may be that keeps its mappings from being used.
+    if whole
+        && !found
+        && let Err(faults) = Mappings::compile(&source.spec.mappings)
+    {
+        faults.into_iter().for_each(|(at, message)| report(&format!("/spec/mappings{at}"), message));
+    }
+}
+
+fn fields(source: &TagSource, whole: bool, report: Report<'_>) {
     let spec = &source.spec;
     names(spec.mappings.iter().map(|m| m.name.as_str()), "/spec/mappings", "mapping", report);
     for (index, allow) in spec.allow.iter().enumerate() {
@@ -44,7 +63,7 @@ fn of_type(source: &TagSource, report: Report<'_>) {
     let (spec, input) = (&source.spec, &source.spec.input);
     let (name, takes): (&str, &[&str]) = match spec.r#type {
         SourceType::Suricata => ("suricata", &["mappings", "input/socket", "users", "lostAfterSeconds"]),
-        SourceType::Clamav => ("clamav", &["input/socket", "input/guests", "input/maxFileMib", "users", "lostAfterSeconds"]),
+        SourceType::Clamav => ("clamav", &["input/socket", "input/guests", "input/maxFileMib", "lostAfterSeconds"]),
         SourceType::Json => ("json", &["mappings", "input/directory", "users", "lostAfterSeconds"]),
         SourceType::Operator => (OPERATOR, &[]),
     };
@@ -125,7 +144,7 @@ fn allowed(mapping: &Mapping, allow: &[Allow], pointer: &str, report: Report<'_>
         Operation::Set => ("set", &|a| a.set),
         Operation::Clear => ("clear", &|a| a.clear),
     };
-    let named: Vec<&Allow> = allow.iter().filter(|a| may(a) && a.is_about(tag)).collect();
+    let named: Vec<&Allow> = allow.iter().filter(|a| may(a) && a.tag.parse::<Pattern>().is_ok_and(|p| p.matches(tag))).collect();
     let most = named.iter().map(|a| a.max_severity).max();
     match (most, mapping.severity) {
         (None, _) => report(&format!("{pointer}/tag"), format!("nothing in `allow` lets this source {verb} the tag `{tag}`")),
@@ -134,5 +153,16 @@ fn allowed(mapping: &Mapping, allow: &[Allow], pointer: &str, report: Report<'_>
             report(&format!("{pointer}/severity"), message);
         }
         _ => {}
+    }
+}
+
+/// What no other source can have: its socket, or its directory.
+pub(super) fn claims(spec: &TagSourceSpec) -> Vec<(String, &'static str)> {
+    let socket = || spec.input.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
+    let directory = spec.input.directory.as_ref();
+    match spec.r#type {
+        SourceType::Suricata => vec![(format!("socket `{}`", socket()), "/spec/input/socket")],
+        SourceType::Json => directory.map(|path| (format!("directory `{path}`"), "/spec/input/directory")).into_iter().collect(),
+        SourceType::Clamav | SourceType::Operator => Vec::new(),
     }
 }

@@ -9,7 +9,7 @@ use super::super::format::parse_mac;
 use super::super::similar::similar;
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
-use super::reference;
+use super::{reference, source};
 
 /// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
 pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faults: &mut Faults) {
@@ -28,6 +28,7 @@ pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faul
     let owners = vips(&all, faults);
     hosts(&all, &owners, faults);
     endpoints(&all, faults);
+    tag_sources(&all, faults);
 }
 
 /// Looks at what resources name: that must be in `applied` or `others`.
@@ -194,6 +195,17 @@ fn references(all: &[Party<'_>], faults: &mut Faults) {
     }
 }
 
+/// Each tag source is reached in a place of its own.
+fn tag_sources(all: &[Party<'_>], faults: &mut Faults) {
+    let mut places = Claims::default();
+    for party in all {
+        let Resource::TagSource(source) = party.resource else { continue };
+        for (what, pointer) in source::claims(&source.spec) {
+            places.claim(what.clone(), *party, pointer, &what, faults);
+        }
+    }
+}
+
 /// Who was first to claim what.
 struct Claims<'a, K>(HashMap<K, Party<'a>>);
 
@@ -207,7 +219,7 @@ impl<'a, K: Eq + Hash> Claims<'a, K> {
     fn claim(&mut self, key: K, party: Party<'a>, pointer: &str, what: &str, faults: &mut Faults) {
         let first = *self.0.entry(key).or_insert(party);
         if !first.is(&party) {
-            party.report(faults, pointer, format!("{first} has {what} already: two endpoints cannot share it"));
+            party.report(faults, pointer, format!("{first} has {what} already: two cannot share it"));
         }
     }
 }

@@ -1,29 +1,35 @@
 //! `get`: lists things.
 
+mod policies;
+mod tables;
+
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use vnet_common::api::{API_VERSION, EndpointStatus, LbStatus};
+use vnet_common::api::{API_VERSION, EndpointStatus, GroupStatus, LbStatus, SourceStatus};
 
 use crate::cli::Format;
-use crate::failure::Misused;
-use crate::lb;
+use crate::failure::{Misused, is_not_found};
 use crate::output::{self, Session, print};
-use crate::style::{Look, of_state};
-use crate::table::{Cell, Table};
+use crate::style::Look;
 use crate::target::{Kind, Target, TargetParser};
-use crate::{human, near};
+use crate::{human, lb, near};
 
-/// List load balancers or endpoints; with -o yaml, as files for `apply`
+pub use policies::applied_to;
+pub use tables::{endpoints as endpoint_table, groups as group_table, kind_of, sources as source_table};
+
+/// List resources of a kind; with -o yaml, as files for `apply`
 ///
 /// Endpoints include those that were discovered. With -o yaml or json come the resources as they were applied, which `apply`
 /// takes again, and discovered endpoints in the same form with `discovered: true`, which `apply` passes over. The live state
-/// for programs is in `describe -o json` and `lb ls -o json`.
+/// for programs is in `describe -o json`, and in the `ls -o json` of `lb`, `endpoint`, `group`, `policy` and `tag source`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vnet-ctl get lb
   vnet-ctl get lb web -o yaml > web.yaml
   vnet-ctl get endpoints -o wide
+  vnet-ctl get sg
+  vnet-ctl get policy base -o yaml
   vnet-ctl get all")]
 pub struct Args {
     /// What to list; KIND/NAME works too
@@ -44,12 +50,10 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     if matches!(session.format, Format::Json | Format::Yaml) {
         return resources(session, kind, &names).await;
     }
+    let kinds = if kind == Kind::All { &EVERY[..] } else { &[kind][..] };
     let mut tables = Vec::new();
-    if kind != Kind::Endpoint {
-        tables.push(load_balancers(session, &names, kind == Kind::All).await?);
-    }
-    if kind != Kind::LoadBalancer {
-        tables.push(endpoints(session, &names, kind == Kind::All).await?);
+    for each in kinds {
+        tables.push(table(session, *each, &names, kind == Kind::All).await?);
     }
     tables.retain(|table| !table.is_empty());
     print(&tables.join("\n"))?;
@@ -59,9 +63,26 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     Ok(0)
 }
 
+/// Kinds, in the order in which `all` shows them.
+const EVERY: [Kind; 5] = [Kind::LoadBalancer, Kind::Endpoint, Kind::SecurityGroup, Kind::Policy, Kind::TagSource];
+
+/// The table of a kind; empty if there is nothing to show. With `prefixed`, names have their kind in front.
+async fn table(session: &Session, kind: Kind, names: &[String], prefixed: bool) -> Result<String> {
+    let prefix = if prefixed { format!("{}/", kind.api().to_lowercase()) } else { String::new() };
+    let (wide, paint) = (session.wide(), session.paint);
+    Ok(match kind {
+        Kind::LoadBalancer => tables::load_balancers(&lb::find(session, names).await?, &prefix, wide).render(paint),
+        Kind::Endpoint => tables::endpoints(&find_endpoints(session, names).await?, &prefix, wide).render(paint),
+        Kind::SecurityGroup => tables::groups(&find_groups(session, names).await?, &prefix, wide).render(paint),
+        Kind::Policy => policies::table(&policies::find(session, names).await?, &prefix, wide).render(paint),
+        Kind::TagSource => tables::sources(&find_sources(session, names).await?, &prefix, wide).render(paint),
+        Kind::All => String::new(),
+    })
+}
+
 async fn resources(session: &Session, kind: Kind, names: &[String]) -> Result<u8> {
     let mut all: Vec<Value> = session.agent.get(&format!("/v1/resources/{}", kind.api())).await?;
-    if kind != Kind::LoadBalancer {
+    if matches!(kind, Kind::Endpoint | Kind::All) {
         all.extend(find_endpoints(session, &[]).await?.iter().filter(|ep| ep.discovered).map(found));
     }
     let picked =
@@ -92,53 +113,35 @@ fn found(ep: &EndpointStatus) -> Value {
     })
 }
 
-async fn load_balancers(session: &Session, names: &[String], prefixed: bool) -> Result<String> {
-    let lbs = lb::find(session, names).await?;
-    let mut columns = vec!["NAME", "VIPS", "PROTOCOL", "PORTS", "READY", "DELIVERY"];
-    if session.wide() {
-        columns.extend([">FLOWS", "MEMBERS"]);
-    }
-    let mut table = Table::new(&columns);
-    for lb in &lbs {
-        let name = if prefixed { format!("loadbalancer/{}", lb.name) } else { lb.name.clone() };
-        let vips = few(&lb.vips, session.wide());
-        let mut row: Vec<Cell> = vec![name.into(), vips.into(), (&lb.protocol).into(), human::list(&lb.ports).into()];
-        row.extend([lb::ready(lb), (&lb.delivery).into()]);
-        if session.wide() {
-            row.push(lb.members.iter().map(|member| member.active_flows).sum::<u64>().into());
-            row.push(human::list(&lb.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>()).into());
-        }
-        table.row(row);
-    }
-    Ok(if lbs.is_empty() { String::new() } else { table.render(session.paint) })
-}
-
-async fn endpoints(session: &Session, names: &[String], prefixed: bool) -> Result<String> {
-    let endpoints = find_endpoints(session, names).await?;
-    let mut columns = vec!["NAME", "DEVICE", "ORIGIN", "STATE", "ADDRESSES", ">SENT", ">RECEIVED"];
-    if session.wide() {
-        columns.extend([">ID", ">IFINDEX", "MAC", "LABELS", "FOREIGN PROGRAMS"]);
-    }
-    let mut table = Table::new(&columns);
-    for ep in &endpoints {
-        let name = if prefixed { format!("endpoint/{}", ep.name) } else { ep.name.clone() };
-        let [sent, received] = ep.bytes.map(human::bytes);
-        let mut row: Vec<Cell> =
-            vec![name.into(), (&ep.device).into(), origin(ep).into(), Cell::new(&ep.state, of_state(&ep.state))];
-        row.extend([few(&ep.addresses, session.wide()).into(), sent.into(), received.into()]);
-        if session.wide() {
-            row.extend([ep.id.into(), ep.ifindex.into(), ep.mac.clone().unwrap_or_default().into()]);
-            row.extend([labels(ep).into(), human::list(&ep.foreign_programs).into()]);
-        }
-        table.row(row);
-    }
-    Ok(if endpoints.is_empty() { String::new() } else { table.render(session.paint) })
-}
-
 /// The endpoints of these names, or all.
 pub async fn find_endpoints(session: &Session, names: &[String]) -> Result<Vec<EndpointStatus>> {
     let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
     pick(all, names, |ep| &ep.name, Kind::Endpoint)
+}
+
+/// Adds the names that exist to the error that an endpoint does not.
+pub async fn explain_endpoint<T>(session: &Session, found: Result<T>, name: &str) -> Result<T> {
+    let error = match found {
+        Err(error) if is_not_found(&error) => error,
+        other => return other,
+    };
+    let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
+    if all.iter().all(|ep| ep.name != name) {
+        bail!("there is no endpoint '{name}'; {}", near::hint(name, all.iter().map(|ep| ep.name.as_str()), "endpoints"));
+    }
+    Err(error)
+}
+
+/// The security groups of these names, or all.
+pub async fn find_groups(session: &Session, names: &[String]) -> Result<Vec<GroupStatus>> {
+    let all: Vec<GroupStatus> = session.agent.get("/v1/groups").await?;
+    pick(all, names, |group| &group.name, Kind::SecurityGroup)
+}
+
+/// The tag sources of these names, or all.
+pub async fn find_sources(session: &Session, names: &[String]) -> Result<Vec<SourceStatus>> {
+    let all: Vec<SourceStatus> = session.agent.get("/v1/sources").await?;
+    pick(all, names, |source| &source.name, Kind::TagSource)
 }
 
 /// Those of `all` that are called like one of `names`; all, if there are no names.

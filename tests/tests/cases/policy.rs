@@ -1,0 +1,204 @@
+//! Rules: who may open a flow to whom, and what goes on with it.
+
+use vnet_common::endpoint::flags as endpoint_flags;
+use vnet_common::policy::{action, rule_flags};
+use vnet_common::verdict::Reason;
+
+use super::packet::{ACK, Packet, RST, SYN, UDP};
+use super::row::{Row, row, run};
+use super::rules::{SET, allow, default, deny, reject, rule};
+use super::world::{CLIENT, FAMILIES, Family, World};
+
+const FRIEND: u32 = 100;
+const NETWORK: u32 = 101;
+
+/// A policed client; a friend at `net 5, host 1`, everybody else of that network another identity.
+fn world(f: Family, egress: &[super::rules::Rule], ingress: &[super::rules::Rule]) -> World {
+    let mut w = World::new();
+    w.police(CLIENT, SET);
+    w.set(SET, egress, ingress);
+    w.identity(f.ip(5, 1), FRIEND);
+    w.network(f.ip(5, 0), if f == Family::V4 { 24 } else { 112 }, NETWORK);
+    w
+}
+
+fn each(f: impl Fn(Family) -> Row) -> Vec<Row> {
+    FAMILIES.into_iter().map(f).collect()
+}
+
+#[test]
+fn replies_of_what_is_allowed_pass() {
+    run(each(|f| {
+        let w = world(f, &[allow(1).peer(FRIEND).port(UDP, 53), default(2, action::DENY)], &[default(3, action::DENY)]);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let mut r = row(format!("{f:?}: a question is allowed, its answer passes"), w)
+            .ingress(CLIENT, &ask.clone().back())
+            .dropped(Reason::Denied)
+            .decided(3)
+            .egress(CLIENT, &ask)
+            .passes(Reason::Allowed)
+            .decided(1);
+        for _ in 0..3 {
+            r = r.ingress(CLIENT, &ask.clone().back()).passes(Reason::Established);
+            r = r.egress(CLIENT, &ask).passes(Reason::Established);
+        }
+        r.egress(CLIENT, &Packet::udp(f.client(), 4000, f.ip(5, 2), 53))
+            .dropped(Reason::Denied)
+            .decided(2)
+            .egress(CLIENT, &Packet::udp(f.client(), 4000, f.ip(5, 1), 54))
+            .dropped(Reason::Denied)
+            .decided(2)
+            .quota(1, 1)
+            .holds(1, 0)
+    }));
+}
+
+#[test]
+fn connections_from_and_to_the_endpoint() {
+    run(each(|f| {
+        let w = world(f, &[allow(1)], &[allow(2).peer(NETWORK).ports(6, 20, 30), default(3, action::REJECT)]);
+        let out = Packet::tcp(f.client(), 4000, f.ip(5, 1), 80, SYN);
+        let into = Packet::tcp(f.ip(5, 7), 5000, f.client(), 22, SYN);
+        let refused = Packet::tcp(f.ip(5, 7), 5000, f.client(), 31, SYN);
+        row(format!("{f:?}: opened from both sides"), w)
+            .egress(CLIENT, &out)
+            .passes(Reason::Allowed)
+            .decided(1)
+            .ingress(CLIENT, &out.clone().back().flags(SYN | ACK))
+            .passes(Reason::HalfOpen)
+            .egress(CLIENT, &out.clone().flags(ACK))
+            .passes(Reason::Established)
+            .ingress(CLIENT, &out.clone().back().flags(ACK))
+            .passes(Reason::Established)
+            .ingress(CLIENT, &into)
+            .passes(Reason::Allowed)
+            .decided(2)
+            .egress(CLIENT, &into.clone().back().flags(SYN | ACK))
+            .passes(Reason::HalfOpen)
+            .ingress(CLIENT, &into.clone().flags(ACK))
+            .passes(Reason::Established)
+            .egress(CLIENT, &into.clone().back().flags(ACK))
+            .passes(Reason::Established)
+            .ingress(CLIENT, &refused)
+            .bounced(Reason::Rejected, &refused.clone().back().flags(RST | ACK).numbers(0, 1001).answer().window(0))
+            .decided(3)
+            .quota(1, 2)
+            .holds(2, 0)
+    }));
+}
+
+#[test]
+fn a_new_generation_cuts_what_is_denied_now() {
+    run(each(|f| {
+        let w = world(f, &[allow(1)], &[default(3, action::DENY)]);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        row(format!("{f:?}: cut in both directions"), w)
+            .egress(CLIENT, &ask)
+            .passes(Reason::Allowed)
+            .decided(1)
+            .ingress(CLIENT, &ask.clone().back())
+            .passes(Reason::Established)
+            .change(|w| {
+                w.set(SET + 1, &[deny(4).flags(rule_flags::QUARANTINE)], &[deny(5).flags(rule_flags::QUARANTINE)]);
+                w.at(CLIENT).set = SET + 1;
+                w.bump();
+            })
+            .ingress(CLIENT, &ask.clone().back())
+            .dropped(Reason::Quarantined)
+            .decided(4)
+            .ingress(CLIENT, &ask.clone().back())
+            .dropped(Reason::Quarantined)
+            .decided(5)
+            .egress(CLIENT, &ask)
+            .dropped(Reason::Quarantined)
+            .decided(4)
+    }));
+}
+
+#[test]
+fn tiers_staged_rules_and_events() {
+    run(each(|f| {
+        let rules = [
+            rule(1, action::PASS).peer(FRIEND).next(2),
+            deny(2).ports(UDP, 0, 65535),
+            reject(3).port(UDP, 54).flags(rule_flags::STAGED),
+            allow(4).flags(rule_flags::LOG),
+        ];
+        let w = world(f, &rules, &[default(9, action::DENY)]);
+        w.maps.events.set(15);
+        let ask = |to, port| Packet::udp(f.client(), 4000, f.ip(5, to), port);
+        row(format!("{f:?}: pass, staged"), w)
+            .egress(CLIENT, &ask(2, 53))
+            .dropped(Reason::Denied)
+            .decided(2)
+            .egress(CLIENT, &ask(1, 53))
+            .passes(Reason::Allowed)
+            .decided(4)
+            .egress(CLIENT, &ask(1, 54))
+            .passes(Reason::Allowed)
+            .decided(4)
+            .staged(3)
+            .quota(1, 2)
+            .holds(2, 0)
+    }));
+}
+
+#[test]
+fn pings_and_errors_about_flows() {
+    run(each(|f| {
+        let (icmp, kind, answer, unreachable) = if f == Family::V4 { (1, 8, 0, 3) } else { (58, 128, 129, 1) };
+        let egress = [allow(1).ports(icmp, kind << 8, kind << 8 | 255), allow(2).port(UDP, 53), default(3, action::DENY)];
+        let w = world(f, &egress, &[default(4, action::DENY)]);
+        let ping = Packet::ping(f.client(), f.ip(5, 1));
+        let mut pong = ping.clone().back();
+        if let super::packet::L4::Icmp { kind, .. } = &mut pong.l4 {
+            *kind = answer;
+        }
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let error = ask.error(unreachable, 1, 0);
+        row(format!("{f:?}: echo, unreachable"), w)
+            .ingress(CLIENT, &pong)
+            .dropped(Reason::Denied)
+            .decided(4)
+            .egress(CLIENT, &ping)
+            .passes(Reason::Allowed)
+            .decided(1)
+            .ingress(CLIENT, &pong)
+            .passes(Reason::Established)
+            .ingress(CLIENT, &error)
+            .dropped(Reason::Denied)
+            .decided(4)
+            .egress(CLIENT, &ask)
+            .passes(Reason::Allowed)
+            .decided(2)
+            .ingress(CLIENT, &error)
+            .passes(Reason::Related)
+            .quota(1, 2)
+            .holds(2, 0)
+    }));
+}
+
+#[test]
+fn an_endpoint_sends_as_itself() {
+    run(each(|f| {
+        let mut w = world(f, &[allow(1)], &[allow(2)]);
+        w.at(CLIENT).flags |= endpoint_flags::CHECK_MAC | endpoint_flags::CHECK_IP;
+        w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let mut other_mac = ask.clone();
+        other_mac.src_mac[5] ^= 1;
+        row(format!("{f:?}: own MAC and address"), w)
+            .egress(CLIENT, &ask)
+            .passes(Reason::Allowed)
+            .egress(CLIENT, &ask)
+            .passes(Reason::Established)
+            .egress(CLIENT, &other_mac)
+            .dropped(Reason::SpoofedMac)
+            .egress(CLIENT, &ask.clone().from(f.ip(0, 99), 4000))
+            .dropped(Reason::SpoofedAddress)
+            .egress(CLIENT, &ask.clone().to(f.ip(5, 1), 4789))
+            .dropped(Reason::TunnelForbidden)
+            .quota(1, 1)
+            .holds(1, 0)
+    }));
+}

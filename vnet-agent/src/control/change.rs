@@ -1,0 +1,233 @@
+//! Changes of the resources, from the first question to what follows: everything of a change takes effect, or nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use vnet_common::api::{ApplyResponse, AttachRequest, EndpointStatus};
+
+use super::inputs::{Inputs, Key, Nic, key};
+use super::security::{Around, Draft, quarters, refusal, subjects, timed};
+use super::{Agent, State, effects, tags};
+use crate::api::Refusal;
+use crate::observe::Saying;
+use crate::policy::membership::Membership;
+use crate::quarantine;
+use crate::resource::{Origin, Resource};
+use crate::source;
+
+/// How long an endpoint's device may take to be seen and attached.
+const ATTACHED_WITHIN: Duration = Duration::from_secs(10);
+
+/// Resources to put and to delete.
+#[derive(Clone, Debug, Default)]
+pub struct Edit {
+    /// These are put.
+    pub put: Vec<Resource>,
+    /// These are deleted.
+    pub delete: Vec<Key>,
+    /// Where those that are put were written.
+    pub origins: Vec<(Key, Origin)>,
+}
+
+impl Edit {
+    fn kinds(&self) -> impl Iterator<Item = &str> + '_ {
+        self.put.iter().map(|r| r.kind()).chain(self.delete.iter().map(|(kind, _)| kind.as_str()))
+    }
+
+    /// Does it change rules, and not only endpoints?
+    fn has_rules(&self) -> bool {
+        self.kinds().any(|kind| matches!(kind, "Policy" | "SecurityGroup"))
+    }
+
+    fn balancers(&self) -> Vec<String> {
+        let put = self.put.iter().filter(|r| r.kind() == "LoadBalancer").map(|r| r.name().to_owned());
+        put.chain(self.delete.iter().filter(|(kind, _)| kind == "LoadBalancer").map(|(_, name)| name.clone())).collect()
+    }
+
+    /// The inputs after it.
+    fn over(&self, inputs: &Inputs) -> Inputs {
+        let mut after = inputs.clone();
+        let put = self.put.iter().map(|r| (key(r), Some(r.clone())));
+        drop(after.replace(put.chain(self.delete.iter().map(|k| (k.clone(), None))).collect()));
+        after.origins.extend(self.origins.iter().cloned());
+        after
+    }
+
+    /// What undoes it.
+    fn undo(&self, inputs: &Inputs) -> Self {
+        let named = self.put.iter().map(key).chain(self.delete.iter().cloned());
+        let (mut undo, mut seen) = (Self::default(), BTreeMap::new());
+        for k in named.filter(|k| seen.insert(k.clone(), ()).is_none()) {
+            match inputs.resources.get(&k) {
+                Some(r) => undo.put.push(r.clone()),
+                None => undo.delete.push(k.clone()),
+            }
+            undo.origins.extend(inputs.origins.get(&k).map(|origin| (k, origin.clone())));
+        }
+        undo
+    }
+}
+
+impl State {
+    /// Does a change, or says what it would do.
+    pub(super) fn change(&mut self, edit: Edit, dry_run: bool) -> Result<ApplyResponse, Refusal> {
+        let start = Instant::now();
+        let after = edit.over(self.policy.inputs());
+        let nics = after.endpoints();
+        self.keeps_the_held(&after)?;
+        let draft = self.draft(&after, &nics, edit.has_rules()).map_err(refusal)?;
+        let mut warnings: Vec<String> = draft.image.warnings();
+        if dry_run {
+            let mut response = self.policy.change(edit.put.clone(), edit.delete.clone(), true)?;
+            let change = effects::Change {
+                old: self.security.image().map(|image| &**image),
+                new: &draft.image,
+                inputs: &after,
+                surroundings: &after.surroundings(&nics),
+                balancers: &edit.balancers(),
+            };
+            response.effects = Some(effects::of(&change, &self.datapath, &self.parts.observer.names.get())?);
+            response.warnings.append(&mut warnings);
+            return Ok(response);
+        }
+        let undo = edit.undo(self.policy.inputs());
+        let rules = edit.has_rules();
+        let mut response = self.policy.change(edit.put, edit.delete, false)?;
+        if let Err(e) = self.policy.set_origins(edit.origins) {
+            warnings.push(format!("{e:#}"));
+        }
+        self.tell();
+        if let Err(e) = self.put_in_force(rules) {
+            return Err(self.take_back(undo, &e));
+        }
+        self.follow(false);
+        self.parts.observer.timings.applied(start.elapsed());
+        response.warnings.append(&mut warnings);
+        let named = response.changes.iter().map(|c| format!("{} {}", c.kind, c.name)).collect::<Vec<_>>().join(", ");
+        self.parts.observer.events.say(Saying::Policy, "", "applied", named);
+        Ok(response)
+    }
+
+    /// A quarantine group that holds somebody cannot go.
+    fn keeps_the_held(&self, after: &Inputs) -> Result<(), Refusal> {
+        for (endpoint, a) in self.parts.quarantine.assignments() {
+            if a.quarantined && !after.groups().any(|g| g.metadata.name == a.group && g.spec.quarantine.is_some()) {
+                return Err(Refusal::conflict(format!(
+                    "quarantine group '{}' holds endpoint '{endpoint}': let it go first (vnet-ctl quarantine release {endpoint}). \
+                     Nothing was changed",
+                    a.group
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_back(&mut self, undo: Edit, why: &anyhow::Error) -> Refusal {
+        let back = self.policy.change(undo.put, undo.delete, false);
+        let origins = self.policy.set_origins(undo.origins);
+        self.tell();
+        let force = self.put_in_force(true);
+        self.follow(false);
+        match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(force) {
+            Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back")),
+            Err(e) => Refusal::from(anyhow::anyhow!("a change failed half-way ({why:#}), and could not be taken back: {e:#}")),
+        }
+    }
+
+    /// What rules should be in force, given these inputs.
+    fn draft(&mut self, inputs: &Inputs, nics: &[Nic], rules: bool) -> Result<Draft, crate::policy::apply::PlanError> {
+        let around = Around::new(inputs, self.policy.desired(), self.policy.known());
+        let assignments = self.parts.quarantine.assignments();
+        let membership = Membership::new(inputs.groups());
+        let group = |nic: &Nic| -> Arc<str> {
+            match assignments.get(&nic.name) {
+                Some(a) if a.quarantined => a.group.as_str().into(),
+                Some(a) if !rules => a.base.as_str().into(),
+                _ => membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name)).group,
+            }
+        };
+        let subjects = subjects(nics, group);
+        let timings = &self.parts.observer.timings;
+        timed(timings, || self.security.draft(&self.datapath, inputs, subjects, around, rules))
+    }
+
+    /// Tells those who have locks of their own what there is.
+    pub(super) fn tell(&self) {
+        let (inputs, nics) = (self.policy.inputs(), self.policy.endpoints());
+        self.parts.quarantine.set_inputs(&quarantine::Inputs {
+            groups: inputs.groups().collect(),
+            sources: inputs.tag_sources().collect(),
+            endpoints: nics.iter().map(|n| (n.name.as_str(), &n.labels)).collect(),
+        });
+        let known = nics.iter().map(|n| source::Known {
+            name: n.name.clone(),
+            addresses: n.addresses.clone(),
+            mac: (n.mac != [0; 6]).then_some(n.mac),
+            labels: n.labels.clone().into_iter().collect(),
+        });
+        self.parts.directory.replace(known.collect());
+        self.parts.sources.configure(&inputs.tag_sources().collect::<Vec<_>>());
+    }
+
+    /// Puts in force what should be; tries again later if it cannot.
+    pub(super) fn secure(&mut self, rules: bool) {
+        if let Err(e) = self.put_in_force(rules || self.security.image().is_none()) {
+            self.security.failed(&e);
+            log::error!("putting the policies in force: {e:#}");
+        }
+    }
+
+    fn put_in_force(&mut self, rules: bool) -> Result<()> {
+        let (inputs, nics) = (self.policy.inputs().clone(), self.policy.endpoints().to_vec());
+        let draft = self.draft(&inputs, &nics, rules)?;
+        self.policy.store().change_rule_ids(&self.security.new_ids(&draft)).context("storing the numbers of rules")?;
+        let mut numbers = HashMap::new();
+        let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([crate::policy::membership::DEFAULT]);
+        for name in names {
+            numbers.insert(name.to_owned(), self.parts.quarantine.group_number(name)?);
+        }
+        let placements = Arc::clone(&self.parts.placements);
+        self.security.run(&self.datapath, &placements, draft, |set| (quarters(&inputs, &nics, set), numbers))?;
+        let there: std::collections::HashSet<&str> = nics.iter().map(|n| n.name.as_str()).collect();
+        placements.retain(|name| there.contains(name));
+        self.parts.observer.names.update(|names| self.rename(names));
+        Ok(())
+    }
+}
+
+/// Gives an endpoint a device, and waits until its state is in force there.
+pub fn attach(agent: &Agent, request: &AttachRequest) -> Result<EndpointStatus, Refusal> {
+    let device = &request.device;
+    if let Some(endpoint) = &request.endpoint {
+        agent.ask(|s| {
+            if !s.policy.inputs().resources.contains_key(&("Endpoint".to_owned(), endpoint.clone())) {
+                return Err(Refusal::not_found(format!("there is no Endpoint resource '{endpoint}': apply one first")));
+            }
+            s.policy.bind(endpoint, device)?;
+            s.tell();
+            s.policy.refresh();
+            s.put_in_force(false)?;
+            s.follow(false);
+            Ok(())
+        })?;
+    }
+    let start = Instant::now();
+    loop {
+        let found = super::views::endpoints(agent)?.into_iter().find(|e| e.device == *device && e.ifindex != 0);
+        match found {
+            Some(e) if e.state == "attached" => return Ok(e),
+            other if start.elapsed() > ATTACHED_WITHIN => {
+                return Err(Refusal::conflict(match other {
+                    Some(e) => format!("device '{device}' of endpoint '{}' is not attached: {}", e.name, e.state),
+                    None => format!(
+                        "device '{device}' is no endpoint's, or not there: name its endpoint, apply an Endpoint resource with this device, \
+                         or start the agent with --attach for it"
+                    ),
+                }));
+            }
+            _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}

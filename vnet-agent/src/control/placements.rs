@@ -1,0 +1,262 @@
+//! The endpoints' rows: what attaching, the rules and quarantine say of an endpoint, put together in one place.
+//!
+//! Three write here: [`Attachments`](super::attachments::Attachments) says which device an endpoint has, the policy compiler which set, and the
+//! quarantine engine who is held. The last must not wait for the others: so there is a lock of its own, held for as long as a row takes to
+//! write. A row is always made from all three.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use vnet_common::endpoint::{EndpointRow, flags};
+
+use crate::datapath::Datapath;
+use crate::datapath::endpoints::Placement;
+use crate::observe::Observer;
+use crate::policy::plan::Assignment;
+use crate::quarantine::{Enforce, Pinned};
+
+/// Flags that follow from rules and quarantine; the others come with the device.
+const JUDGED: u16 = Placement::FLAGS;
+/// What a policed endpoint that is not held may always do.
+const ALIVE: u16 = flags::NEIGHBORS | flags::DHCP;
+/// What cannot be checked without the endpoint being policed.
+const GUARDS: u16 = flags::CHECK_MAC | flags::CHECK_IP;
+
+/// Every endpoint's row.
+pub struct Placements {
+    observer: Arc<Observer>,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// `None` once everything was detached.
+    datapath: Option<Arc<Datapath>>,
+    endpoints: HashMap<String, Endpoint>,
+    quarters: HashMap<String, Quarters>,
+    /// Numbers of all security groups.
+    numbers: HashMap<String, u32>,
+    /// What rows said when the agent started, until their endpoints are known.
+    pinned: Vec<Pinned>,
+}
+
+/// What is known of one endpoint.
+#[derive(Debug, Default)]
+struct Endpoint {
+    /// Its row as its device has it, without what follows from rules. No device: index 0.
+    base: EndpointRow,
+    /// The row that was written last.
+    written: Option<EndpointRow>,
+    /// Its set, and the group whose rules that has.
+    assigned: Option<(Assignment, Arc<str>)>,
+    /// The quarantine group that holds it.
+    held: Option<String>,
+    /// It was let go, but its set is still that of this quarantine group: it stays there until it has another.
+    leaving: Option<String>,
+    moves: u32,
+}
+
+/// What a quarantine group does with whom it holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Quarters {
+    /// The row of its set.
+    pub set: u32,
+    /// What goes on working: [`flags::NEIGHBORS`], [`flags::DHCP`].
+    pub keep: u16,
+    /// The device that gets copies; 0: none.
+    pub mirror: u32,
+}
+
+impl Placements {
+    /// Of nobody yet.
+    pub fn new(datapath: Arc<Datapath>, observer: Arc<Observer>) -> Self {
+        let inner = Inner { datapath: Some(datapath), ..Inner::default() };
+        Self { observer, inner: Mutex::new(inner) }
+    }
+
+    /// Everything is to be detached: nothing is written any more.
+    pub fn close(&self) {
+        self.lock().datapath = None;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Whoever panicked left whole values.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What rows of an agent before this one say, with the names that their endpoints have now.
+    pub fn recall(&self, pinned: Vec<Pinned>, numbers: HashMap<String, u32>) {
+        let mut inner = self.lock();
+        (inner.pinned, inner.numbers) = (pinned, numbers);
+    }
+
+    /// Writes the row of an endpoint whose device is, or becomes, `base.ifindex`. Gives the row.
+    pub fn put(&self, name: &str, base: EndpointRow) -> Result<EndpointRow> {
+        let mut inner = self.lock();
+        inner.endpoints.entry(name.to_owned()).or_default().base = base;
+        let row = inner.kept(name, inner.row(name))?;
+        inner.datapath()?.maps().set_endpoint(&row)?;
+        inner.endpoints.entry(name.to_owned()).or_default().written = Some(row);
+        Ok(row)
+    }
+
+    /// A device went away.
+    pub fn forget(&self, ifindex: u32) {
+        for endpoint in self.lock().endpoints.values_mut().filter(|e| e.base.ifindex == ifindex) {
+            (endpoint.base, endpoint.written) = (EndpointRow::default(), None);
+        }
+    }
+
+    /// These are all endpoints: others are not kept in mind.
+    pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
+        self.lock().endpoints.retain(|name, e| e.held.is_some() || e.base.ifindex != 0 || is_there(name));
+    }
+
+    /// Leads endpoints to their sets; `group` says whose rules those are.
+    pub fn assign(&self, assignments: &[&Assignment], group: impl Fn(&str) -> Option<Arc<str>>) -> Result<()> {
+        let mut inner = self.lock();
+        for a in assignments {
+            let group = group(&a.name).unwrap_or_default();
+            let endpoint = inner.endpoints.entry(a.name.to_string()).or_default();
+            if endpoint.leaving.as_deref().is_some_and(|left| left != &*group) {
+                endpoint.leaving = None;
+            }
+            endpoint.assigned = Some(((*a).clone(), group));
+        }
+        let names: Vec<String> = assignments.iter().map(|a| a.name.to_string()).collect();
+        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))
+    }
+
+    /// What quarantine groups do, and the numbers of all groups; rows follow.
+    pub fn set_groups(&self, quarters: HashMap<String, Quarters>, numbers: HashMap<String, u32>) -> Result<()> {
+        let mut inner = self.lock();
+        if (&inner.quarters, &inner.numbers) == (&quarters, &numbers) {
+            return Ok(());
+        }
+        (inner.quarters, inner.numbers) = (quarters, numbers);
+        let names: Vec<String> = inner.endpoints.keys().cloned().collect();
+        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))
+    }
+
+    /// Writes an endpoint's row if it is not as it should be.
+    fn rewrite(inner: &mut Inner, name: &str) -> Result<()> {
+        let row = inner.row(name);
+        let Inner { datapath: Some(datapath), endpoints, .. } = inner else { return Ok(()) };
+        let Some(endpoint) = endpoints.get_mut(name).filter(|e| e.base.ifindex != 0) else { return Ok(()) };
+        if endpoint.written != Some(row) {
+            datapath.maps().set_endpoint(&row).with_context(|| format!("endpoint {name}"))?;
+            endpoint.written = Some(row);
+        }
+        Ok(())
+    }
+
+    /// Changes who holds an endpoint, and its row; says if it has a device.
+    fn move_to(&self, name: &str, held: Option<&str>, moves: u32) -> Result<bool> {
+        let start = Instant::now();
+        let mut inner = self.lock();
+        let endpoint = inner.endpoints.entry(name.to_owned()).or_default();
+        let before = (endpoint.held.clone(), endpoint.leaving.clone(), endpoint.moves);
+        match held {
+            Some(group) => (endpoint.held, endpoint.leaving) = (Some(group.to_owned()), None),
+            None => {
+                let old = endpoint.held.take().or_else(|| endpoint.leaving.take());
+                // As long as its set is the quarantine's, it has nothing else to be opened with.
+                endpoint.leaving = old.filter(|old| endpoint.assigned.as_ref().is_none_or(|(_, group)| **group == **old));
+            }
+        }
+        endpoint.moves = moves;
+        let ifindex = endpoint.base.ifindex;
+        if ifindex == 0 {
+            return Ok(false);
+        }
+        let row = inner.row(name);
+        let placement = Placement {
+            set: row.set,
+            identity: row.identity,
+            group: row.group,
+            moves: row.moves,
+            mirror: row.mirror,
+            flags: row.flags & JUDGED,
+        };
+        let datapath = Arc::clone(inner.datapath()?);
+        let maps = datapath.maps();
+        let done = maps.set_quarantine(ifindex, &placement).and_then(|there| maps.bump_generation().map(|_| there));
+        let Some(endpoint) = inner.endpoints.get_mut(name) else { return Ok(false) };
+        match done {
+            Ok(there) => {
+                endpoint.written = there.then_some(row);
+                self.observer.timings.enforced(start.elapsed());
+                Ok(there)
+            }
+            Err(e) => {
+                (endpoint.held, endpoint.leaving, endpoint.moves) = before;
+                endpoint.written = None;
+                Err(e.context(format!("endpoint {name}: writing its row")))
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn datapath(&self) -> Result<&Arc<Datapath>> {
+        self.datapath.as_ref().context("everything was detached")
+    }
+
+    /// Where nobody has said yet which rules an endpoint has, and it is held by nobody, its row goes on saying what it said.
+    fn kept(&self, name: &str, row: EndpointRow) -> Result<EndpointRow> {
+        let told = self.endpoints.get(name).is_some_and(|e| e.assigned.is_some() || e.held.is_some() || e.leaving.is_some());
+        let old = if told { None } else { self.datapath()?.maps().endpoint(row.ifindex)?.filter(|old| old.id == row.id) };
+        Ok(old.map_or(row, |old| EndpointRow {
+            set: old.set,
+            identity: old.identity,
+            group: old.group,
+            moves: old.moves,
+            mirror: old.mirror,
+            flags: row.flags & !JUDGED | old.flags & JUDGED,
+            ..row
+        }))
+    }
+
+    /// The row of an endpoint.
+    fn row(&self, name: &str) -> EndpointRow {
+        self.endpoints.get(name).map(|e| self.judged(e, e.base)).unwrap_or_default()
+    }
+
+    /// A device's row with what rules and quarantine say of its endpoint.
+    fn judged(&self, e: &Endpoint, base: EndpointRow) -> EndpointRow {
+        let identity = e.assigned.as_ref().map_or(0, |(a, _)| a.identity);
+        let number = |group: &str| self.numbers.get(group).copied().unwrap_or(0);
+        let base = EndpointRow { identity, moves: e.moves, flags: base.flags & !JUDGED, ..base };
+        if let Some(group) = e.held.as_deref().or(e.leaving.as_deref()) {
+            let quarters = self.quarters.get(group).copied().unwrap_or_default();
+            // The set that the compiler gave it is newer than that of its group, if it is of that group. A group that is not loaded
+            // has set 0, which lets nothing through.
+            let set = match &e.assigned {
+                Some((a, of)) if **of == *group => a.set,
+                _ => quarters.set,
+            };
+            let flags = base.flags | flags::POLICED | flags::QUARANTINED | quarters.keep;
+            return EndpointRow { set, flags, group: number(group), mirror: quarters.mirror, ..base };
+        }
+        let Some((a, group)) = &e.assigned else { return base };
+        let policed = a.policed || base.flags & GUARDS != 0;
+        let flags = base.flags | if policed { flags::POLICED | ALIVE } else { 0 };
+        EndpointRow { set: a.set, flags, group: number(group), mirror: 0, ..base }
+    }
+}
+
+impl Enforce for Placements {
+    fn hold(&self, endpoint: &str, group: &str, moves: u32) -> Result<bool> {
+        self.move_to(endpoint, Some(group), moves)
+    }
+
+    fn release(&self, endpoint: &str, moves: u32) -> Result<bool> {
+        self.move_to(endpoint, None, moves)
+    }
+
+    fn pinned(&self) -> Result<Vec<Pinned>> {
+        Ok(self.lock().pinned.clone())
+    }
+}

@@ -1,0 +1,151 @@
+//! The programs on a packet that is none: a second instance of the object, which shares the policy with the one at work and has flows,
+//! counters and events of its own. Nothing that it does is seen by anybody else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use vnet_common::addr::{V4, V6};
+use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
+use vnet_common::event::EventRow;
+use vnet_common::flow::{FlowEntry, FlowKey, Table};
+use vnet_common::verdict::{Direction, Reason};
+
+use super::Datapath;
+use super::attach::Programs;
+use super::events::EventReader;
+use super::layout::{Layout, Sizes};
+use super::load::load;
+use super::maps::Maps;
+use super::sys;
+
+/// What is the datapath's own: only read, or written only by the agent.
+const SHARED: [&str; 13] =
+    ["FILTERS", "LOCALS", "VIPS", "GROUPS", "MEMBERS", "MAGLEV", "SETS", "RULES", "PORTS", "BITS", "PEERS", "IPCACHE", "CIDRS"];
+/// Slots of the endpoint that is asked about, and of all others.
+const SLOTS: u32 = 2;
+/// Entries that a flow table of its own has room for.
+const FLOWS: u32 = 64;
+
+/// The second instance.
+pub struct Rehearsal {
+    maps: Maps,
+    programs: Programs,
+    events: EventReader,
+    /// Devices whose rows are there.
+    devices: Vec<u32>,
+}
+
+/// What a program did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    /// What it returned: `TC_ACT_…`, or -1 for `TCX_NEXT`.
+    pub action: i32,
+    /// The reason that it counted; `None`: none, or several.
+    pub reason: Option<Reason>,
+    /// The frame afterwards.
+    pub bytes: Vec<u8>,
+    /// What it reported.
+    pub events: Vec<EventRow>,
+}
+
+/// Entries that flow tables should have.
+#[derive(Clone, Debug, Default)]
+pub struct Seeds {
+    /// IPv4.
+    pub v4: HashMap<(Table, FlowKey<V4>), FlowEntry<V4>>,
+    /// IPv6.
+    pub v6: HashMap<(Table, FlowKey<V6>), FlowEntry<V6>>,
+}
+
+impl Datapath {
+    /// Loads the second instance: takes as long as loading the first did.
+    pub fn rehearsal(&self) -> Result<Rehearsal> {
+        let dir = self.root.complete(vnet_common::flow::ABI);
+        let sizes = Sizes { cache: [0, 0], ..self.sizes.clone() };
+        let mut wanted = super::layout::layouts(&sizes)?;
+        let mut pins: BTreeMap<&'static str, PathBuf> = BTreeMap::new();
+        for layout in &mut wanted {
+            match SHARED.contains(&layout.name) {
+                true => {
+                    pins.insert(layout.name, dir.join(layout.name));
+                }
+                false => layout.max_entries = own_size(layout),
+            }
+        }
+        let loaded = load(&self.object, &wanted, &pins, &sizes, false).context("loading a second instance of the programs")?;
+        let maps = Maps::new(&loaded.maps, sizes.cache)?;
+        let events = maps.event_reader()?;
+        Ok(Rehearsal { maps, programs: loaded.programs, events, devices: Vec::new() })
+    }
+}
+
+fn own_size(layout: &Layout) -> u32 {
+    match layout.name {
+        "ENDPOINT_COUNTERS" | "FLOW_COUNTS" | "RING_HEADS" => SLOTS,
+        "FLOWS4" | "FLOWS6" | "HALF_OPEN4" | "HALF_OPEN6" => FLOWS,
+        "EVENTS" => 1 << 16,
+        // Rows that are not there are passed over: which flow would be pushed out, what members and rules have counted.
+        "RING4" | "RING6" | "MEMBER_COUNTERS" | "RULE_COUNTERS" => 1,
+        _ => layout.max_entries,
+    }
+}
+
+impl Rehearsal {
+    /// Runs the program of one direction at a device, as the endpoint tables are in `live` and with these flows.
+    pub fn run(&mut self, live: &Maps, direction: Direction, ifindex: u32, frame: &[u8], seeds: &Seeds) -> Result<Ran> {
+        self.prepare(live, ifindex, seeds)?;
+        self.events.drain(usize::MAX, |_| {});
+        let program = match direction {
+            Direction::Egress => &self.programs.from_endpoint,
+            Direction::Ingress => &self.programs.to_endpoint,
+        };
+        let ran = sys::test_run(program.fd.as_fd(), frame, ifindex);
+        let (action, bytes) = ran.with_context(|| format!("running a program on a frame of {} bytes", frame.len()))?;
+        let counted = self.maps.endpoint_counters(0)?;
+        let mut events = Vec::new();
+        self.events.drain(usize::MAX, |row| events.push(*row));
+        Ok(Ran { action, reason: counted_reason(&counted, direction), bytes, events })
+    }
+
+    /// Makes the tables those of `live`, but for slots and copies for service nodes.
+    fn prepare(&mut self, live: &Maps, ifindex: u32, seeds: &Seeds) -> Result<()> {
+        self.clear()?;
+        for device in std::mem::take(&mut self.devices) {
+            self.maps.remove_endpoint(device)?;
+        }
+        for row in live.endpoints()? {
+            let asked = row.ifindex == ifindex;
+            let slot = u32::from(!asked);
+            self.maps.set_endpoint(&EndpointRow { slot, ..row }.with_mirror(0))?;
+            self.devices.push(row.ifindex);
+            if asked && let Some(count) = live.flow_counts.load(row.slot) {
+                self.maps.flow_counts.store(0, &count);
+            }
+        }
+        self.maps.flow_counts.store(1, &FlowCount::default());
+        self.maps.copy_config(live)?;
+        self.maps.set_events(u8::MAX, u32::MAX)?;
+        for ((table, key), entry) in &seeds.v4 {
+            self.maps.flows4.entries(*table).put(key, entry)?;
+        }
+        for ((table, key), entry) in &seeds.v6 {
+            self.maps.flows6.entries(*table).put(key, entry)?;
+        }
+        Ok(())
+    }
+
+    /// Forgets what the run before left.
+    fn clear(&self) -> Result<()> {
+        self.maps.flows4.clear()?;
+        self.maps.flows6.clear()?;
+        (0..SLOTS).try_for_each(|slot| self.maps.endpoint_counters.reset(slot))
+    }
+}
+
+fn counted_reason(counters: &EndpointCounters, direction: Direction) -> Option<Reason> {
+    let counts = &counters.packets[direction as usize];
+    let mut counted = Reason::ALL.iter().filter(|r| counts[**r as usize] != 0);
+    counted.next().copied().filter(|_| counted.next().is_none())
+}

@@ -1,0 +1,243 @@
+//! Where the rows come from that a packet would meet: the live maps, or an image of what they would be.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+
+use anyhow::Result;
+use vnet_common::addr::{V4, V6};
+use vnet_common::endpoint::EndpointRow;
+use vnet_common::flow::{FlowEntry, FlowKey, Table};
+use vnet_common::host;
+use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberRow, VipKey, VipRow};
+use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
+
+use crate::datapath::look::Family;
+use crate::datapath::{Datapath, Maps};
+use crate::policy::live::Tables;
+
+/// Rows, one at a time and by value.
+pub trait Rows {
+    /// The policy generation.
+    fn generation(&self) -> u32;
+    /// The low half of the kernel's ticks.
+    fn now(&self) -> u32;
+    /// See [`vnet_common::endpoint::HostMaps`].
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool;
+    /// The endpoint of a device.
+    fn endpoint(&self, ifindex: u32) -> Option<EndpointRow>;
+    /// May the endpoint with this slot have another flow?
+    fn has_room(&self, slot: u32) -> bool;
+    /// An IPv4 flow's entry.
+    fn flow4(&self, table: Table, key: &FlowKey<V4>) -> Option<FlowEntry<V4>>;
+    /// An IPv6 flow's entry.
+    fn flow6(&self, table: Table, key: &FlowKey<V6>) -> Option<FlowEntry<V6>>;
+    /// See [`LbMaps`].
+    fn filter(&self, kind: Filter, hash: u32) -> bool;
+    /// See [`LbMaps`].
+    fn vip(&self, key: &VipKey) -> Option<VipRow>;
+    /// See [`LbMaps`].
+    fn group(&self, row: u32) -> Option<GroupRow>;
+    /// See [`LbMaps`].
+    fn member(&self, row: u32) -> Option<MemberRow>;
+    /// See [`LbMaps`].
+    fn pick(&self, block: u32, slot: u32) -> Option<u32>;
+    /// See [`LbMaps`].
+    fn local(&self, key: &LocalKey) -> Option<u32>;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn identity(&self, key: &AddressKey) -> u32;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn set(&self, row: u32) -> Option<SetRow>;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn peer(&self, key: &PeerKey) -> Option<u32>;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn port(&self, row: u32) -> Option<PortRow>;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn bits(&self, word: u32) -> Option<u64>;
+    /// See [`vnet_common::policy::PolicyMaps`].
+    fn rule(&self, row: u32) -> Option<RuleRow>;
+}
+
+/// The live maps, read and never written.
+pub struct Live<'a> {
+    maps: &'a Maps,
+    generation: u32,
+    now: u32,
+    quota: u32,
+    tunnels: Vec<u16>,
+    /// The first read that failed: what was told after it is worth nothing.
+    failed: RefCell<Option<anyhow::Error>>,
+}
+
+impl<'a> Live<'a> {
+    /// The maps of this datapath.
+    pub fn new(datapath: &'a Datapath) -> Result<Self> {
+        let maps = datapath.maps();
+        Ok(Self {
+            maps,
+            generation: maps.generation()?,
+            now: datapath.now()?,
+            quota: maps.flow_quota()?,
+            tunnels: maps.tunnel_ports()?,
+            failed: RefCell::default(),
+        })
+    }
+
+    /// Did everything that was read come from the maps?
+    pub fn check(self) -> Result<()> {
+        self.failed.into_inner().map_or(Ok(()), Err)
+    }
+
+    fn noted<T>(&self, read: Result<Option<T>>) -> Option<T> {
+        read.unwrap_or_else(|e| {
+            self.failed.borrow_mut().get_or_insert(e);
+            None
+        })
+    }
+}
+
+impl Rows for Live<'_> {
+    fn generation(&self) -> u32 {
+        self.generation
+    }
+    fn now(&self) -> u32 {
+        self.now
+    }
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
+        self.tunnels.contains(&u16::from_be_bytes(port))
+    }
+    fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
+        self.noted(self.maps.endpoint(ifindex))
+    }
+    fn has_room(&self, slot: u32) -> bool {
+        self.maps.flow_count(slot).is_some_and(|n| n < self.quota)
+    }
+    fn flow4(&self, table: Table, key: &FlowKey<V4>) -> Option<FlowEntry<V4>> {
+        self.noted(V4::flow(self.maps, table, key))
+    }
+    fn flow6(&self, table: Table, key: &FlowKey<V6>) -> Option<FlowEntry<V6>> {
+        self.noted(V6::flow(self.maps, table, key))
+    }
+    fn filter(&self, kind: Filter, hash: u32) -> bool {
+        self.maps.filter(kind, hash)
+    }
+    fn vip(&self, key: &VipKey) -> Option<VipRow> {
+        self.noted(self.maps.vip(key))
+    }
+    fn group(&self, row: u32) -> Option<GroupRow> {
+        self.maps.group(row)
+    }
+    fn member(&self, row: u32) -> Option<MemberRow> {
+        self.maps.member(row)
+    }
+    fn pick(&self, block: u32, slot: u32) -> Option<u32> {
+        self.noted(self.maps.pick(block, slot))
+    }
+    fn local(&self, key: &LocalKey) -> Option<u32> {
+        self.noted(self.maps.local(key))
+    }
+    fn identity(&self, key: &AddressKey) -> u32 {
+        self.noted(self.maps.identity_of(key).map(Some)).unwrap_or(identity::UNKNOWN)
+    }
+    fn set(&self, row: u32) -> Option<SetRow> {
+        self.maps.set(row)
+    }
+    fn peer(&self, key: &PeerKey) -> Option<u32> {
+        self.noted(self.maps.peer(key))
+    }
+    fn port(&self, row: u32) -> Option<PortRow> {
+        self.maps.port(row)
+    }
+    fn bits(&self, word: u32) -> Option<u64> {
+        self.maps.word(word)
+    }
+    fn rule(&self, row: u32) -> Option<RuleRow> {
+        self.maps.rule(row)
+    }
+}
+
+/// What the maps would be after a change. What the change leaves alone, and all flows, are those of `live`.
+pub struct Image<'a> {
+    /// The maps as they are.
+    pub live: &'a Live<'a>,
+    /// The policy's rows: [`crate::policy::Image::fill`].
+    pub policy: Tables,
+    /// Rows of endpoints that would differ, by device.
+    pub endpoints: HashMap<u32, EndpointRow>,
+    /// All that load balancers have, if any of it would differ.
+    pub balancing: Option<host::Maps>,
+}
+
+impl<'a> Image<'a> {
+    /// The policy's rows would be these.
+    pub fn new(live: &'a Live<'a>, policy: Tables) -> Self {
+        Self { live, policy, endpoints: HashMap::new(), balancing: None }
+    }
+
+    fn lb<T>(&self, image: impl FnOnce(&host::Maps) -> T, live: impl FnOnce(&Live<'a>) -> T) -> T {
+        match &self.balancing {
+            Some(maps) => image(maps),
+            None => live(self.live),
+        }
+    }
+}
+
+impl Rows for Image<'_> {
+    fn generation(&self) -> u32 {
+        // A change bumps it: flows that are known are judged again.
+        self.live.generation.wrapping_add(1)
+    }
+    fn now(&self) -> u32 {
+        self.live.now
+    }
+    fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
+        self.live.is_tunnel_port(port)
+    }
+    fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
+        self.endpoints.get(&ifindex).copied().or_else(|| self.live.endpoint(ifindex))
+    }
+    fn has_room(&self, slot: u32) -> bool {
+        self.live.has_room(slot)
+    }
+    fn flow4(&self, table: Table, key: &FlowKey<V4>) -> Option<FlowEntry<V4>> {
+        self.live.flow4(table, key)
+    }
+    fn flow6(&self, table: Table, key: &FlowKey<V6>) -> Option<FlowEntry<V6>> {
+        self.live.flow6(table, key)
+    }
+    fn filter(&self, kind: Filter, hash: u32) -> bool {
+        self.lb(|m| LbMaps::filter(m, kind, hash), |l| l.filter(kind, hash))
+    }
+    fn vip(&self, key: &VipKey) -> Option<VipRow> {
+        self.lb(|m| LbMaps::vip(m, key), |l| l.vip(key))
+    }
+    fn group(&self, row: u32) -> Option<GroupRow> {
+        self.lb(|m| LbMaps::group(m, row).copied(), |l| l.group(row))
+    }
+    fn member(&self, row: u32) -> Option<MemberRow> {
+        self.lb(|m| LbMaps::member(m, row).copied(), |l| l.member(row))
+    }
+    fn pick(&self, block: u32, slot: u32) -> Option<u32> {
+        self.lb(|m| LbMaps::pick(m, block, slot), |l| l.pick(block, slot))
+    }
+    fn local(&self, key: &LocalKey) -> Option<u32> {
+        self.live.local(key)
+    }
+    fn identity(&self, key: &AddressKey) -> u32 {
+        self.policy.identity(key)
+    }
+    fn set(&self, row: u32) -> Option<SetRow> {
+        self.policy.set(row).copied()
+    }
+    fn peer(&self, key: &PeerKey) -> Option<u32> {
+        self.policy.peer(key)
+    }
+    fn port(&self, row: u32) -> Option<PortRow> {
+        self.policy.port(row).copied()
+    }
+    fn bits(&self, word: u32) -> Option<u64> {
+        self.policy.bits(word)
+    }
+    fn rule(&self, row: u32) -> Option<RuleRow> {
+        self.policy.rule(row).copied()
+    }
+}

@@ -1,0 +1,69 @@
+//! What the numbers and addresses in rows stand for.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use vnet_common::api::RuleRef;
+use vnet_common::policy::identity;
+
+/// Names, as of some moment. Cheap to copy; who changes one kind of names shares the others.
+#[derive(Clone, Debug, Default)]
+pub struct Names {
+    /// Endpoints of this host by their numbers.
+    pub endpoints: Arc<HashMap<u32, Arc<str>>>,
+    /// Endpoints, here and elsewhere, by their addresses in the default network.
+    pub addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    /// Rules by their numbers.
+    pub rules: Arc<HashMap<u32, Arc<RuleRef>>>,
+    /// Load balancer and member by the member's row and serial.
+    pub members: Arc<HashMap<(u32, u32), (String, String)>>,
+}
+
+impl Names {
+    /// An endpoint of this host.
+    pub fn endpoint(&self, number: u32) -> Arc<str> {
+        let gone = || format!("(gone, number {number})").into();
+        self.endpoints.get(&number).map_or_else(gone, Arc::clone)
+    }
+
+    /// The other side of a flow: an endpoint's name, or what its identity is called; empty if it has neither.
+    pub fn peer(&self, address: IpAddr, identity: u32) -> Arc<str> {
+        let reserved = || reserved(identity).unwrap_or_default().into();
+        self.addresses.get(&address).map_or_else(reserved, Arc::clone)
+    }
+
+    /// A rule. One that is no more is known by its number only.
+    pub fn rule(&self, number: u32) -> Option<Arc<RuleRef>> {
+        let gone = || Arc::new(RuleRef { id: number, rule: "(removed)".into(), ..RuleRef::default() });
+        (number != 0).then(|| self.rules.get(&number).map_or_else(gone, Arc::clone))
+    }
+}
+
+/// The name of an identity that is always there.
+pub fn reserved(number: u32) -> Option<&'static str> {
+    Some(match number {
+        identity::UNKNOWN => "unknown",
+        identity::HOST => "host",
+        identity::REMOTE_HOST => "remote-host",
+        identity::WORLD => "world",
+        identity::HEALTH => "health",
+        _ => return None,
+    })
+}
+
+/// The names in force, for whoever needs some.
+#[derive(Debug, Default)]
+pub struct Directory(RwLock<Names>);
+
+impl Directory {
+    /// All names.
+    pub fn get(&self) -> Names {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes some.
+    pub fn update(&self, f: impl FnOnce(&mut Names)) {
+        f(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
+    }
+}

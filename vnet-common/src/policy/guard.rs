@@ -1,0 +1,261 @@
+//! What comes before all rules: an endpoint sends as itself, and what keeps a network going may pass.
+//!
+//! - Anti-spoofing: the source MAC and address are the endpoint's own (a link-local IPv6 address may be any, for as long as the packet
+//!   stays on the link); so are those inside of ARP (RFC 826) and neighbour discovery (RFC 4861). Only a router advertises itself as one.
+//! - ARP, neighbour and multicast listener discovery, and a DHCP client's packets are let through, unless a quarantine says otherwise.
+//! - An endpoint that may not is kept from originating tunnel packets: whoever receives them would take them for another host's.
+
+use crate::addr::{Address, V6};
+use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags};
+use crate::lb::{LbMaps, LocalKey};
+use crate::packet::Packet;
+use crate::parse::{ETH, Headers, protocol};
+use crate::policy::{MARK_OURS, MARK_PROBE};
+use crate::verdict::Reason;
+
+/// Link-layer options in one neighbour discovery message that are looked at; further ones are refused.
+const ND_OPTIONS: usize = 4;
+
+/// What the guard says of a packet. Without fields: see [`crate::flow::Work`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Guard {
+    /// The rules decide.
+    Ask,
+    /// It may pass, whatever they say.
+    Pass,
+    /// Dropped: the MAC is not the endpoint's.
+    Mac,
+    /// Dropped: the address is not the endpoint's.
+    Address,
+    /// Dropped: ARP or neighbour discovery in the name of another.
+    Neighbor,
+    /// Dropped: a tunnel packet.
+    Tunnel,
+    /// Dropped: what it asks for is not kept alive.
+    Quarantine,
+}
+
+impl Guard {
+    /// The reason, for a packet that the rules are not asked about.
+    #[inline(always)]
+    pub const fn reason(self) -> Reason {
+        match self {
+            Self::Ask | Self::Pass => Reason::System,
+            Self::Mac => Reason::SpoofedMac,
+            Self::Address => Reason::SpoofedAddress,
+            Self::Neighbor => Reason::SpoofedNeighbor,
+            Self::Tunnel => Reason::TunnelForbidden,
+            Self::Quarantine => Reason::Quarantined,
+        }
+    }
+}
+
+/// Is the frame marked as one of ours, and as what?
+#[inline(always)]
+pub fn marked<P: Packet>(p: &P) -> Option<Reason> {
+    match p.mark() {
+        MARK_PROBE => Some(Reason::Probe),
+        MARK_OURS => Some(Reason::Ours),
+        _ => None,
+    }
+}
+
+/// Does the frame come from the endpoint's own MAC, if that matters?
+#[inline(always)]
+pub fn is_own_mac<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
+    if ep.flags & flags::CHECK_MAC == 0 {
+        return true;
+    }
+    let m = &ep.mac;
+    p.read(6) == Some([m[0], m[1], m[2], m[3]]) && p.read(10) == Some([m[4], m[5]])
+}
+
+/// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address.
+#[inline(never)]
+pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard {
+    if ep.flags & flags::NEIGHBORS == 0 {
+        return Guard::Quarantine;
+    }
+    if !is_own_mac(p, ep) {
+        return Guard::Mac;
+    }
+    let (Some([a, b, c, d]), Some([e, f]), Some(ip)) = (p.read::<4>(ETH + 8), p.read::<2>(ETH + 12), p.read::<4>(ETH + 14))
+    else {
+        return Guard::Neighbor;
+    };
+    if ep.flags & flags::CHECK_MAC != 0 && [a, b, c, d, e, f] != ep.mac {
+        return Guard::Neighbor;
+    }
+    let sender = crate::addr::V4::from(ip);
+    if ep.flags & flags::CHECK_IP != 0 && ip != [0; 4] && !is_own(m, ep, &sender) { Guard::Neighbor } else { Guard::Pass }
+}
+
+/// Judges an IP packet from an endpoint.
+#[inline(never)]
+pub fn egress<A, P, M>(p: &P, m: &M, h: &Headers<A>, ep: &EndpointRow) -> Guard
+where
+    A: Address,
+    P: Packet,
+    M: HostMaps + EndpointMaps + LbMaps,
+{
+    if !is_own_mac(p, ep) {
+        return Guard::Mac;
+    }
+    if ep.flags & flags::DHCP != 0 && is_dhcp(h, true) && (h.src == A::default() || owns(m, ep, h)) {
+        return Guard::Pass;
+    }
+    if A::VERSION == 6 && is_discovery(h) {
+        return discovery_egress(p, m, h, ep);
+    }
+    if ep.flags & flags::CHECK_IP != 0 && !owns(m, ep, h) {
+        return Guard::Address;
+    }
+    if ep.flags & flags::TUNNELS == 0 && h.is_udp() && is_tunnel(p, m, h) {
+        return Guard::Tunnel;
+    }
+    Guard::Ask
+}
+
+/// Judges an IP packet to an endpoint.
+#[inline(always)]
+pub fn ingress<A: Address>(h: &Headers<A>, ep: &EndpointRow) -> Guard {
+    if ep.flags & flags::DHCP != 0 && is_dhcp(h, false) {
+        return Guard::Pass;
+    }
+    match A::VERSION == 6 && is_discovery(h) {
+        true if ep.flags & flags::NEIGHBORS != 0 => Guard::Pass,
+        true => Guard::Quarantine,
+        false => Guard::Ask,
+    }
+}
+
+/// Is it the endpoint's address?
+#[inline(always)]
+fn is_own<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, addr: &A) -> bool {
+    let key = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: addr.widen() };
+    m.local(&key) == Some(ep.ifindex)
+}
+
+/// May the endpoint send from the packet's source address?
+#[inline(always)]
+fn owns<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, h: &Headers<A>) -> bool {
+    if ep.flags & flags::CHECK_IP == 0 {
+        return true;
+    }
+    let stays_on_link = A::VERSION == 6 && is_link_local(&h.src) && (is_link_local(&h.dst) || h.dst.widen()[0] == 0xff);
+    stays_on_link || is_own(m, ep, &h.src)
+}
+
+#[inline(always)]
+fn is_link_local<A: Address>(addr: &A) -> bool {
+    let [a, b, ..] = addr.widen();
+    a == 0xfe && b & 0xc0 == 0x80
+}
+
+/// A DHCP (RFC 2131) or DHCPv6 (RFC 8415) packet of a client, or to one?
+#[inline(always)]
+fn is_dhcp<A: Address>(h: &Headers<A>, from_client: bool) -> bool {
+    let (client, server) = if A::VERSION == 4 { (68_u16, 67_u16) } else { (546, 547) };
+    let (sport, dport) = if from_client { (client, server) } else { (server, client) };
+    h.is_udp() && !h.fragment && h.sport == sport.to_be_bytes() && h.dport == dport.to_be_bytes()
+}
+
+/// Neighbour discovery (RFC 4861) or multicast listener discovery (RFC 2710, 3810)?
+#[inline(always)]
+fn is_discovery<A: Address>(h: &Headers<A>) -> bool {
+    let kind = h.dport[0];
+    h.protocol == protocol::ICMPV6 && !h.fragment && (matches!(kind, 130..=137) || kind == 143)
+}
+
+/// Judges neighbour discovery from an endpoint: advertisements are for its own addresses, and every link-layer address in it is its own.
+#[inline(always)]
+fn discovery_egress<A, P, M>(p: &P, m: &M, h: &Headers<A>, ep: &EndpointRow) -> Guard
+where
+    A: Address,
+    P: Packet,
+    M: LbMaps,
+{
+    let (kind, l4) = (h.dport[0], h.l4 & 0x7ff);
+    if ep.flags & flags::NEIGHBORS == 0 {
+        return Guard::Quarantine;
+    }
+    if matches!(kind, 134 | 137) && ep.flags & flags::ROUTER == 0 {
+        return Guard::Neighbor;
+    }
+    let own_source = h.src == A::default() || owns(m, ep, h) || is_link_local(&h.src);
+    if !own_source {
+        return Guard::Address;
+    }
+    let options = match kind {
+        133 => 8,
+        134 => 16,
+        135 | 136 => 24,
+        _ => return Guard::Pass,
+    };
+    if kind == 136 && ep.flags & flags::CHECK_IP != 0 {
+        let mut target = V6::default();
+        if !read_address(p, l4 + 8, &mut target) {
+            return Guard::Neighbor;
+        }
+        if !is_link_local(&target) && !is_own(m, ep, &target) {
+            return Guard::Neighbor;
+        }
+    }
+    if ep.flags & flags::CHECK_MAC != 0 && !own_link_options(p, l4 + options, &ep.mac) { Guard::Neighbor } else { Guard::Pass }
+}
+
+/// Reads an address. A function of its own: else the compiler calculates with what was not read, which the verifier refuses.
+#[inline(never)]
+fn read_address<P: Packet>(p: &P, at: usize, into: &mut V6) -> bool {
+    let (Some(upper), Some(lower)) = (p.read(at), p.read(at + 8)) else { return false };
+    *into = V6::of(upper, lower);
+    true
+}
+
+/// Is every link-layer address option from `at` on (RFC 4861 §4.6.1) this MAC?
+#[inline(always)]
+fn own_link_options<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> bool {
+    // No loop: the compiler would keep registers across it that the verifier takes for unset.
+    const { assert!(ND_OPTIONS == 4) };
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    let at = own_link_option(p, at, mac);
+    at != FOREIGN && at as u32 >= p.size()
+}
+
+/// Where to go on after a link-layer address option that is somebody else's, or broken: nowhere.
+const FOREIGN: usize = usize::MAX;
+
+/// Looks at the option at `at`; gives where the next one is.
+#[inline(never)]
+fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
+    if at == FOREIGN || at as u32 >= p.size() {
+        return at;
+    }
+    let at = at & 0x7ff;
+    let Some([kind, units]) = p.read::<2>(at) else { return FOREIGN };
+    if units == 0 {
+        return FOREIGN;
+    }
+    if matches!(kind, 1 | 2) {
+        let (Some([a, b, c, d]), Some([e, f])) = (p.read::<4>(at + 2), p.read::<2>(at + 6)) else { return FOREIGN };
+        if [a, b, c, d, e, f] != *mac {
+            return FOREIGN;
+        }
+    }
+    at + (usize::from(units) << 3)
+}
+
+/// Is a UDP packet for a tunnel's port? A fragment has its ports only in the first one; one that is too short for them is none to be
+/// let through.
+#[inline(always)]
+fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
+    if !h.fragment {
+        return m.is_tunnel_port(h.dport);
+    }
+    let offset = if A::VERSION == 4 { p.read(ETH + 6) } else { p.read(h.l4 - 6) };
+    let mask = if A::VERSION == 4 { 0x1fff } else { 0xfff8 };
+    let first = offset.is_none_or(|o: [u8; 2]| u16::from_be_bytes(o) & mask == 0);
+    first && p.read(h.l4 + 2).is_none_or(|port| m.is_tunnel_port(port))
+}

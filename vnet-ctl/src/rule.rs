@@ -1,0 +1,69 @@
+//! Rules, flows' packets and tags in one line.
+
+use vnet_common::api::{PacketRef, RuleRef, Tag};
+
+use crate::style::Look;
+
+/// `policy/base no-ssh`.
+pub fn name(rule: &RuleRef) -> String {
+    match rule.kind.as_str() {
+        "built-in" | "" => format!("built-in {}", rule.rule),
+        kind => format!("{}/{} {}", kind.to_lowercase(), rule.resource, rule.rule),
+    }
+}
+
+/// `policy/base no-ssh (base.yaml:12)`, the place if it is known.
+pub fn placed(rule: &RuleRef) -> String {
+    match rule.place.as_str() {
+        "" => name(rule),
+        place => format!("{} ({place})", name(rule)),
+    }
+}
+
+/// `deny`, or `deny (staged)`.
+pub fn action(rule: &RuleRef) -> String {
+    if rule.staged { format!("{} (staged)", rule.action) } else { rule.action.clone() }
+}
+
+/// The look of what a rule does, or a verdict.
+pub fn look(action: &str) -> Look {
+    match action.split(' ').next().unwrap_or_default() {
+        "allow" | "allowed" | "answered" => Look::Green,
+        "deny" | "reject" | "dropped" | "drop" | "refused" => Look::Red,
+        "redirect" | "redirected" | "pass" => Look::Yellow,
+        _ => Look::Plain,
+    }
+}
+
+/// `TCP 10.0.0.1:40000 > 10.0.0.9:443 S`.
+pub fn packet(packet: &PacketRef) -> String {
+    let mut text = format!("{} {} > {}", packet.protocol, side(&packet.src, packet.sport), side(&packet.dst, packet.dport));
+    if let Some((kind, code)) = packet.icmp {
+        text += &format!(" type {kind} code {code}");
+    }
+    if !packet.flags.is_empty() {
+        text += &format!(" {}", packet.flags);
+    }
+    text
+}
+
+/// `10.0.0.1:80`, `[fd00::1]:80`, or the address alone.
+pub fn side(address: &str, port: Option<u16>) -> String {
+    match port {
+        Some(port) if address.contains(':') => format!("[{address}]:{port}"),
+        Some(port) => format!("{address}:{port}"),
+        None => address.to_owned(),
+    }
+}
+
+/// `ids.malware=trojan`, with its instance in brackets.
+pub fn tag(tag: &Tag) -> String {
+    let mut text = tag.name.clone();
+    if !tag.instance.is_empty() {
+        text += &format!("[{}]", tag.instance);
+    }
+    if !tag.value.is_empty() {
+        text += &format!("={}", tag.value);
+    }
+    text
+}

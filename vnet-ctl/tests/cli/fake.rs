@@ -1,0 +1,455 @@
+//! What the agent answers about tags, quarantine, rules and events: made up, and changed by requests where a test looks at that.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Path, Query, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::Deserialize;
+use serde_json::Value;
+use vnet_agent::api::{Control, Refusal};
+use vnet_common::api::*;
+
+use crate::support::{Memory, now_ms};
+
+type Fake = State<Arc<Memory>>;
+type Answer<T> = Result<Json<T>, Refusal>;
+
+/// What requests may ask for.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Asked {
+    subject: Option<String>,
+    endpoint: Option<String>,
+    limit: Option<usize>,
+    follow: bool,
+    since: Option<u64>,
+    kind: Option<String>,
+    reason: Option<String>,
+    config: Option<String>,
+}
+
+/// The routes.
+pub fn router(memory: Arc<Memory>) -> Router {
+    Router::new()
+        .route("/v1/resources/{kind}", get(resources))
+        .route("/v1/resources/{kind}/{name}", get(resource))
+        .route("/v1/delete", post(async |State(memory): Fake, Json(request)| memory.delete(request).map(Json)))
+        .route("/v1/groups", get(async |State(memory): Fake| Json(memory.groups())))
+        .route(
+            "/v1/rules",
+            get(async |State(memory): Fake, Query(asked): Query<Asked>| Json(memory.rules(asked.endpoint.as_deref()))),
+        )
+        .route(
+            "/v1/tags",
+            get(async |State(memory): Fake, Query(asked): Query<Asked>| memory.tags(asked.subject.as_deref()).map(Json))
+                .post(set_tag),
+        )
+        .route("/v1/tags/remove", post(remove_tag))
+        .route("/v1/sources", get(async |State(memory): Fake| Json(memory.sources())))
+        .route("/v1/sources/{name}/{verb}", post(source))
+        .route("/v1/quarantine", get(async |State(memory): Fake| Json(memory.quarantine.lock().unwrap().clone())))
+        .route("/v1/quarantine/{endpoint}/{verb}", post(quarantine))
+        .route("/v1/audit", get(audit))
+        .route("/v1/events", get(events))
+        .route(
+            "/v1/endpoint-flows",
+            get(async |State(memory): Fake, Query(asked): Query<Asked>| memory.endpoint_flows(&asked).map(Json)),
+        )
+        .route("/v1/explain", post(explain))
+        .route("/v1/endpoints/attach", post(attach))
+        .with_state(memory)
+}
+
+/// A rule of `policy/base`, or of `securitygroup/web`.
+pub fn rule(name: &str) -> RuleRef {
+    let (kind, resource, action, place) = match name {
+        "no-ssh" => ("Policy", "base", "deny", "base.yaml:12"),
+        "try" => ("Policy", "trial", "deny", "trial.yaml:9"),
+        "default" => ("SecurityGroup", "strict", "deny", ""),
+        _ => ("SecurityGroup", "web", "allow", "web.yaml:20"),
+    };
+    let id = name.len() as u32;
+    RuleRef {
+        id,
+        kind: kind.to_owned(),
+        resource: resource.to_owned(),
+        rule: name.to_owned(),
+        direction: "egress".to_owned(),
+        action: action.to_owned(),
+        staged: name == "try",
+        place: place.to_owned(),
+    }
+}
+
+/// A flow of `tap0` that was opened by it.
+pub fn flow(remote: &str) -> EndpointFlow {
+    EndpointFlow {
+        endpoint: "tap0".to_owned(),
+        opened: "out".to_owned(),
+        protocol: "TCP".to_owned(),
+        local: "10.0.0.1:40000".to_owned(),
+        remote: remote.to_owned(),
+        peer: "world".to_owned(),
+        verdict: "allowed".to_owned(),
+        rule: Some(rule("web-out")),
+        state: "established".to_owned(),
+        packets: [10, 8],
+        bytes: [1024, 2048],
+        age_seconds: 75,
+        idle_seconds: 3,
+        ..EndpointFlow::default()
+    }
+}
+
+/// The event of this number.
+pub fn event(number: u64) -> Event {
+    let packet = PacketRef {
+        protocol: "TCP".to_owned(),
+        src: "10.0.0.1".to_owned(),
+        sport: Some(40_000),
+        dst: "fd00::9".to_owned(),
+        dport: Some(22),
+        flags: "S".to_owned(),
+        bytes: 74,
+        peer: "world".to_owned(),
+        ..PacketRef::default()
+    };
+    let drop = Event {
+        number,
+        at_ms: 1_700_000_000_000 + number,
+        kind: "drop".to_owned(),
+        endpoint: "tap0".to_owned(),
+        direction: "egress".to_owned(),
+        reason: "denied".to_owned(),
+        rule: Some(rule("no-ssh")),
+        packet: Some(packet),
+        count: 1,
+        message: String::new(),
+    };
+    match number {
+        2 => Event { kind: "suppressed".to_owned(), reason: String::new(), rule: None, packet: None, count: 42, ..drop },
+        5 => Event {
+            kind: "move".to_owned(),
+            at_ms: now_ms(),
+            message: "web -> \x1b[31mstrict".to_owned(),
+            rule: None,
+            packet: None,
+            ..drop
+        },
+        6 => Event { packet: drop.packet.clone().map(|packet| PacketRef { src: "10.0.0.66".to_owned(), ..packet }), ..drop },
+        _ => drop,
+    }
+}
+
+impl Memory {
+    fn groups(&self) -> Vec<GroupStatus> {
+        let group = |name: &str, id, endpoints: &[&str], default: &str| GroupStatus {
+            name: name.to_owned(),
+            id,
+            quarantine: name == "strict",
+            built_in: name == "default",
+            endpoints: endpoints.iter().map(ToString::to_string).collect(),
+            rules: 2 * u32::from(name == "web"),
+            defaults: [default.to_owned(), "allow".to_owned()],
+            transfers: (name == "web").then(|| "infected".to_owned()).into_iter().collect(),
+        };
+        vec![group("default", 1, &[], "allow"), group("web", 2, &["tap0"], "deny"), group("strict", 3, &[], "deny")]
+    }
+
+    fn rules(&self, endpoint: Option<&str>) -> Vec<RuleStatus> {
+        let hits = self.looks.fetch_add(1, Ordering::Relaxed) * 100;
+        let status = |name: &str, tier: &str, hits, would_hit| RuleStatus {
+            rule: rule(name),
+            tier: tier.to_owned(),
+            hits,
+            bytes: hits * 60,
+            would_hit,
+            endpoints: 1,
+        };
+        let all = vec![status("no-ssh", "security", 7 + hits, 0), status("try", "app", 0, 5), status("web-out", "group", 0, 0)];
+        // Nothing else is about the endpoints of this group.
+        all.into_iter().filter(|status| endpoint.is_none() || status.tier != "app").collect()
+    }
+
+    fn tags(&self, subject: Option<&str>) -> Result<Vec<Tag>, Refusal> {
+        if subject.is_some_and(|subject| self.unknown(subject)) {
+            return Err(Refusal::not_found("no such endpoint"));
+        }
+        let tags = self.tags.lock().unwrap().clone();
+        Ok(tags.into_iter().filter(|tag| subject.is_none_or(|subject| tag.subject == subject)).collect())
+    }
+
+    fn unknown(&self, endpoint: &str) -> bool {
+        self.endpoints().unwrap().iter().all(|ep| ep.name != endpoint)
+    }
+
+    fn sources(&self) -> Vec<SourceStatus> {
+        let source = |name: &str, kind: &str, state: &str| SourceStatus {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            state: state.to_owned(),
+            input: format!("/run/vnet/{name}"),
+            ..SourceStatus::default()
+        };
+        let mut suricata = source("suricata", "suricata", "ok");
+        (suricata.events, suricata.tags, suricata.malformed) = (12, 3, 1);
+        suricata.last_error = Some("line 7 is no JSON".to_owned());
+        suricata.last_event_ms = Some(now_ms() - 7_530_000);
+        vec![suricata, source("clamav", "clamav", "silent"), source("falco", "json", "lost")]
+    }
+
+    fn endpoint_flows(&self, asked: &Asked) -> Result<EndpointFlowList, Refusal> {
+        if asked.endpoint.as_deref().is_some_and(|name| self.unknown(name)) {
+            return Err(Refusal::not_found("no such endpoint"));
+        }
+        let grown = self.looks.fetch_add(1, Ordering::Relaxed);
+        let mut busy = flow("10.0.0.9:443");
+        (busy.bytes[0], busy.packets[0]) = (busy.bytes[0] + (grown << 20), busy.packets[0] + grown * 1000);
+        let mut balanced = flow("10.0.0.100:80");
+        (balanced.lb, balanced.member, balanced.verdict) =
+            (Some("web".to_owned()), Some("10.0.0.11:8080".to_owned()), "redirected".to_owned());
+        let flows: Vec<_> = [busy, balanced].into_iter().take(asked.limit.unwrap_or(100)).collect();
+        Ok(EndpointFlowList { flows, total: 2 })
+    }
+
+    fn note<T: serde::Serialize>(&self, path: &str, request: &T) {
+        self.asked.lock().unwrap().push((path.to_owned(), serde_json::to_value(request).unwrap()));
+    }
+}
+
+/// Of any kind: that the real server knows it is for its own tests.
+async fn resources(State(memory): Fake, Path(kind): Path<String>) -> Answer<Vec<Value>> {
+    memory.resources((kind != "all").then_some(kind.as_str())).map(Json)
+}
+
+async fn resource(State(memory): Fake, Path((kind, name)): Path<(String, String)>) -> Answer<Value> {
+    let all = memory.resources(Some(&kind))?;
+    let found = all.into_iter().find(|resource| resource["metadata"]["name"] == name.as_str());
+    found.map(Json).ok_or_else(|| Refusal::not_found("no such resource"))
+}
+
+async fn set_tag(State(memory): Fake, Json(request): Json<TagRequest>) -> Answer<Vec<Tag>> {
+    memory.note("tags", &request);
+    if memory.unknown(&request.subject) {
+        return Err(Refusal::not_found("no such endpoint"));
+    }
+    let tag = Tag {
+        subject: request.subject,
+        name: request.name,
+        value: request.value,
+        instance: request.instance,
+        severity: request.severity,
+        confidence: request.confidence.unwrap_or(100),
+        source: "operator".to_owned(),
+        evidence: request.evidence,
+        set_at_ms: now_ms(),
+        expires_at_ms: request.ttl_seconds.map(|seconds| now_ms() + u64::from(seconds) * 1000),
+        hold_on_expiry: request.hold_on_expiry,
+        expired: false,
+    };
+    memory.tags.lock().unwrap().push(tag.clone());
+    Ok(Json(vec![tag]))
+}
+
+async fn remove_tag(State(memory): Fake, Json(request): Json<TagRequest>) -> Answer<Vec<Tag>> {
+    if memory.unknown(&request.subject) {
+        return Err(Refusal::not_found("no such endpoint"));
+    }
+    let source = request.source.as_deref().unwrap_or("operator");
+    let is = |tag: &Tag| {
+        (&tag.subject, &tag.name, &tag.instance, tag.source.as_str())
+            == (&request.subject, &request.name, &request.instance, source)
+    };
+    let mut tags = memory.tags.lock().unwrap();
+    let removed = tags.iter().filter(|tag| is(tag)).cloned().collect();
+    tags.retain(|tag| !is(tag));
+    Ok(Json(removed))
+}
+
+async fn source(
+    State(memory): Fake,
+    Path((name, verb)): Path<(String, String)>,
+    Query(asked): Query<Asked>,
+    body: String,
+) -> Result<Response, Refusal> {
+    if memory.sources().iter().all(|source| source.name != name) {
+        return Err(Refusal::not_found("no such source"));
+    }
+    Ok(match (verb.as_str(), name.as_str()) {
+        ("test", "suricata") => {
+            let config = asked.config.unwrap_or_else(|| "suricata.yaml".to_owned());
+            let notes = vec![format!("{config}: threaded is off: alerts wait for others")];
+            Json(SourceTest { trials: 5, latencies_us: vec![900, 215, 1300, 300], notes }).into_response()
+        }
+        ("test", _) => {
+            Json(SourceTest { trials: 3, latencies_us: Vec::new(), notes: vec!["nobody sends to its socket".to_owned()] })
+                .into_response()
+        }
+        ("scan", _) => {
+            let request: ScanRequest = serde_json::from_str(&body).unwrap();
+            if memory.unknown(&request.endpoint) {
+                return Err(Refusal::not_found("no such endpoint"));
+            }
+            memory.note("scan", &request);
+            let named = |part: &str, what: &str| {
+                request
+                    .paths
+                    .iter()
+                    .filter(|path| path.contains(part))
+                    .map(|path| (path.clone(), what.to_owned()))
+                    .collect::<Vec<_>>()
+            };
+            let (infected, failed) = (named("eicar", "Eicar-Signature"), named("secret", "permission denied"));
+            let tag = Tag { subject: request.endpoint.clone(), name: "clamav.clean".to_owned(), ..Tag::default() };
+            let tags = if infected.is_empty() && failed.is_empty() { vec![tag] } else { Vec::new() };
+            Json(ScanReport { scanned: 3, bytes: 2048, infected, failed, tags }).into_response()
+        }
+        ("events", _) => {
+            let (good, bad): (Vec<_>, Vec<_>) = body.lines().partition(|line| serde_json::from_str::<Value>(line).is_ok());
+            let faults = bad.iter().map(|line| format!("event {} is no JSON: {line}", good.len() + 1)).collect();
+            Json(IngestResponse { events: good.len() as u64, tags: 1, faults }).into_response()
+        }
+        _ => return Err(Refusal::not_found("nothing here")),
+    })
+}
+
+async fn quarantine(
+    State(memory): Fake,
+    Path((endpoint, verb)): Path<(String, String)>,
+    Json(request): Json<QuarantineRequest>,
+) -> Answer<QuarantineStatus> {
+    memory.note(&format!("quarantine/{endpoint}/{verb}"), &request);
+    if memory.unknown(&endpoint) {
+        return Err(Refusal::not_found("no such endpoint"));
+    }
+    let mut status = memory.quarantine.lock().unwrap();
+    let held = |group: &str, reason: &str| Held {
+        endpoint: endpoint.clone(),
+        group: group.to_owned(),
+        from: "web".to_owned(),
+        since_ms: now_ms() - 7_530_000,
+        not_before_ms: now_ms() + 12_630_000,
+        reason: reason.to_owned(),
+        tags: vec!["suricata/ids.malware=x".to_owned()],
+        state: "enforced".to_owned(),
+        ..Held::default()
+    };
+    match verb.as_str() {
+        "hold" if request.group.as_deref() == Some("web") => return Err(Refusal::invalid("group 'web' is no quarantine group")),
+        "hold" => status.held.push(held(request.group.as_deref().unwrap_or_default(), &request.reason)),
+        "release" => status.held.retain(|held| held.endpoint != endpoint),
+        "approve" => {
+            status.pending.retain(|pending| pending.endpoint != endpoint);
+            status.held.push(held("strict", "approved"));
+        }
+        "dismiss" => status.pending.retain(|pending| pending.endpoint != endpoint),
+        "never" => status.never.push(endpoint.clone()),
+        "unnever" => status.never.retain(|never| *never != endpoint),
+        _ => return Err(Refusal::bad_request(format!("no verb {verb}"))),
+    }
+    Ok(Json(status.clone()))
+}
+
+async fn audit(State(memory): Fake, Query(asked): Query<Asked>) -> Answer<Vec<AuditRecord>> {
+    if asked.endpoint.as_deref().is_some_and(|name| memory.unknown(name)) {
+        return Err(Refusal::not_found("no such endpoint"));
+    }
+    let record = |number: u64, action: &str, who: &str| AuditRecord {
+        number,
+        at_ms: 1_700_000_000_000,
+        endpoint: "tap0".to_owned(),
+        action: action.to_owned(),
+        from: "web".to_owned(),
+        to: "strict".to_owned(),
+        transfer: "infected".to_owned(),
+        who: who.to_owned(),
+        reason: "malware".to_owned(),
+        evidence: vec!["suricata/ids.malware=x: sid 2027865".to_owned()],
+    };
+    let mut all = vec![record(1, "move", "transfer"), record(2, "break-glass", "user alice (1000)")];
+    all.drain(..all.len().saturating_sub(asked.limit.unwrap_or(100)));
+    Ok(Json(all))
+}
+
+/// Events 1, 2, 3, 5 and 6 (the fourth was too much). With `follow`, one every 20 ms, and no end; or an end, if it is about `vm-end`.
+async fn events(Query(asked): Query<Asked>) -> Response {
+    let wanted = move |event: &Event| {
+        asked.since.is_none_or(|since| event.number > since)
+            && asked.kind.as_ref().is_none_or(|kinds| kinds.split(',').any(|kind| kind == event.kind))
+    };
+    let ends = !asked.follow || asked.reason.as_deref() == Some("end");
+    let all: Vec<Event> = [1, 2, 3, 5, 6].map(event).into_iter().filter(wanted).collect();
+    let stream = futures_util::stream::unfold((all.into_iter(), asked.follow), move |(mut rest, follow)| async move {
+        if follow {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let Some(event) = rest.next() else {
+            if !ends {
+                std::future::pending::<()>().await;
+            }
+            return None;
+        };
+        let line = serde_json::to_string(&event).unwrap() + "\n\n";
+        Some((Ok::<_, Infallible>(line), (rest, follow)))
+    });
+    Body::from_stream(stream).into_response()
+}
+
+async fn explain(State(memory): Fake, Json(request): Json<ExplainRequest>) -> Answer<Explanation> {
+    memory.note("explain", &request);
+    if request.to.starts_with("nowhere") {
+        return Err(Refusal::not_found("no such endpoint"));
+    }
+    let denied = request.to.ends_with("22/tcp");
+    let stage = |stage: &str, found: &str| Stage { stage: stage.to_owned(), found: found.to_owned() };
+    let stages = vec![stage("endpoint", "web-1 in group web, policed"), stage("policy", "2 of 9 rules match")];
+    let (decided, other) = if denied { ("no-ssh", "web-out") } else { ("web-out", "default") };
+    let hop = Hop {
+        endpoint: "web-1".to_owned(),
+        device: "tap0".to_owned(),
+        direction: "egress".to_owned(),
+        stages,
+        verdict: if denied { "drop" } else { "next" }.to_owned(),
+        reason: if denied { "denied" } else { "allowed" }.to_owned(),
+        rule: Some(rule(decided)),
+        shadowed: vec![rule(other)],
+        packet: "TCP 10.0.0.1:40000 > 10.0.0.9:443 S".to_owned(),
+        rewritten: (!denied).then(|| "TCP 10.0.0.1:40000 > 10.0.0.11:8443 S".to_owned()),
+    };
+    let differences = request.live.then(|| request.sport.map(|_| "verdict: drop".to_owned()).into_iter().collect());
+    Ok(Json(Explanation {
+        outcome: if denied { "dropped" } else { "allowed" }.to_owned(),
+        reason: hop.reason.clone(),
+        hops: vec![hop],
+        notes: vec!["a flow of these addresses is alive".to_owned()],
+        differences,
+    }))
+}
+
+/// Devices are those of a network namespace of their own: the first has index 2. The first two requests about `tap8` come too early.
+async fn attach(State(memory): Fake, Json(request): Json<AttachRequest>) -> Answer<EndpointStatus> {
+    memory.note("attach", &request);
+    let tries = memory.asked.lock().unwrap().iter().filter(|(path, _)| path == "attach").count();
+    match request.device.as_str() {
+        "tap8" if tries < 3 => return Err(anyhow::anyhow!("the datapath is being loaded").into()),
+        "tap7" => return Err(Refusal::conflict("device 'tap7' is that of endpoint 'db-1'")),
+        _ => {}
+    }
+    let ifindex = if request.device.ends_with("i1") { 3 } else { 2 };
+    let state = if request.device == "tap6" { "failed: another program is in the way" } else { "attached" };
+    Ok(Json(EndpointStatus {
+        name: request.endpoint.unwrap_or(request.device.clone()),
+        device: request.device,
+        ifindex,
+        state: state.to_owned(),
+        group: "strict".to_owned(),
+        policy: "quarantined".to_owned(),
+        ..EndpointStatus::default()
+    }))
+}
