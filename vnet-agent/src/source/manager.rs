@@ -74,7 +74,7 @@ impl Sources {
         running.retain(|name, _| resources.iter().any(|resource| resource.metadata.name == *name));
         for resource in resources {
             let name = resource.metadata.name.clone();
-            match self.settings(&resource.spec) {
+            match settings_of(&resource.spec) {
                 Ok(settings) => {
                     let it = running.entry(name);
                     let it = match it {
@@ -115,14 +115,6 @@ impl Sources {
         all.iter().map(|it| it.status()).collect()
     }
 
-    fn settings(&self, spec: &TagSourceSpec) -> Result<Settings> {
-        let mappings = Mappings::compile(&spec.mappings).map_err(|faults| {
-            let all: Vec<String> = faults.into_iter().map(|(at, why)| format!("mappings{at}: {why}")).collect();
-            anyhow!("{}", all.join("; "))
-        })?;
-        Ok(Settings { spec: spec.clone(), mappings, senders: Senders::resolve(&spec.users) })
-    }
-
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Running>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,6 +127,14 @@ impl Sources {
             Refusal::not_found(format!("there is no tag source '{name}'; there are: {known}"))
         })
     }
+}
+
+fn settings_of(spec: &TagSourceSpec) -> Result<Settings> {
+    let mappings = Mappings::compile(&spec.mappings).map_err(|faults| {
+        let all: Vec<String> = faults.into_iter().map(|(at, why)| format!("mappings{at}: {why}")).collect();
+        anyhow!("{}", all.join("; "))
+    })?;
+    Ok(Settings { spec: spec.clone(), mappings, senders: Senders::resolve(&spec.users) })
 }
 
 impl Running {
@@ -316,5 +316,15 @@ impl api::Sources for Sources {
     fn test(&self, source: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {
         let it = self.find(source)?;
         it.measure(config).with_context(|| format!("measuring tag source {source}")).map_err(Refusal::from)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The settings of the only source of this YAML.
+    pub(in super::super) fn settings(yaml: &str) -> Settings {
+        settings_of(&super::super::tests::tag_sources(yaml)[0].spec).unwrap()
     }
 }

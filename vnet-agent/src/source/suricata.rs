@@ -5,7 +5,7 @@
 //! socket is still read: Suricata is never held up by what its alerts cause.
 
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -194,7 +194,8 @@ impl Shared {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> Received {
-        // Room for the sender's user alone: file descriptors that somebody sends along find none, and the kernel closes them.
+        // Room for the sender's user alone, which the kernel puts first: file descriptors that somebody sends along find none, so the
+        // kernel closes them and says that something was cut off, and whose the datagram is is not looked at.
         let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -212,11 +213,6 @@ impl Shared {
         }
         let uid = message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
             ControlMessageOwned::ScmCredentials(sender) => Some(sender.uid()),
-            ControlMessageOwned::ScmRights(files) => {
-                // There is no room for any, see above; should there ever be, they must not stay open.
-                files.into_iter().for_each(close);
-                None
-            }
             _ => None,
         });
         Received::Datagram((!message.flags.contains(MsgFlags::MSG_TRUNC)).then_some(message.bytes), uid)
@@ -234,7 +230,7 @@ impl Shared {
                 return Vec::new();
             }
             None => {
-                source.refused("a datagram without its sender's user".to_owned());
+                source.refused("a datagram with more than a record in it, as file descriptors".to_owned());
                 return Vec::new();
             }
         }
@@ -286,11 +282,6 @@ impl Shared {
 fn looks_whole(record: &[u8]) -> bool {
     let record = record.trim_ascii();
     record.starts_with(b"{") && record.ends_with(b"}") && std::str::from_utf8(record).is_ok()
-}
-
-fn close(file: i32) {
-    // SAFETY: the kernel has just made it for this process, and nobody else knows of it.
-    drop(unsafe { OwnedFd::from_raw_fd(file) });
 }
 
 /// An alert as Suricata writes it, about addresses of documentation, with the mark of a trial.
