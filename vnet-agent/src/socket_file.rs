@@ -81,8 +81,8 @@ fn refuse_if_taken(path: &Path, kind: SockType) -> Result<()> {
         Ok(_) => bail!("{shown}, where it belongs, is something else: move it away, or choose another socket"),
     }
     // Non-blocking: an agent that hangs does not hang the next one.
-    let probe = socket(AddressFamily::Unix, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None)
-        .context("making a socket")?;
+    let probe =
+        socket(AddressFamily::Unix, kind, SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC, None).context("making a socket")?;
     let address = UnixAddr::new(path).with_context(|| format!("using {shown} as a socket's path"))?;
     match connect(probe.as_raw_fd(), &address) {
         Ok(()) => {

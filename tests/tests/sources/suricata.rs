@@ -68,7 +68,8 @@ impl Lab {
 
     fn start_suricata(&self) -> Result<Process> {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let args = ["-c", &path("suricata.yaml"), "--include", &path("suricata-vnet.yaml"), "--af-packet", "--pidfile", &path("pid")];
+        let args =
+            ["-c", &path("suricata.yaml"), "--include", &path("suricata-vnet.yaml"), "--af-packet", "--pidfile", &path("pid")];
         let suricata = self.host.start("suricata", &args)?;
         let started = || suricata.printed().contains("ngine started").then_some(());
         wait_for("Suricata to start", Duration::from_secs(60), started).with_context(|| suricata.printed())?;

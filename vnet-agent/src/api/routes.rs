@@ -13,9 +13,9 @@ use vnet_common::api::{
     ApplyRequest, ApplyResponse, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange, Status,
 };
 
+use super::access::Access;
 use super::error::{Refusal, response};
 use super::extract::{BODY_LIMIT, Body, Path, Query};
-use super::access::Access;
 use super::{Control, access, sources};
 
 /// Flows in an answer, when the request does not say.

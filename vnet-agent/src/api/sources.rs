@@ -11,10 +11,10 @@ use axum::{Json, Router};
 use serde::Deserialize;
 use vnet_common::api::{IngestResponse, ScanReport, ScanRequest, SourceStatus, SourceTest};
 
+use super::Control;
 use super::error::{Refusal, response};
 use super::extract::{Body, Path, Query};
 use super::routes::{Answer, ask};
-use super::Control;
 use crate::source::BODY_LIMIT;
 
 /// What the agent does about tag sources. The methods may block.

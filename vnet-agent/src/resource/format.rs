@@ -89,6 +89,7 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
         "label-value" => wrong_word(text, 63, "_.-"),
         "member-name" => wrong_word(text, 63, "_.-:"),
         "tag-name" => wrong_word(text, 63, "_.-"),
+        "tag-pattern" => wrong_tag_pattern(text),
         _ => None,
     }
 }
@@ -102,6 +103,12 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
         *byte = u8::from_str_radix(part, 16).ok()?;
     }
     parts.next().is_none().then_some(mac)
+}
+
+fn wrong_tag_pattern(text: &str) -> Option<String> {
+    let inside = |c: char| c.is_ascii_alphanumeric() || "_.-*".contains(c);
+    let right = !text.is_empty() && text.len() <= 63 && text.chars().all(inside);
+    (!right).then(|| "must consist of letters, digits, '_' '.' '-' and '*' for any of these, at most 63".to_owned())
 }
 
 /// Can a tag have this name?

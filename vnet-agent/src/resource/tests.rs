@@ -2,6 +2,7 @@ mod fields;
 mod many;
 mod mutations;
 mod relations;
+mod tag_source;
 
 use vnet_common::api::{Fault, File};
 
@@ -41,7 +42,7 @@ fn the_example_is_good() {
 fn yaml_is_read_back_to_the_same() {
     let words =
         ["8080", "true", "null", "no", "1e3", "0x1F", "1.10", "1_000", "2026-11-23", "NaN", "a-b.c_d", "", "0", "0o7", "Y"];
-    for mut resource in [EXAMPLE, fields::BALANCER, fields::SELECTOR, fields::ENDPOINT]
+    for mut resource in [EXAMPLE, fields::BALANCER, fields::SELECTOR, fields::ENDPOINT, tag_source::SOURCE]
         .iter()
         .flat_map(|text| good(text))
         .map(|located| located.resource)

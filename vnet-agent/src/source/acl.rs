@@ -28,9 +28,7 @@ pub(super) fn allow(path: &Path, rights: u16, users: &[u32]) -> io::Result<()> {
     }
     let (path, list) = (CString::new(path.as_os_str().as_bytes())?, list(rights, users));
     // SAFETY: both names are C strings and the value has the length that is given; the kernel only reads them.
-    let set = unsafe {
-        libc::setxattr(path.as_ptr(), c"system.posix_acl_access".as_ptr(), list.as_ptr().cast(), list.len(), 0)
-    };
+    let set = unsafe { libc::setxattr(path.as_ptr(), c"system.posix_acl_access".as_ptr(), list.as_ptr().cast(), list.len(), 0) };
     if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -213,7 +213,14 @@ impl Tally {
 }
 
 /// The changes that a scan means.
-fn changes(source: &Source, request: &ScanRequest, report: &ScanReport, scope: &Scope, version: &str, at: Instant) -> Vec<TagChange> {
+fn changes(
+    source: &Source,
+    request: &ScanRequest,
+    report: &ScanReport,
+    scope: &Scope,
+    version: &str,
+    at: Instant,
+) -> Vec<TagChange> {
     let change = |operation, name: &str, value: &str, severity, evidence: String| TagChange {
         source: source.name.clone(),
         subject: request.endpoint.clone(),
@@ -240,10 +247,7 @@ fn changes(source: &Source, request: &ScanRequest, report: &ScanReport, scope: &
     }
     let paths: Vec<_> = scope.paths.iter().map(|path: &PathBuf| Path::display(path).to_string()).collect();
     let scanned = format!("{} files, {} bytes: {}", report.scanned, report.bytes, paths.join(" "));
-    vec![
-        change(Operation::Set, CLEAN, version, 0, scanned.clone()),
-        change(Operation::Clear, MALWARE, "", 0, scanned),
-    ]
+    vec![change(Operation::Set, CLEAN, version, 0, scanned.clone()), change(Operation::Clear, MALWARE, "", 0, scanned)]
 }
 
 #[cfg(test)]

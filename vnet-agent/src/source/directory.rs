@@ -116,7 +116,9 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, mac]),
             labels: vec![("host".into(), "h1".into())],
         };
-        current.replace([known("vm1", "10.0.0.1", 1), known("vm2", "fd00::2", 2), known("vm3", "10.0.0.1", 3)].into_iter().collect());
+        current.replace(
+            [known("vm1", "10.0.0.1", 1), known("vm2", "fd00::2", 2), known("vm3", "10.0.0.1", 3)].into_iter().collect(),
+        );
         let addresses = |all: &[&str]| Reference::Addresses(all.iter().map(|a| a.parse().unwrap()).collect());
         for (reference, expected) in [
             (Reference::Endpoint("vm2".into()), &["vm2"][..]),

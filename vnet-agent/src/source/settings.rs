@@ -85,7 +85,8 @@ fn of(config: &Value, socket: &Path) -> Vec<String> {
 
 fn outputs(config: &Value, socket: &Path, notes: &mut Vec<String>) {
     let outputs = config.get("outputs").and_then(Value::as_array).into_iter().flatten();
-    let eve: Vec<&Value> = outputs.filter_map(|output| output.get("eve-log")).filter(|eve| is(eve.get("enabled"), true)).collect();
+    let eve: Vec<&Value> =
+        outputs.filter_map(|output| output.get("eve-log")).filter(|eve| is(eve.get("enabled"), true)).collect();
     let text = |eve: &Value, field: &str| eve.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
     let socket = socket.display().to_string();
     let Some(ours) = eve.iter().find(|eve| text(eve, "filename") == socket) else {

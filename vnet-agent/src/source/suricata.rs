@@ -142,7 +142,10 @@ fn bound(path: &Path) -> Result<OwnedFd> {
 fn open_for(path: &Path, senders: &Senders) {
     if let Err(error) = acl::allow(path, 0o6, &senders.uids) {
         let shown = path.display();
-        log::warn!("letting only users {:?} send to {shown}: {error}; everybody can send now, but only theirs is taken", senders.uids);
+        log::warn!(
+            "letting only users {:?} send to {shown}: {error}; everybody can send now, but only theirs is taken",
+            senders.uids
+        );
         let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
         if let Err(error) = std::fs::set_permissions(path, everybody) {
             log::warn!("setting the mode of {shown}: {error}");

@@ -77,12 +77,7 @@ impl Scene {
             mac: Some([2, 0, 0, 0, 0, name.len() as u8]),
             labels: vec![("role".into(), name.split('-').next().unwrap().into())],
         };
-        let all = [
-            known("vm", "10.0.0.2"),
-            known("web-1", "10.0.1.11"),
-            known("db-1", "10.0.1.12"),
-            known("desk-7", "10.0.2.7"),
-        ];
+        let all = [known("vm", "10.0.0.2"), known("web-1", "10.0.1.11"), known("db-1", "10.0.1.12"), known("desk-7", "10.0.2.7")];
         let (directory, taken) = (Arc::new(Current::default()), Arc::new(Taken::default()));
         directory.replace(all.into_iter().collect());
         let sink: Arc<dyn Sink> = Arc::clone(&taken) as Arc<dyn Sink>;
@@ -144,11 +139,7 @@ fn shown(change: &TagChange) -> String {
 #[test]
 fn the_examples_turn_recorded_events_into_tags() {
     let expected: [(&str, u64, &[&str]); 5] = [
-        (
-            "suricata",
-            4,
-            &["vm +ids.malware[]=vnet: marked file 9", "vm +ids.alert[9000001]=vnet: marked file 8"],
-        ),
+        ("suricata", 4, &["vm +ids.malware[]=vnet: marked file 9", "vm +ids.alert[9000001]=vnet: marked file 8"]),
         (
             "falco",
             3,
@@ -204,7 +195,14 @@ fn what_cannot_be_used_is_counted_and_said_and_never_a_tag() {
     )
     .unwrap();
     assert_eq!((response.events, response.tags), (8, 1));
-    let expected = ["No such key: tag", "must be text that is not empty", "must be a tag's name", "must be a JSON object", "may not", "broke down"];
+    let expected = [
+        "No such key: tag",
+        "must be text that is not empty",
+        "must be a tag's name",
+        "must be a JSON object",
+        "may not",
+        "broke down",
+    ];
     assert_eq!(response.faults.len(), expected.len(), "{response:?}");
     for ((fault, part), number) in response.faults.iter().zip(expected).zip([2, 3, 4, 6, 7, 8]) {
         assert!(fault.starts_with(&format!("event {number}: ")) && fault.contains(part), "{fault}: {part}");
@@ -258,7 +256,8 @@ fn sources_follow_their_resources() {
     assert_eq!(scene.taken().iter().map(|change| change.name.clone()).collect::<Vec<_>>(), ["a", "other"]);
     assert_eq!(scene.status().events, 2, "what was counted stays");
     scene.configure(&format!("{PLAIN}---\n{CLAMAV}"));
-    let inputs: Vec<String> = scene.sources.status().into_iter().map(|status| format!("{} {}", status.kind, status.input)).collect();
+    let inputs: Vec<String> =
+        scene.sources.status().into_iter().map(|status| format!("{} {}", status.kind, status.input)).collect();
     assert_eq!(inputs, ["clamav /run/clamav/clamd.ctl", "json POST /v1/sources/s/events"]);
     scene.sources.configure(&[]);
     assert!(scene.sources.status().is_empty() && !scene.sources.may_send("s", 0));

@@ -25,10 +25,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::acl;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
-use super::acl;
 use crate::expression::Variables;
 
 /// The name of the file that is being read.
@@ -154,10 +154,8 @@ impl Directory {
         }
         let mut waiting = self.read_all(stop, &mut variables)?;
         while !stop.stopping.load(Ordering::Acquire) {
-            let mut both = [
-                PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN),
-                PollFd::new(stop.wake.as_fd(), PollFlags::POLLIN),
-            ];
+            let mut both =
+                [PollFd::new(self.inotify.as_fd(), PollFlags::POLLIN), PollFd::new(stop.wake.as_fd(), PollFlags::POLLIN)];
             let limit = if waiting { PollTimeout::from(QUIET.as_millis() as u16) } else { PollTimeout::NONE };
             match poll(&mut both, limit) {
                 Ok(0) => waiting = self.read_all(stop, &mut variables)?,

@@ -65,7 +65,10 @@ fn input(spec: &TagSourceSpec, report: Report<'_>) {
         absolute(&format!("/spec/input/guests/{}", guest.replace('~', "~0").replace('/', "~1")), path);
     }
     if let Some(socket) = input.socket.as_ref().filter(|socket| socket.len() > SOCKET_PATH) {
-        report("/spec/input/socket", format!("the path of a socket has at most {SOCKET_PATH} bytes, and this one has {}", socket.len()));
+        report(
+            "/spec/input/socket",
+            format!("the path of a socket has at most {SOCKET_PATH} bytes, and this one has {}", socket.len()),
+        );
     }
 }
 

@@ -58,7 +58,7 @@ spec:
 ";
 
 /// What is replaced, by what, where the fault is, how it starts.
-type Row = (&'static str, &'static str, u32, u32, &'static str);
+pub(super) type Row = (&'static str, &'static str, u32, u32, &'static str);
 
 const BALANCER_ROWS: &[Row] = &[
     ("vnet/v1alpha1", "vnet/v2", 1, 13, "`apiVersion` must be `vnet/v1alpha1`, but is `vnet/v2`"),
@@ -192,9 +192,14 @@ const ENDPOINT_ROWS: &[Row] = &[
 ];
 
 fn all() -> impl Iterator<Item = (&'static str, &'static Row)> {
-    [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
-        .into_iter()
-        .flat_map(|(base, rows)| rows.iter().map(move |row| (base, row)))
+    [
+        (BALANCER, BALANCER_ROWS),
+        (SELECTOR, SELECTOR_ROWS),
+        (ENDPOINT, ENDPOINT_ROWS),
+        (super::tag_source::SOURCE, super::tag_source::ROWS),
+    ]
+    .into_iter()
+    .flat_map(|(base, rows)| rows.iter().map(move |row| (base, row)))
 }
 
 #[test]

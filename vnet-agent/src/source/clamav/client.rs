@@ -84,8 +84,9 @@ impl Clamd {
     }
 
     fn connect(&self) -> Result<UnixStream> {
-        let stream = UnixStream::connect(&self.socket)
-            .with_context(|| format!("connecting to clamd at {}: is it running, and may the agent connect?", self.socket.display()))?;
+        let stream = UnixStream::connect(&self.socket).with_context(|| {
+            format!("connecting to clamd at {}: is it running, and may the agent connect?", self.socket.display())
+        })?;
         stream.set_read_timeout(Some(PATIENCE)).context("setting a time limit")?;
         stream.set_write_timeout(Some(PATIENCE)).context("setting a time limit")?;
         Ok(stream)

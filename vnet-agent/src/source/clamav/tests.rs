@@ -94,7 +94,9 @@ fn infected_clean_and_unknown() {
     assert_eq!(tags(&scene), ["Set av.malware Eicar 8", "Clear av.clean  0"]);
     // One file that cannot be scanned: who was infected stays so, and nobody becomes clean.
     std::fs::remove_file(scene.dir.join("guest/bad")).unwrap();
-    for (len, part) in [(TOO_LARGE + 1, "size limit exceeded"), (TOO_LARGE * 3, "size limit exceeded"), ((4 << 20) + 1, "than 4 MiB")] {
+    for (len, part) in
+        [(TOO_LARGE + 1, "size limit exceeded"), (TOO_LARGE * 3, "size limit exceeded"), ((4 << 20) + 1, "than 4 MiB")]
+    {
         write("large", &vec![b'x'; len]);
         let report = scan(&scene, "web-1", &[]).unwrap();
         assert!(report.failed.len() == 1, "{report:?}");

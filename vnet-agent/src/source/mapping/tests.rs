@@ -165,7 +165,17 @@ fn mutated_events_are_mapped_or_fail() {
 
 /// Changes something somewhere in it.
 fn mutate(value: &mut Value, random: &mut Random) {
-    let strange = [json!(null), json!(-1), json!(1e308), json!(""), json!([]), json!({}), json!("x".repeat(9000)), json!([[{}]]), json!(true)];
+    let strange = [
+        json!(null),
+        json!(-1),
+        json!(1e308),
+        json!(""),
+        json!([]),
+        json!({}),
+        json!("x".repeat(9000)),
+        json!([[{}]]),
+        json!(true),
+    ];
     let deeper = !random.one_in(4);
     match value {
         Value::Object(fields) if deeper && !fields.is_empty() => {

@@ -234,7 +234,11 @@ fn a_socket_that_is_in_use_is_not_taken_over() {
     let (scene, client) = scene();
     let (other, yaml) = (Scene::new(), ALERTS.replace("  allow:", "  input: { socket: PATH }\n  allow:"));
     other.configure(&yaml.replace("PATH", &path(&scene).display().to_string()));
-    assert!(other.status().state.contains("failed: ") && other.status().state.contains("another agent serves"), "{:?}", other.status());
+    assert!(
+        other.status().state.contains("failed: ") && other.status().state.contains("another agent serves"),
+        "{:?}",
+        other.status()
+    );
     client.send(alert().as_bytes()).unwrap();
     scene.wait("the tags", || scene.status().tags == 2);
     std::fs::write(other.dir.join("file"), "precious").unwrap();

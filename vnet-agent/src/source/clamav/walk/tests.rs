@@ -45,7 +45,9 @@ fn every_file_is_given_and_nothing_outside() {
     let pairs = |all: &[(&str, &str)]| all.iter().map(|(a, b)| ((*a).to_owned(), (*b).to_owned())).collect::<Vec<_>>();
     assert_eq!(walked(&Walk::new(&root)), pairs(&[("a/b/c/two", "2"), ("one", "1")]));
     assert_eq!(walked(&Walk::new(&root.join("one"))), pairs(&[("", "1")]));
-    for (path, part) in [("absent", "No such file"), ("a/secret", "symbolic link"), ("pipe", "neither a file nor"), ("a/out", "symbolic link")] {
+    for (path, part) in
+        [("absent", "No such file"), ("a/secret", "symbolic link"), ("pipe", "neither a file nor"), ("a/out", "symbolic link")]
+    {
         let all = walked(&Walk::new(&root.join(path)));
         assert!(all.len() == 1 && (all[0].1.contains(part) || all[0].1.contains("ELOOP")), "{path}: {all:?}");
     }
