@@ -14,9 +14,8 @@ use super::directory::Directory;
 use super::json;
 use super::mapping::Mappings;
 use super::senders::Senders;
-use super::settings;
 use super::state::{Settings, Source};
-use super::suricata::Listener;
+use super::suricata::{Listener, notes};
 use super::trial;
 use super::watch::Watcher;
 use crate::api::{self, Refusal};
@@ -69,6 +68,8 @@ impl Sources {
 
     /// From now on these are all. What stays the same goes on: another mapping or user does not close a socket. A listener that
     /// cannot be started is tried again by [`look_after`](Self::look_after); its status says why.
+    ///
+    /// Ends what is no longer wanted, and waits for that a second at most: whoever holds what the sink waits for is held that long.
     pub fn configure(&self, resources: &[&TagSource]) {
         let mut running = self.running();
         running.retain(|name, _| resources.iter().any(|resource| resource.metadata.name == *name));
@@ -99,7 +100,8 @@ impl Sources {
         }
     }
 
-    /// Looks for sources that are silent for too long, and tries again what failed. To be called every second or so.
+    /// Looks for sources that are silent for too long, of which it tells the sink, and tries again what failed. To be called every
+    /// second or so.
     pub fn look_after(&self, now: Instant) {
         let all: Vec<Arc<Running>> = self.running().values().map(Arc::clone).collect();
         for it in all {
@@ -259,7 +261,7 @@ impl Running {
                 let Input::Suricata(listener) = &state.input else {
                     anyhow::bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
                 };
-                (listener.measure(TRIALS)?, settings::notes(listener.path(), config))
+                (listener.measure(TRIALS)?, notes(listener.path(), config))
             }
             SourceType::Clamav => {
                 let (times, version) = clamav::measure(&self.source, SCANS)?;

@@ -4,6 +4,10 @@
 //! other and delivers. So an alert goes from the socket to the sink without a change of threads, and while the sink is busy the
 //! socket is still read: Suricata is never held up by what its alerts cause.
 
+mod settings;
+#[cfg(test)]
+mod tests;
+
 use std::io::IoSliceMut;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
@@ -22,14 +26,16 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use super::acl;
 use super::change::TagChange;
 use super::pending::Pending;
 use super::senders::Senders;
 use super::state::Source;
 use super::trial::Trials;
+use super::{acl, ending};
 use crate::expression::Variables;
 use crate::socket_file::SocketFile;
+
+pub(super) use settings::notes;
 
 /// Bytes of one record: Suricata's longest lines, with the payload of a packet in them, are far shorter.
 const RECORD: usize = 256 << 10;
@@ -118,10 +124,7 @@ impl Drop for Listener {
         self.shared.pending.stop();
         // Whoever waits for a datagram is woken. It cannot fail on a socket that is open.
         let _ = shutdown(self.shared.socket.as_raw_fd(), Shutdown::Both);
-        for thread in self.threads.drain(..) {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        ending::wait(self.threads.drain(..));
     }
 }
 
@@ -303,6 +306,3 @@ fn alert(mark: &str) -> Value {
         super::trial::FIELD: mark
     })
 }
-
-#[cfg(test)]
-mod tests;

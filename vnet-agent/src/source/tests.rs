@@ -33,6 +33,8 @@ const CLAMAV: &str = include_str!("../../../policies/sources/clamav.yaml");
 pub(super) struct Taken {
     pub(super) changes: Mutex<Vec<TagChange>>,
     pub(super) lost: Mutex<Vec<(String, bool)>>,
+    /// Whoever holds it holds up every change.
+    pub(super) gate: Mutex<()>,
 }
 
 impl Sink for Taken {
@@ -43,6 +45,7 @@ impl Sink for Taken {
         if change.name == "panic" {
             panic!("as asked");
         }
+        drop(self.gate.lock().unwrap());
         if !change.is_trial() {
             self.changes.lock().unwrap().push(change);
         }

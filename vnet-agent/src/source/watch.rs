@@ -25,10 +25,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::acl;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
+use super::{acl, ending};
 use crate::expression::Variables;
 
 /// The name of the file that is being read.
@@ -102,10 +102,7 @@ impl Drop for Watcher {
         self.stop.stopping.store(true, Ordering::Release);
         // It fails only if it was written to 2^64 times.
         let _ = self.stop.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        ending::wait(self.thread.take());
     }
 }
 

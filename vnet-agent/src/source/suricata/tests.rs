@@ -248,6 +248,27 @@ fn a_socket_that_is_in_use_is_not_taken_over() {
 }
 
 #[test]
+fn a_sink_that_is_held_up_holds_up_neither_suricata_nor_the_end() {
+    let (scene, client) = scene();
+    let taken = Arc::clone(&scene.taken);
+    let held = taken.gate.lock().unwrap();
+    for n in 0..500 {
+        client.send(alert().replace("marked file", &n.to_string()).as_bytes()).unwrap();
+    }
+    scene.wait("all to be read", || scene.status().events == 500);
+    // One change is with the sink; of each of the two tags one waits.
+    let overtaken = scene.status().dropped;
+    assert!((996..=998).contains(&overtaken) && scene.taken().is_empty(), "{overtaken}");
+    let begun = Instant::now();
+    scene.sources.configure(&[]);
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    drop(held);
+    let newest = |name: &str| scene.taken.changes.lock().unwrap().iter().rev().find(|c| c.name == name).map(|c| c.value.clone());
+    scene.wait("the newest state", || newest("ids.alert").is_some_and(|value| value == "vnet: 499"));
+    assert_eq!(newest("ids.malware").unwrap(), "vnet: 499");
+}
+
+#[test]
 fn a_measurement_goes_through_the_socket_and_has_no_effect() {
     use crate::api::Sources as _;
     let (scene, _client) = scene();
