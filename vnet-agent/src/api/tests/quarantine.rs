@@ -8,7 +8,7 @@ const TRANSFER: &str = r#"    - { name: bad, to: strict, when: 'tags.exists(t, t
 
 fn server(world: &World) -> Result<Server> {
     let quarantine = Arc::clone(world.service()) as Arc<dyn Quarantine>;
-    Server::start_over(Behind { control: Arc::new(Known), quarantine: Some(quarantine) }, |socket| socket)
+    Server::start_over(Routes::from(Arc::new(Known) as Arc<dyn Control>).with(quarantine), |socket| socket)
 }
 
 #[test]
