@@ -70,7 +70,7 @@ fn brakes_may_stop_everything_and_do_not_count_operators() {
 #[test]
 fn sources_do_what_they_may() {
     let mut w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
-    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: json, allow: [{ tag: 'ids.*', maxSeverity: 5, clear: false }, { tag: bad, set: false }, { tag: 'ids.high', maxSeverity: 9 }] }");
+    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: clamav, allow: [{ tag: 'ids.*', maxSeverity: 5, clear: false }, { tag: bad, set: false }, { tag: 'ids.high', maxSeverity: 9 }] }");
     let refused = |endpoint: &str, name: &str, operation| w.change(endpoint, name, operation).unwrap_err().to_string();
     w.set("a", "ids.x", 5);
     w.set("a", "ids.high", 9);

@@ -165,7 +165,7 @@ const COMMON: &str = r#"
 apiVersion: vnet/v1alpha1
 kind: TagSource
 metadata: { name: ids }
-spec: { type: json, allow: [{ tag: "*" }] }
+spec: { type: clamav, allow: [{ tag: "*" }] }
 ---
 apiVersion: vnet/v1alpha1
 kind: SecurityGroup

@@ -43,7 +43,7 @@ spec:
 "#
         )
     };
-    let source = "apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: json, allow: [{ tag: '*' }], lostAfterSeconds: 45 }\n";
+    let source = "apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: clamav, allow: [{ tag: '*' }], lostAfterSeconds: 45 }\n";
     let brakes = format!("\n  brakes: {{ maxEndpoints: {}, windowSeconds: {} }}", BRAKE.0, BRAKE.1 / 1000);
     [source, &group("web", ""), &group("db", &brakes)].concat()
 }

@@ -135,7 +135,7 @@ fn who_comes_back_time_and_again_is_held_longer() {
 #[test]
 fn a_lost_source_keeps_whom_it_holds() {
     let mut w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
-    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: json, allow: [{ tag: '*' }], lostAfterSeconds: 60 }");
+    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: clamav, allow: [{ tag: '*' }], lostAfterSeconds: 60 }");
     w.set_for("a", "bad", 9, Some(100), OnExpiry::Release);
     w.set_for("b", "bad", 9, Some(50), OnExpiry::Release);
     w.pass_ms(59_999);
