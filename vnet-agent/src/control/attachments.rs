@@ -180,7 +180,8 @@ impl Attachments {
     }
 }
 
-fn row(nic: &Nic, id: u32, slot: u32, member: bool) -> EndpointRow {
+/// A device's row, without what follows from rules.
+pub(super) fn row(nic: &Nic, id: u32, slot: u32, member: bool) -> EndpointRow {
     let mut bits = nic.guards | if member { flags::REDIRECT_BACK } else { 0 };
     if nic.link.as_ref().is_some_and(|d| d.peer_elsewhere) {
         bits |= flags::PEER;
