@@ -25,6 +25,7 @@ mod agent;
 mod cable;
 mod host;
 mod machine;
+pub mod policy;
 mod process;
 mod routed;
 mod tempdir;

@@ -108,6 +108,13 @@ pub fn connects(from: &Host, address: IpAddr, port: u16) -> Result<bool> {
     Ok(from.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?.is_ok())
 }
 
+/// Waits until `from` can connect again.
+pub fn reaches(from: &Host, address: IpAddr, port: u16) -> Result<()> {
+    wait_for(&format!("a connection to {address} port {port}"), Duration::from_secs(5), || {
+        connects(from, address, port).ok().filter(|done| *done).map(drop)
+    })
+}
+
 /// A host that routes, with the groups in force and servers on m1 (port 80) and the bystander (port 80).
 pub fn scene() -> Result<Routed> {
     let mut net = Routed::new(2)?;

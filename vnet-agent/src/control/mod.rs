@@ -353,8 +353,8 @@ impl Control for Agent {
         change::attach(self, &request)
     }
 
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
-        views::rules(self)
+    fn rules(&self, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
+        views::rules(self, endpoint)
     }
 
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {

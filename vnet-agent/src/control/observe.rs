@@ -84,7 +84,7 @@ impl Observe for Agent {
                 followers: self.parts.observer.events.followers(),
             },
             endpoints,
-            rules: views::rules(self)?,
+            rules: views::rules(self, None)?,
             quarantine: self.parts.quarantine.quarantine()?,
             sources: self.parts.sources.status(),
         };

@@ -20,7 +20,7 @@ use crate::lb::compile::{Desired, Group, Surroundings, members};
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
 use crate::lb::status::MemberRows;
-use crate::resource::{Origin, Resource, to_yaml};
+use crate::resource::{Origin, Resource, needed, to_yaml};
 use crate::store::{MemberOverride, Store};
 
 /// What is desired, and the maps that follow it.
@@ -249,8 +249,9 @@ impl<R: Rows> Policy<R> {
         let deleted: Vec<Key> = wanted.iter().filter(|(_, r)| r.is_none()).map(|(k, _)| k.clone()).collect();
         let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &|s| s.change(&old, &created) };
         let mut warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
-        if !dry_run && let Err(e) = self.drop_overrides(&deleted) {
-            warnings.push(format!("{e:#}"));
+        if !dry_run {
+            self.inputs.origins.retain(|k, _| !deleted.contains(k));
+            warnings.extend(self.drop_overrides(&deleted).err().map(|e| format!("{e:#}")));
         }
         Ok(ApplyResponse { changes, warnings, effects: None })
     }
@@ -262,6 +263,14 @@ impl<R: Rows> Policy<R> {
         if !missing.is_empty() && !request.ignore_not_found {
             let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
             return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
+        }
+        let stay = self.inputs.resources.iter().filter(|(k, _)| !there.contains(k)).map(|(_, r)| r);
+        let needed = needed(&there, stay);
+        if !needed.is_empty() {
+            let needed = needed.join("; ");
+            return Err(Refusal::conflict(format!(
+                "nothing was deleted: {needed}. Change or delete that before, or together with it"
+            )));
         }
         Ok(there)
     }

@@ -1,7 +1,6 @@
 //! Whatever the rules are, rows of bits decide as a walk over the rules does; and on the way from one image to another nothing is
 //! decided that neither of them would.
 
-mod evaluate;
 mod limits;
 mod naive;
 mod steps;

@@ -1,10 +1,14 @@
 //! What a schema cannot say: how the values of a resource fit together, and how resources do.
 
 mod alone;
-mod tag_source;
+mod group;
+mod reference;
+mod rule;
+mod source;
 mod together;
 
 pub(super) use alone::alone;
+pub use reference::needed;
 pub(super) use together::together;
 use vnet_common::api::Fault;
 
@@ -16,5 +20,6 @@ use super::{Located, Resource};
 pub fn check(applied: &[Located], others: &[&Resource]) -> Vec<Fault> {
     let mut faults = Faults::default();
     together(applied, others, &mut faults);
+    together::named(applied, others, &mut faults);
     faults.into_sorted(&[])
 }

@@ -4,6 +4,13 @@ use std::net::IpAddr;
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
+use super::Cidr;
+
+/// Characters of a CEL expression.
+const LONGEST_EXPRESSION: usize = 4096;
+/// Bytes of a path: Linux's `PATH_MAX`, less the NUL.
+const LONGEST_PATH: usize = 4095;
+
 /// A resource's name.
 pub(super) fn name(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "name", "maxLength": 253, "pattern": "^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$" })
@@ -67,6 +74,22 @@ pub(super) fn tag_pattern(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "tag-pattern", "minLength": 1, "maxLength": 63, "pattern": r"^[A-Za-z0-9_.*-]+$" })
 }
 
+/// A label's name.
+pub(super) fn label_key(_: &mut SchemaGenerator) -> Schema {
+    let key = "^([a-z0-9]([a-z0-9.-]*[a-z0-9])?/)?([A-Za-z0-9][A-Za-z0-9_.-]*)?[A-Za-z0-9]$";
+    json_schema!({ "type": "string", "format": "label-key", "maxLength": 317, "pattern": key })
+}
+
+/// A file of the host.
+pub(super) fn path(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "path", "maxLength": 4095, "pattern": "^/" })
+}
+
+/// Files of the host by the name of a resource.
+pub(super) fn paths_by_name(generator: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "object", "propertyNames": name(generator), "additionalProperties": path(generator) })
+}
+
 /// A MAC address.
 pub(super) fn mac(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "mac", "pattern": "^[0-9A-Fa-f]{2}(:[0-9A-Fa-f]{2}){5}$" })
@@ -88,7 +111,16 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
         "label-value" if text.is_empty() => None,
         "label-value" => wrong_word(text, 63, "_.-"),
         "member-name" => wrong_word(text, 63, "_.-:"),
+        "cidr" => Cidr::parse(text).err(),
+        "cel" if text.trim().is_empty() => Some("must be a CEL expression, and is empty".to_owned()),
+        "cel" => (text.chars().nth(LONGEST_EXPRESSION).is_some())
+            .then(|| format!("must be at most {LONGEST_EXPRESSION} characters long")),
+        "protocol" => protocol_number(text)
+            .is_none()
+            .then(|| "must be `TCP`, `UDP`, `ICMP`, `ICMPv6`, `SCTP`, or a number up to 255 in quotes".to_owned()),
         "tag-name" => wrong_word(text, 63, "_.-"),
+        "tag-pattern" => wrong_tag_pattern(text),
+        "path" => wrong_path(text),
         _ => None,
     }
 }
@@ -161,6 +193,23 @@ fn wrong_device(text: &str) -> Option<String> {
         _ => return None,
     };
     Some(fault.to_owned())
+}
+
+fn wrong_tag_pattern(text: &str) -> Option<String> {
+    let right = text.chars().all(|c| c.is_ascii_alphanumeric() || "_.*-".contains(c));
+    match text {
+        "" => Some("must not be empty: `*` stands for any tag".to_owned()),
+        _ if text.chars().nth(63).is_some() => Some("must be at most 63 characters long".to_owned()),
+        _ => (!right).then(|| "must consist of letters, digits, '_', '.' and '-', and `*` for any characters".to_owned()),
+    }
+}
+
+fn wrong_path(text: &str) -> Option<String> {
+    match text {
+        _ if !text.starts_with('/') => Some("must be the full path of a file or directory, from `/` on".to_owned()),
+        _ if text.len() > LONGEST_PATH => Some(format!("must be at most {LONGEST_PATH} bytes long")),
+        _ => text.contains(char::is_control).then(|| "must not contain control characters".to_owned()),
+    }
 }
 
 fn wrong_name(text: &str, longest: usize) -> Option<&'static str> {

@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub use check::check;
+pub use check::{check, needed};
 pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
 pub use format::{is_tag_name, parse_mac, protocol_number};

@@ -165,6 +165,7 @@ pub struct Subject {
     pub label_value_from: Option<String>,
     /// With `labelValueFrom`: the label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "format::label_key")]
     pub label: Option<String>,
 }
 
@@ -197,12 +198,15 @@ pub struct Input {
     /// Suricata: the datagram socket that the agent binds [default: `suricata/eve.sock` in the run directory]. ClamAV: clamd's
     /// socket [default: `/run/clamav/clamd.ctl`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "format::path")]
     pub socket: Option<String>,
     /// JSON: a directory whose `*.json` and `*.ndjson` files are read once, and then removed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "format::path")]
     pub directory: Option<String>,
     /// ClamAV: guest disk directories by endpoint, which `vnet-ctl tag source scan` may scan.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(schema_with = "format::paths_by_name")]
     pub guests: BTreeMap<String, String>,
     /// ClamAV: files larger than this, in MiB, are reported as not scanned.
     #[serde(default, skip_serializing_if = "Option::is_none")]

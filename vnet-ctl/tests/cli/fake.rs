@@ -38,10 +38,8 @@ struct Asked {
 
 /// The routes.
 pub fn router(memory: Arc<Memory>) -> Router {
-    let rules = async |State(memory): Fake, Query(asked): Query<Asked>| Json(memory.rules_about(asked.endpoint.as_deref()));
     let flows = async |State(memory): Fake, Query(asked): Query<Asked>| memory.endpoint_flows(&asked).map(Json);
     Router::new()
-        .route("/v1/rules", get(rules))
         .route("/v1/events", get(events))
         .route("/v1/endpoint-flows", get(flows))
         .route("/v1/explain", post(explain))

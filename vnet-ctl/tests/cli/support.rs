@@ -250,8 +250,8 @@ impl Control for Memory {
     fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
         self.attached(request)
     }
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
-        Ok(self.rules_about(None))
+    fn rules(&self, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
+        Ok(self.rules_about(endpoint))
     }
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
         Ok(self.resources(Some("LoadBalancer"))?.iter().map(|resource| self.status_of(resource)).collect())

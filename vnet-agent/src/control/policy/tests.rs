@@ -205,6 +205,31 @@ fn resources_are_deleted_together_or_not_at_all() {
 }
 
 #[test]
+fn what_others_need_is_not_deleted() {
+    let mut rig = rig();
+    let text =
+        "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: held }\nspec: { quarantine: { redirectTo: web } }\n";
+    let file = vnet_common::api::File { name: "q.yaml".into(), text: text.into() };
+    let group = crate::resource::parse(&[file]).unwrap().remove(0);
+    let origin = (key(&group.resource), group.origin());
+    rig.policy.change(vec![web(&["10.9.0.1"]), group.resource], vec![], false).unwrap();
+    rig.policy.set_origins(vec![origin.clone()]).unwrap();
+    let before = rig.snapshot();
+    let keys = [("LoadBalancer".to_owned(), "web".to_owned()), origin.0];
+    let delete =
+        |rig: &mut Rig, keys: &[Key]| rig.policy.delete(DeleteRequest { resources: keys.to_vec(), ignore_not_found: false });
+    let e = delete(&mut rig, &keys[..1]).unwrap_err().to_string();
+    assert_eq!(
+        e,
+        "nothing was deleted: SecurityGroup `held` redirects to LoadBalancer `web`. Change or delete that before, or together with it"
+    );
+    assert_eq!((rig.snapshot(), &rig.policy.inputs().origins[&keys[1]]), (before, &origin.1));
+    delete(&mut rig, &keys).unwrap();
+    assert_eq!(rig.snapshot(), (Content::default(), vec![], 0));
+    assert!(rig.policy.inputs().origins.is_empty());
+}
+
+#[test]
 fn a_dry_run_changes_nothing() {
     let mut rig = rig();
     let before = rig.snapshot();

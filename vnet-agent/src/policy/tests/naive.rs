@@ -3,11 +3,11 @@
 use std::net::IpAddr;
 
 use vnet_common::policy::action;
+use vnet_common::policy::evaluate::{Judged, Question, evaluate};
 use vnet_common::verdict::Direction;
 
 use super::super::compile::address_key;
 use super::super::subject::{HostKind, Subject};
-use super::evaluate::evaluate;
 use super::world::{EXPRESSIONS, World};
 use super::*;
 use crate::random::Random;
@@ -181,10 +181,13 @@ fn is_port(ports: &PortMatch, p: &Packet) -> bool {
     protocol == p.protocol && port && ports.icmp_type.is_none_or(|t| u16::from(t) == p.port >> 8)
 }
 
-/// What the rows say of it.
+/// What the rows say of it, to the datapath's own code.
 pub fn decided(tables: &Tables, image: &Image, set: u32, p: &Packet) -> Decision {
     let port = vnet_common::policy::port_key(p.protocol, p.port.to_be_bytes());
-    let (rule, staged) = evaluate(tables, set, p.direction, &address_key(0, p.peer), port);
+    let question = Question { peer: address_key(0, p.peer), set, direction: p.direction as u32, port };
+    let mut judged = Judged::default();
+    assert!(evaluate(tables, &question, &mut judged), "the last rule matches everything");
+    let Judged { rule, staged, .. } = judged;
     let name = |id| image.rule(id).map(|(r, _)| (r.resource.clone(), r.rule.clone()));
     Decision {
         rule: name(rule.id).unwrap_or_default(),

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, Resource};
-use super::tag_source;
+use super::{group, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -22,8 +22,9 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
-        Resource::TagSource(source) => tag_source::alone(source, whole, &mut report),
-        Resource::SecurityGroup(_) | Resource::Policy(_) => {}
+        Resource::SecurityGroup(group) => group::group(group, whole, &mut report),
+        Resource::Policy(policy) => group::policy(policy, whole, &mut report),
+        Resource::TagSource(source) => source::source(source, whole, &mut report),
     }
 }
 
@@ -150,7 +151,7 @@ fn addresses(endpoint: &Endpoint, report: Report<'_>) {
 }
 
 /// The items that were there before: which, and the first of them.
-fn repeated<T: Eq + Hash>(items: &[T]) -> Vec<(usize, usize)> {
+pub(super) fn repeated<T: Eq + Hash>(items: &[T]) -> Vec<(usize, usize)> {
     let mut seen = HashMap::new();
     let first = |(index, item)| match *seen.entry(item).or_insert(index) {
         first if first < index => Some((index, first)),

@@ -1,14 +1,15 @@
 //! Faults between resources.
 
 use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::net::IpAddr;
 
 use super::super::format::parse_mac;
+use super::super::similar::similar;
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
-use super::tag_source;
+use super::{reference, source};
 
 /// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
 pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faults: &mut Faults) {
@@ -23,13 +24,23 @@ pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faul
             }
         }
     }
-    let stay = others.iter().copied().filter(|other| !by_name.contains_key(&(other.kind(), other.name())));
-    // What is in force comes first: the fault is then in the files, where it can be corrected.
-    let all: Vec<Party<'_>> = stay.map(Party::in_force).chain(applied.iter().map(Party::applied)).collect();
+    let all = parties(applied, others);
     let owners = vips(&all, faults);
     hosts(&all, &owners, faults);
     endpoints(&all, faults);
     tag_sources(&all, faults);
+}
+
+/// Looks at what resources name: that must be in `applied` or `others`.
+pub(in super::super) fn named(applied: &[Located], others: &[&Resource], faults: &mut Faults) {
+    references(&parties(applied, others), faults);
+}
+
+/// All there will be. What is in force comes first: the fault is then in the files, where it can be corrected.
+fn parties<'a>(applied: &'a [Located], others: &[&'a Resource]) -> Vec<Party<'a>> {
+    let replaced: HashSet<(&str, &str)> = applied.iter().map(|l| (l.resource.kind(), l.resource.name())).collect();
+    let stay = others.iter().copied().filter(|other| !replaced.contains(&(other.kind(), other.name())));
+    stay.map(Party::in_force).chain(applied.iter().map(Party::applied)).collect()
 }
 
 /// A resource, and where it was written if it is in the files.
@@ -160,12 +171,36 @@ fn endpoints(all: &[Party<'_>], faults: &mut Faults) {
     }
 }
 
+/// What a resource names is there, and of the right sort.
+fn references(all: &[Party<'_>], faults: &mut Faults) {
+    let by_key: HashMap<(&str, &str), Party<'_>> = all.iter().map(|p| ((p.resource.kind(), p.resource.name()), *p)).collect();
+    for party in all {
+        for reference in reference::of(party.resource) {
+            let found = by_key.get(&(reference.kind, reference.name));
+            let Some(wrong) = reference.wrong(found.map(|party| party.resource)) else { continue };
+            match found {
+                // It was made one that is held in, or one that is not, under whoever names it.
+                Some(named) if party.located.is_none() => {
+                    let message = format!("{party} {} it{}: {wrong}", reference.what, reference.by);
+                    named.report(faults, "/spec/quarantine", message);
+                }
+                _ => {
+                    let names = by_key.keys().filter(|(kind, _)| *kind == reference.kind).map(|(_, name)| *name);
+                    let hint = similar(reference.name, &names.collect::<Vec<_>>()).filter(|_| found.is_none());
+                    let hint = hint.map(|name| format!(": did you mean `{name}`?")).unwrap_or_default();
+                    party.report(faults, &reference.pointer, format!("{wrong}{hint}"));
+                }
+            }
+        }
+    }
+}
+
 /// Each tag source is reached in a place of its own.
 fn tag_sources(all: &[Party<'_>], faults: &mut Faults) {
     let mut places = Claims::default();
     for party in all {
         let Resource::TagSource(source) = party.resource else { continue };
-        for (what, pointer) in tag_source::claims(&source.spec) {
+        for (what, pointer) in source::claims(&source.spec) {
             places.claim(what.clone(), *party, pointer, &what, faults);
         }
     }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use super::policy_fields::*;
 use super::{bad, show};
 
 pub(super) const BALANCER: &str = "\
@@ -58,14 +59,26 @@ spec:
 ";
 
 /// What is replaced, by what, where the fault is, how it starts.
-type Row = (&'static str, &'static str, u32, u32, &'static str);
+pub(super) type Row = (&'static str, &'static str, u32, u32, &'static str);
 
 const BALANCER_ROWS: &[Row] = &[
     ("vnet/v1alpha1", "vnet/v2", 1, 13, "`apiVersion` must be `vnet/v1alpha1`, but is `vnet/v2`"),
     ("apiVersion: vnet/v1alpha1\n", "", 1, 1, "the document lacks the field `apiVersion`"),
     ("LoadBalancer", "Loadbalanser", 2, 7, "there is no kind `Loadbalanser`: did you mean `LoadBalancer`?"),
-    ("kind: LoadBalancer", "kind: [a]", 2, 1, "`kind` must be `LoadBalancer` or `Endpoint`"),
-    ("kind: LoadBalancer\n", "", 1, 1, "the field `kind` is missing: it is `LoadBalancer` or `Endpoint`"),
+    (
+        "kind: LoadBalancer",
+        "kind: [a]",
+        2,
+        1,
+        "`kind` must be `LoadBalancer`, `Endpoint`, `SecurityGroup`, `Policy` or `TagSource`",
+    ),
+    (
+        "kind: LoadBalancer\n",
+        "",
+        1,
+        1,
+        "the field `kind` is missing: it is `LoadBalancer`, `Endpoint`, `SecurityGroup`, `Policy` or `TagSource`",
+    ),
     ("metadata:\n  name: web\n  labels: { tier: front }", "metadata: web", 3, 11, "`metadata` must be a group of fields"),
     ("name: web", "name: Web", 4, 9, "`name` must consist of lower-case letters"),
     ("name: web", "name: -web", 4, 9, "`name` must consist of lower-case letters"),
@@ -192,8 +205,16 @@ const ENDPOINT_ROWS: &[Row] = &[
 ];
 
 fn all() -> impl Iterator<Item = (&'static str, &'static Row)> {
+    let policy = [
+        (GROUP, GROUP_ROWS),
+        (QUARANTINE, QUARANTINE_ROWS),
+        (POLICY, POLICY_ROWS),
+        (SOURCE, SOURCE_ROWS),
+        (SCANNER, SCANNER_ROWS),
+    ];
     [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
         .into_iter()
+        .chain(policy)
         .flat_map(|(base, rows)| rows.iter().map(move |row| (base, row)))
 }
 

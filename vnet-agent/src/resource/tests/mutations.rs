@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::fields::{BALANCER, ENDPOINT, SELECTOR};
+use super::policy_fields::{GROUP, POLICY, QUARANTINE, SCANNER, SOURCE};
 use super::*;
 use crate::random::Random;
 
@@ -49,6 +50,12 @@ const BITS: &[&str] = &[
     "kind: Endpoint\n",
     "members:\n",
     "fd00::1/64",
+    "10.0.0.0/8",
+    "quarantine: {}\n",
+    "tags.exists(t, true)",
+    "(",
+    "event.",
+    "*",
 ];
 
 fn damage(text: &str, random: &mut Random) -> String {
@@ -73,8 +80,9 @@ fn damage(text: &str, random: &mut Random) -> String {
 fn damaged_files() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut counts = [0; 2];
-    for round in 0..6000 {
-        let base = [EXAMPLE, BALANCER, SELECTOR, ENDPOINT][round % 4];
+    for round in 0..4500 {
+        let bases = [EXAMPLE, BALANCER, SELECTOR, ENDPOINT, GROUP, QUARANTINE, POLICY, SOURCE, SCANNER];
+        let base = bases[round % bases.len()];
         let text = damage(base, &mut random);
         let start = Instant::now();
         match parse(&file(&text)) {

@@ -1,6 +1,7 @@
 //! Resources beside each other, in the files and in force.
 
 use super::fields::{BALANCER, ENDPOINT};
+use super::policy_fields::{GROUP, POLICY, QUARANTINE};
 use super::*;
 
 /// Where the faults are and how they start; none more, none less.
@@ -81,4 +82,53 @@ fn what_nobody_wrote_is_no_fault() {
     assert_faults(&bad(&format!("{nameless}---\n{nameless}")), &expected);
     let expected = [(7, 10, "an entry of `vips` must be an IP address")];
     assert_faults(&bad(&BALANCER.replace("10.96.0.10", "10.96")), &expected);
+}
+
+fn against(applied: &str, in_force: &[Resource]) -> Vec<Fault> {
+    check(&good(applied), &in_force.iter().collect::<Vec<_>>())
+}
+
+#[test]
+fn what_is_named_may_be_in_the_files_or_in_force() {
+    let (web, held) = GROUP.split_once("---\n").unwrap();
+    assert_faults(&against(web, &in_force(held)), &[]);
+    let expected = [(27, 11, "there is no SecurityGroup `held`")];
+    assert_faults(&against(web, &[]), &expected);
+    // A resource in force is not told what is wrong with it, but what breaks it is.
+    let plain = held.replace("  quarantine: {}\n", "  precedence: 1\n");
+    let expected = [(
+        4,
+        1,
+        "SecurityGroup `web` (in force) moves endpoints into it (transfer `malware`): SecurityGroup `held` is no quarantine",
+    )];
+    assert_faults(&against(&plain, &in_force(GROUP)), &expected);
+    let quarantine = GROUP.split_once("---\n").unwrap().1.replace("held", "web");
+    let policy = POLICY.replace("[default]", "[web]");
+    let expected =
+        [(5, 3, "Policy `base` (in force) is applied to it: SecurityGroup `web` is a quarantine group, which policies do not")];
+    let mut there = in_force(GROUP);
+    there.extend(in_force(&policy));
+    assert_faults(&against(&quarantine, &there), &expected);
+}
+
+#[test]
+fn what_others_need_cannot_be_deleted() {
+    let all = in_force(&format!("{GROUP}---\n{}", POLICY.replace("[default]", "[web]")));
+    let gone = |names: &[(&str, &str)]| {
+        let deleted: Vec<(String, String)> = names.iter().map(|(k, n)| ((*k).to_owned(), (*n).to_owned())).collect();
+        let stay = |r: &&Resource| !names.contains(&(r.kind(), r.name()));
+        needed(&deleted, all.iter().filter(stay))
+    };
+    assert_eq!(
+        gone(&[("SecurityGroup", "held")]),
+        ["SecurityGroup `web` moves endpoints into SecurityGroup `held` (transfer `malware`)"]
+    );
+    assert_eq!(gone(&[("SecurityGroup", "web")]), ["Policy `base` is applied to SecurityGroup `web`"]);
+    assert_eq!(gone(&[("SecurityGroup", "web"), ("SecurityGroup", "held"), ("Policy", "base")]), [""; 0]);
+    assert_eq!(gone(&[("SecurityGroup", "default")]), [""; 0], "it is then the built-in one");
+    let all = in_force(QUARANTINE);
+    let deleted = [("LoadBalancer".to_owned(), "web".to_owned()), ("Endpoint".to_owned(), "vm1".to_owned())];
+    let stay = all.iter().filter(|r| r.kind() == "SecurityGroup");
+    let expected = ["SecurityGroup `held` redirects to LoadBalancer `web`", "SecurityGroup `held` mirrors to Endpoint `vm1`"];
+    assert_eq!(needed(&deleted, stay), expected);
 }
