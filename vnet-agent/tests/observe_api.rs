@@ -90,12 +90,15 @@ impl Stream {
     }
 }
 
-fn lb() -> String {
-    let yaml = format!(
+fn yaml() -> String {
+    format!(
         "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [{VIP}]\n  protocol: TCP\n  ports: [80]\n  \
          members: [{{ name: m, address: {MEMBER} }}]\n  healthCheck: {{ intervalMs: 200, timeoutMs: 100 }}\n"
-    );
-    serde_json::json!({"files": [{"name": "lb.yaml", "text": yaml}], "dry_run": false}).to_string()
+    )
+}
+
+fn lb() -> String {
+    serde_json::json!({"files": [{"name": "lb.yaml", "text": yaml()}], "dry_run": false}).to_string()
 }
 
 #[test]
@@ -147,8 +150,38 @@ fn events_explanations_and_metrics_are_served() {
     let answer: Explanation = serde_json::from_str(&text).unwrap();
     assert_eq!((&*answer.outcome, &*answer.reason), ("refused", "no-member"));
     assert_eq!((answer.hops[0].endpoint.as_str(), answer.differences), ("c0", Some(vec![])));
+    let lb = answer.hops[0].stages.iter().find(|s| s.stage == "lb").unwrap();
+    assert_eq!(lb.found, "a VIP's port; no member takes new flows");
     let (head, why) = ask("POST", "/v1/explain", r#"{"from":"nobody","to":"10.9.9.9:80"}"#);
     assert!(head.starts_with("http/1.1 404") && why.contains("no endpoint 'nobody'"), "{why}");
+
+    // Files that are not applied: rules, and a load balancer.
+    let strict = "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: default }\nspec: { defaults: { egress: deny, ingress: allow } }\n";
+    let other = yaml().replace("10.9.9.9", "10.9.9.8").replace("name: web", "name: other");
+    // Its member is known to be down, unless nobody looks.
+    let other = other.split("  healthCheck").next().unwrap().to_owned();
+    for (file, to, outcome, reason) in [
+        (strict, "10.8.8.8:80", "dropped", "denied"),
+        (other.as_str(), "10.9.9.8:80", "allowed", "new-flow"),
+        (other.as_str(), "10.9.9.9:80", "refused", "no-member"),
+    ] {
+        let files = [serde_json::json!({"name": "new.yaml", "text": file})];
+        let question = serde_json::json!({"from": "10.0.1.2", "to": to, "files": files}).to_string();
+        let (head, text) = ask("POST", "/v1/explain", &question);
+        assert!(head.starts_with("http/1.1 200"), "{head} {text}");
+        let answer: Explanation = serde_json::from_str(&text).unwrap();
+        assert_eq!((&*answer.outcome, &*answer.reason), (outcome, reason), "{to} {answer:#?}");
+        if file == strict {
+            let rule = answer.hops[0].rule.as_ref().unwrap();
+            assert_eq!((&*rule.resource, &*rule.rule), ("default", "default"));
+        }
+    }
+    let live =
+        serde_json::json!({"from": "10.0.1.2", "to": "10.8.8.8:80", "files": [{"name": "a", "text": strict}], "live": true});
+    let (head, why) = ask("POST", "/v1/explain", &live.to_string());
+    assert!(head.starts_with("http/1.1 400") && why.contains("the kernel runs what is loaded"), "{head} {why}");
+    let faulty = serde_json::json!({"from": "10.0.1.2", "to": "10.8.8.8:80", "files": [{"name": "a", "text": "kind: Nothing"}]});
+    assert!(ask("POST", "/v1/explain", &faulty.to_string()).0.starts_with("http/1.1 422"));
 
     // Who follows does not hold the agent.
     let start = Instant::now();

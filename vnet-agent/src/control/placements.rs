@@ -13,7 +13,7 @@ use vnet_common::endpoint::{EndpointRow, flags};
 
 use crate::datapath::Datapath;
 use crate::datapath::endpoints::Placement;
-use crate::observe::Observer;
+use crate::observe::{Events, Observer, Saying};
 use crate::policy::plan::Assignment;
 use crate::quarantine::{Enforce, Pinned};
 
@@ -102,10 +102,16 @@ impl Placements {
         Ok(row)
     }
 
+    /// Where to say what happens to endpoints.
+    pub fn events(&self) -> &Events {
+        &self.observer.events
+    }
+
     /// A device went away.
     pub fn forget(&self, ifindex: u32) {
-        for endpoint in self.lock().endpoints.values_mut().filter(|e| e.base.ifindex == ifindex) {
+        for (name, endpoint) in self.lock().endpoints.iter_mut().filter(|(_, e)| e.base.ifindex == ifindex) {
             (endpoint.base, endpoint.written) = (EndpointRow::default(), None);
+            self.events().say(Saying::Device, name, "gone", format!("its device (index {ifindex}) is gone"));
         }
     }
 
