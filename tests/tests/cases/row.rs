@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use vnet_common::endpoint::EndpointCounters;
+use vnet_common::event::EventRow;
 use vnet_common::host::{Frame, scratch};
 use vnet_common::lb::{MemberCounters, MemberEvent};
 use vnet_common::pipeline;
+use vnet_common::policy::MARK_OURS;
 use vnet_common::verdict::{Direction, Reason, Verdict};
 
 use super::kernel::{self, Kernel};
@@ -36,6 +38,10 @@ struct Sent {
     /// Where the device sums up a partial checksum, and the field: in the output.
     completed_at: Option<(usize, usize)>,
     check: Option<Check>,
+    /// The devices that get a copy of the packet as it came.
+    copies: Vec<u32>,
+    /// What is reported about it: kind, rule, reason.
+    reports: Vec<(u8, u32, Reason)>,
 }
 
 enum Step {
@@ -52,8 +58,10 @@ pub struct Row {
     expected: Snapshot,
     /// Entries in the main and in the half-open tables at the end.
     holds: (usize, usize),
-    /// The row says which rules decided, and what was reported.
+    /// The row says which rules decided.
     judged: bool,
+    /// The row says what was reported.
+    reported: bool,
 }
 
 /// Starts a row.
@@ -66,6 +74,7 @@ pub fn row(name: impl Into<String>, world: World) -> Row {
         expected: Snapshot::default(),
         holds: (0, 0),
         judged: false,
+        reported: false,
     }
 }
 
@@ -86,7 +95,18 @@ impl Row {
     fn send(mut self, direction: Direction, ifindex: u32, frame: Frame) -> Self {
         self.host_only |= !kernel::takes(&frame.bytes);
         let verdict = Verdict::Next(Reason::NotOurs);
-        let sent = Sent { direction, ifindex, frame, vlan: false, verdict, out: None, completed_at: None, check: None };
+        let sent = Sent {
+            direction,
+            ifindex,
+            frame,
+            vlan: false,
+            verdict,
+            out: None,
+            completed_at: None,
+            check: None,
+            copies: Vec::new(),
+            reports: Vec::new(),
+        };
         self.steps.push(Step::Send(Box::new(sent)));
         self
     }
@@ -125,6 +145,18 @@ impl Row {
     pub fn staged(mut self, id: u32) -> Self {
         self.judged = true;
         self.expected.rules.entry(id).or_default().staged += 1;
+        self
+    }
+    /// This is reported about the last packet: a [`vnet_common::event::kind`], the rule, the reason. A row that says so of one packet says
+    /// it of all.
+    pub fn reported(mut self, kind: u8, rule: u32, reason: Reason) -> Self {
+        self.reported = true;
+        self.last().reports.push((kind, rule, reason));
+        self
+    }
+    /// A copy of the last packet, as it came, goes out of this device.
+    pub fn copied(mut self, ifindex: u32) -> Self {
+        self.last().copies.push(ifindex);
         self
     }
     /// The last packet has a VLAN tag beside it.
@@ -247,7 +279,7 @@ pub fn run(rows: impl IntoIterator<Item = Row>) {
 }
 
 fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
-    let Row { name, mut world, steps, host_only, expected, holds, judged } = row;
+    let Row { name, mut world, steps, host_only, expected, holds, judged, reported } = row;
     let (mut out, started) = (Vec::new(), Instant::now());
     if !host_only {
         kernel.configure(&world.maps);
@@ -263,7 +295,12 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
             }
             Step::Send(sent) => {
                 let k = if host_only { None } else { Some(&mut *kernel) };
-                out.extend(run_packet(&world, k, &sent).into_iter().map(|e| format!("{name}, step {}: {e}", i + 1)));
+                let events = world.maps.reported.borrow().len();
+                let mut failures = run_packet(&world, k, &sent);
+                if reported {
+                    failures.extend(check_reports(&world.maps.reported.borrow()[events..], &sent));
+                }
+                out.extend(failures.into_iter().map(|e| format!("{name}, step {}: {e}", i + 1)));
             }
         }
     }
@@ -291,6 +328,16 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
     out
 }
 
+/// Are the events about a packet those that the row says?
+fn check_reports(events: &[EventRow], sent: &Sent) -> Option<String> {
+    let got: Vec<_> = events.iter().map(|e| (e.kind, e.rule, Reason::of(u32::from(e.reason)))).collect();
+    let of_packet = |e: &EventRow| e.direction == sent.direction as u8 && e.bytes == sent.frame.bytes.len() as u32;
+    if got != sent.reports {
+        return Some(format!("expected reports {:?}, host {got:?}", sent.reports));
+    }
+    (!events.iter().all(of_packet)).then(|| format!("reports about another packet: {events:?}"))
+}
+
 /// Runs the pipeline on the host.
 pub fn on_host(world: &World, direction: Direction, ifindex: u32, frame: &mut Frame, vlan: bool) -> Verdict {
     let mut s = scratch();
@@ -306,6 +353,14 @@ pub fn action(v: Verdict) -> i32 {
         Verdict::Next(_) => NEXT,
         Verdict::Drop(_) => SHOT,
         Verdict::Reply(_) | Verdict::Bounce(_) | Verdict::Redirect { .. } => REDIRECT,
+    }
+}
+
+/// The mark that the packet has afterwards: an answer is let through by the endpoint's own program.
+pub fn mark(v: Verdict) -> u32 {
+    match v {
+        Verdict::Reply(_) | Verdict::Bounce(_) => MARK_OURS,
+        Verdict::Next(_) | Verdict::Drop(_) | Verdict::Redirect { .. } => 0,
     }
 }
 
@@ -329,6 +384,13 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     if let Some(Err(e)) = sent.check.as_ref().map(|check| check(&wire)) {
         out.push(e);
     }
+    let copies: Vec<_> = sent.copies.iter().map(|device| (*device, sent.frame.bytes.clone())).collect();
+    if frame.copies != copies {
+        out.push(format!("expected copies {copies:02x?}, host {:02x?}", frame.copies));
+    }
+    if frame.mark != 0 {
+        out.push(format!("the packet keeps the mark {:#x}", frame.mark));
+    }
     let sound = sums::verify(&sent.frame.bytes).is_ok() || sent.completed_at.is_some();
     if sound
         && !dropped
@@ -340,6 +402,13 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
         let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));
+        }
+        if ran.mark != mark(verdict) {
+            out.push(format!("host {verdict:?}, the kernel leaves the mark {:#x}", ran.mark));
+        }
+        let copies: Vec<_> = copies.into_iter().map(|(_, bytes)| bytes).collect();
+        if kernel.copies() != copies {
+            out.push(format!("copies, kernel: expected {copies:02x?}"));
         }
         if ran.bytes != frame.bytes {
             out.push(format!("bytes\n    host   {}\n    kernel {}", hex(&frame.bytes), hex(&ran.bytes)));
