@@ -382,15 +382,17 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
     // So many bits: the verifier must see that it is not negative.
     let Some(quoted) = A::quoted(p, (h.l4 & 0x7ff) + 8) else { return false };
     let Some([a, b, c, d]) = p.read::<4>(quoted.l4) else { return false };
-    let (sport, dport) = if quoted.protocol != h.protocol {
+    let (sport, dport) = if matches!(quoted.protocol, protocol::TCP | protocol::UDP) {
         ([c, d], [a, b])
-    } else {
+    } else if quoted.protocol == h.protocol {
         let id = p.read::<2>(quoted.l4 + 4).unwrap_or_default();
         match (A::VERSION, a) {
             (4, 8) | (6, 128) => ([0; 2], id),
             (4, 0) | (6, 129) => (id, [0; 2]),
             _ => return false,
         }
+    } else {
+        ([0; 2], [0; 2])
     };
     if quoted.src != h.dst {
         return false;

@@ -62,6 +62,7 @@ pub struct Row {
     judged: bool,
     /// The row says what was reported.
     reported: bool,
+    at_end: Option<Box<dyn Fn(&World) -> Result<(), String>>>,
 }
 
 /// Starts a row.
@@ -75,6 +76,7 @@ pub fn row(name: impl Into<String>, world: World) -> Row {
         holds: (0, 0),
         judged: false,
         reported: false,
+        at_end: None,
     }
 }
 
@@ -134,11 +136,15 @@ impl Row {
     }
     /// The rule with this number decided about the last packet.
     pub fn decided(mut self, id: u32) -> Self {
-        let bytes = self.last().frame.bytes.len() as u64;
+        let bytes = self.last().frame.bytes.len();
+        self.decided_by(id, bytes)
+    }
+    /// The rule with this number decided about an earlier packet of so many bytes.
+    pub fn decided_by(mut self, id: u32, bytes: usize) -> Self {
         self.judged = true;
         let c = self.expected.rules.entry(id).or_default();
         c.hits += 1;
-        c.bytes += bytes;
+        c.bytes += bytes as u64;
         self
     }
     /// A staged rule would have decided about it.
@@ -152,6 +158,11 @@ impl Row {
     pub fn reported(mut self, kind: u8, rule: u32, reason: Reason) -> Self {
         self.reported = true;
         self.last().reports.push((kind, rule, reason));
+        self
+    }
+    /// Nothing is reported, or nothing but what else the row says.
+    pub fn no_reports(mut self) -> Self {
+        self.reported = true;
         self
     }
     /// A copy of the last packet, as it came, goes out of this device.
@@ -253,6 +264,10 @@ impl Row {
         }
         self
     }
+    /// A UDP flow's events of a member are counted.
+    pub fn events(self, member: u32) -> Self {
+        self.event(member, MemberEvent::NewFlow).event(member, MemberEvent::Established)
+    }
     /// The last packet is also counted at the endpoint behind `ifindex`.
     pub fn also(mut self, ifindex: u32, direction: Direction, reason: Reason) -> Self {
         let (slot, bytes) = (self.slots()[&ifindex], self.last().frame.bytes.len() as u32);
@@ -262,6 +277,11 @@ impl Row {
     /// At the end the endpoint in `slot` has `flows` of its quota.
     pub fn quota(mut self, slot: u32, flows: u32) -> Self {
         self.expected.add_quota(slot, flows);
+        self
+    }
+    /// At the end this holds of the host's tables, with which the kernel's agree.
+    pub fn finally(mut self, check: impl Fn(&World) -> Result<(), String> + 'static) -> Self {
+        self.at_end = Some(Box::new(check));
         self
     }
     /// At the end there are so many flows in the main and in the half-open tables; each has two entries.
@@ -279,7 +299,7 @@ pub fn run(rows: impl IntoIterator<Item = Row>) {
 }
 
 fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
-    let Row { name, mut world, steps, host_only, expected, holds, judged, reported } = row;
+    let Row { name, mut world, steps, host_only, expected, holds, judged, reported, at_end } = row;
     let (mut out, started) = (Vec::new(), Instant::now());
     if !host_only {
         kernel.configure(&world.maps);
@@ -312,6 +332,7 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
     }
     expected.events.clone_from(&host.events);
     let mut differences = expected.differences("expected", &host, "host");
+    differences.extend(at_end.and_then(|check| check(&world).err()));
     let entries = (host.main.len(), host.half_open.len());
     if entries != (2 * holds.0, 2 * holds.1) {
         differences.push(format!("flows: expected {holds:?}, host {entries:?} entries"));
@@ -357,10 +378,10 @@ pub fn action(v: Verdict) -> i32 {
 }
 
 /// The mark that the packet has afterwards: an answer is let through by the endpoint's own program.
-pub fn mark(v: Verdict) -> u32 {
+pub fn mark(v: Verdict, on_host: u32) -> u32 {
     match v {
         Verdict::Reply(_) | Verdict::Bounce(_) => MARK_OURS,
-        Verdict::Next(_) | Verdict::Drop(_) | Verdict::Redirect { .. } => 0,
+        Verdict::Next(_) | Verdict::Drop(_) | Verdict::Redirect { .. } => on_host,
     }
 }
 
@@ -388,8 +409,10 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     if frame.copies != copies {
         out.push(format!("expected copies {copies:02x?}, host {:02x?}", frame.copies));
     }
-    if frame.mark != 0 {
-        out.push(format!("the packet keeps the mark {:#x}", frame.mark));
+    // Our marks end here; others are not ours to touch.
+    let kept = if matches!(verdict.reason(), Reason::Probe | Reason::Ours) { 0 } else { sent.frame.mark };
+    if frame.mark != kept {
+        out.push(format!("host: the mark is {:#x}", frame.mark));
     }
     let sound = sums::verify(&sent.frame.bytes).is_ok() || sent.completed_at.is_some();
     if sound
@@ -403,7 +426,7 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));
         }
-        if ran.mark != mark(verdict) {
+        if ran.mark != mark(verdict, kept) {
             out.push(format!("host {verdict:?}, the kernel leaves the mark {:#x}", ran.mark));
         }
         let copies: Vec<_> = copies.into_iter().map(|(_, bytes)| bytes).collect();
