@@ -280,6 +280,10 @@ fn renew<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) {
 #[inline(always)]
 fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known {
     let nat = w.entry.flags & flags::NAT != 0;
+    if is_policed(ep) && w.entry.flags & flags::PROBE != 0 {
+        w.judged.rule.id = 0;
+        return Known::Valid;
+    }
     if is_policed(ep) {
         ask_again(ep, w);
         match admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
@@ -458,6 +462,10 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
+    if w.vouched != 0 {
+        w.judged.rule.id = 0;
+        return allow(m, ep, w, Reason::Probe);
+    }
     ask(ep, w);
     let admission = admit(m, w, false);
     note(m, ep, w, admission);
@@ -465,12 +473,23 @@ where
         Admission::Denied => Decision::Drop,
         Admission::Rejected => Decision::Reject,
         Admission::Steered => Decision::Steer,
-        Admission::Allowed => {
-            w.reason = Reason::Allowed;
-            w.treatment.flags = 0;
-            if makes_flow(&w.headers) && !open(m, ep, w) { Decision::Drop } else { Decision::Forward }
-        }
+        Admission::Allowed => allow(m, ep, w, Reason::Allowed),
     }
+}
+
+/// Lets a packet through that begins a flow, or is of none.
+#[inline(always)]
+fn allow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, reason: Reason) -> Decision
+where
+    A: Address,
+    M: Maps + FlowMaps<A> + Judge<A>,
+{
+    w.treatment.flags = 0;
+    if makes_flow(&w.headers) && !open(m, ep, w) {
+        return Decision::Drop;
+    }
+    w.reason = reason;
+    Decision::Forward
 }
 
 /// Does the first packet of this kind make a flow? A reset or an echo's answer of no known flow does not.
@@ -518,7 +537,6 @@ where
         return false;
     }
     treat(w);
-    w.reason = Reason::Allowed;
     if is_tcp {
         pick::make_room(m, ep, w);
     }
@@ -530,7 +548,8 @@ where
 fn fill<A: Address>(w: &mut Work<A>) {
     let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let bits = inbound | if picked_up { flags::PICKED_UP } else { 0 };
+    let probe = if w.vouched != 0 { flags::PROBE } else { 0 };
+    let bits = inbound | probe | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, partner, .. } = w;
     for e in [&mut *entry, &mut *other] {

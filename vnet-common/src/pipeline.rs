@@ -19,8 +19,8 @@ use crate::lb::LbMaps;
 use crate::lb::vip;
 use crate::packet::Packet;
 use crate::parse::{self, ETH, Headers, ethertype, protocol};
-use crate::policy::PolicyMaps;
 use crate::policy::guard::{self, Guard};
+use crate::policy::{MARK_OURS, MARK_PROBE, PolicyMaps};
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -116,9 +116,9 @@ fn is_policed(ep: &EndpointRow) -> bool {
 #[inline(always)]
 fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool) -> Option<Verdict> {
     if is_policed(ep) {
-        if let Some(reason) = guard::marked(p) {
+        if p.mark() == MARK_OURS {
             p.set_mark(0);
-            return Some(Verdict::Next(reason));
+            return Some(Verdict::Next(Reason::Ours));
         }
         if ep.mirror() != 0 {
             p.copy_to(ep.mirror());
@@ -247,6 +247,8 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if !guard::is_own_mac(p, ep) {
             return None;
         }
+    } else if h.is_udp() && ep.flags & endpoint_flags::TUNNELS == 0 && m.is_tunnel_port(h.dport) {
+        return None;
     } else if vip::is_no_vip(m, ep, &h.dst) {
         return if back { deliver::take_back(p, m, &h, ep) } else { Some(Verdict::Next(Reason::NotOurs)) };
     }
@@ -298,6 +300,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
+    w.vouched = 0;
     if is_policed(ep) {
         judge::see(m, ep, Direction::Egress, bytes, w);
         match guard::egress(p, m, &w.headers, ep) {
@@ -312,6 +315,10 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     } else {
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
+        }
+        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(p, m, &w.headers) {
+            judge::see(m, ep, Direction::Egress, bytes, w);
+            return refuse(m, ep, w, Guard::Tunnel);
         }
         if !vip {
             if ep.flags & endpoint_flags::REDIRECT_BACK == 0 {
@@ -338,6 +345,7 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     if is_policed(ep) {
+        w.vouched = u32::from(p.mark() == MARK_PROBE);
         judge::see(m, ep, Direction::Ingress, p.size(), w);
         match guard::ingress(&w.headers, ep) {
             Guard::Ask => {}

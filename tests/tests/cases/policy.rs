@@ -1,7 +1,8 @@
 //! Rules: who may open a flow to whom, and what goes on with it.
 
+use vnet_common::endpoint::flags as endpoint_flags;
 use vnet_common::event::kind;
-use vnet_common::policy::{action, rule_flags};
+use vnet_common::policy::{MARK_PROBE, action, rule_flags};
 use vnet_common::verdict::Reason;
 
 use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
@@ -210,4 +211,46 @@ fn events_of_rules() {
     })
     .into_iter()
     .flatten());
+}
+
+#[test]
+fn the_agents_own_probes_pass_and_so_do_their_answers() {
+    run(each(|f| {
+        let w = world(f, &[default(1, action::DENY)], &[default(2, action::DENY)]);
+        let probe = Packet::tcp(f.ip(5, 7), 5000, f.client(), 22, SYN);
+        row(format!("{f:?}: a probe, and somebody else"), w)
+            .ingress(CLIENT, &probe.clone().sport(5001))
+            .dropped(Reason::Denied)
+            .decided(2)
+            .ingress(CLIENT, &probe)
+            .mark(MARK_PROBE)
+            .passes(Reason::Probe)
+            .egress(CLIENT, &probe.clone().back().flags(SYN | ACK))
+            .passes(Reason::HalfOpen)
+            .change(World::bump)
+            .ingress(CLIENT, &probe.clone().flags(ACK))
+            .mark(MARK_PROBE)
+            .passes(Reason::Established)
+            .egress(CLIENT, &probe.clone().back().flags(ACK))
+            .passes(Reason::Established)
+            .quota(1, 1)
+            .holds(1, 0)
+    }));
+}
+
+#[test]
+fn who_is_not_policed_may_not_tunnel_either() {
+    run(each(|f| {
+        let mut w = World::new();
+        w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
+        let packet = Packet::udp(f.client(), 4000, f.ip(5, 1), 4789);
+        row(format!("{f:?}: a tunnel's port, and another"), w)
+            .egress(CLIENT, &packet)
+            .dropped(Reason::TunnelForbidden)
+            .egress(CLIENT, &packet.clone().to(f.ip(5, 1), 4790))
+            .passes(Reason::NotOurs)
+            .change(|w| w.at(CLIENT).flags |= endpoint_flags::TUNNELS)
+            .egress(CLIENT, &packet)
+            .passes(Reason::NotOurs)
+    }));
 }
