@@ -19,10 +19,14 @@ mod cases {
 
     mod answers;
     mod budget;
+    mod evaluation;
     mod fuzz;
+    mod guard;
+    mod judged_again;
     mod limits;
     mod malformed;
     mod members;
     mod neighbors;
     mod policy;
+    mod stateful;
 }

@@ -77,6 +77,8 @@ pub enum Decision {
     Reject,
     /// Answer the echo request.
     Echo,
+    /// A rule sends it to a member of [`Work::group`]: the flow is still to be made.
+    Steer,
     /// Drop, for [`Work::reason`].
     Drop,
 }
@@ -128,7 +130,7 @@ macro_rules! numbered {
         }
     };
 }
-numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo);
+numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo, Steer);
 numbered!(Known: Refused, Valid, None, Denied, Rejected, GoneReset, GoneRepick);
 numbered!(Outcome: Drop, Picked, NoGroup, Reject, Steer);
 
@@ -198,13 +200,11 @@ where
             }
         }
     }
-    if vip {
-        let decision = vip::egress(m, ep, w, tracked);
-        if decision != Decision::NotOurs {
-            return decision;
-        }
+    let mut decision = if vip { vip::egress(m, ep, w, tracked) } else { Decision::NotOurs };
+    if decision == Decision::NotOurs && is_policed(ep) {
+        decision = fresh(m, ep, w);
     }
-    if is_policed(ep) { fresh(m, ep, w) } else { Decision::NotOurs }
+    if decision == Decision::Steer { pick::steer(m, ep, w) } else { decision }
 }
 
 /// Decides about a packet that reaches an endpoint.
@@ -292,8 +292,12 @@ fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &Endpoin
         }
     } else {
         w.judged.rule.id = 0;
+        // Of a time when the endpoint was policed:
         if !nat {
-            return Known::None; // of a time when the endpoint was policed
+            return Known::None;
+        }
+        if w.entry.flags & flags::STEERED != 0 {
+            return gone(w, Reason::Quarantined);
         }
     }
     if !nat { Known::Valid } else { may_stay(m, w) }
@@ -385,9 +389,12 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
         if !Judge::<A>::evaluate(m, w, true) {
             return Admission::Denied;
         }
+        let staged = [w.judged.staged, w.judged_member.staged];
         if outweighs(&w.judged_member, &w.judged) {
             w.judged = w.judged_member;
         }
+        // One that is staged for the other of the two would have been asked as well.
+        w.judged.staged = if w.judged.staged != 0 { w.judged.staged } else { staged[0] | staged[1] };
     }
     let rule = &w.judged.rule;
     let quarantine = rule.flags & rule_flags::QUARANTINE != 0;
@@ -397,7 +404,7 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
             w.reason = if quarantine { Reason::Quarantined } else { Reason::Rejected };
             Admission::Rejected
         }
-        action::REDIRECT if w.headers.is_tcp() || w.headers.is_udp() => {
+        action::REDIRECT if is_steerable(w) => {
             (w.group.group, w.group.serial) = (rule.group, rule.serial);
             Admission::Steered
         }
@@ -406,6 +413,13 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
             Admission::Denied
         }
     }
+}
+
+/// Can the flow be led to another destination?
+#[inline(always)]
+fn is_steerable<A: Address>(w: &Work<A>) -> bool {
+    let h = &w.headers;
+    w.question.direction == Direction::Egress as u32 && !h.fragment && (h.is_tcp() || h.is_udp())
 }
 
 /// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default.
@@ -450,7 +464,7 @@ where
     match admission {
         Admission::Denied => Decision::Drop,
         Admission::Rejected => Decision::Reject,
-        Admission::Steered => pick::steer(m, ep, w),
+        Admission::Steered => Decision::Steer,
         Admission::Allowed => {
             w.reason = Reason::Allowed;
             w.treatment.flags = 0;

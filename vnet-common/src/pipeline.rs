@@ -244,7 +244,7 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     let h = A::plain(p)?;
     let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
     if is_policed(ep) {
-        if back || !guard::is_own_mac(p, ep) {
+        if !guard::is_own_mac(p, ep) {
             return None;
         }
     } else if vip::is_no_vip(m, ep, &h.dst) {
@@ -254,7 +254,11 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     let (bytes, segment) = (p.size(), p.segment());
     let mut route = Shortcut::default();
     let t = track::hit(m, &key, bytes, |t| {
-        let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
+        let shortcut = if back && t.flags & flow_flags::NAT == 0 {
+            deliver::shortcut_back(m, &h, ep, bytes, segment)
+        } else {
+            deliver::shortcut(m, &h, t, ep, bytes, segment)
+        };
         route = shortcut.unwrap_or_default();
         shortcut.is_some()
     })?;
@@ -378,9 +382,18 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
     // So many bits: the verifier must see that it is not negative.
     let Some(quoted) = A::quoted(p, (h.l4 & 0x7ff) + 8) else { return false };
     let Some([a, b, c, d]) = p.read::<4>(quoted.l4) else { return false };
-    let echo = quoted.protocol == h.protocol;
-    let id = if echo { p.read::<2>(quoted.l4 + 4).unwrap_or_default() } else { [0; 2] };
-    let (sport, dport) = if echo { ([0; 2], id) } else { ([c, d], [a, b]) };
+    let (sport, dport) = if matches!(quoted.protocol, protocol::TCP | protocol::UDP) {
+        ([c, d], [a, b])
+    } else if quoted.protocol == h.protocol {
+        let id = p.read::<2>(quoted.l4 + 4).unwrap_or_default();
+        match (A::VERSION, a) {
+            (4, 8) | (6, 128) => ([0; 2], id),
+            (4, 0) | (6, 129) => (id, [0; 2]),
+            _ => return false,
+        }
+    } else {
+        ([0; 2], [0; 2])
+    };
     if quoted.src != h.dst {
         return false;
     }
@@ -395,9 +408,17 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
         direction: w.seen.key.direction,
         pad: [0; 2],
     };
-    let found = m.flow(Table::Main, &w.spare, &mut w.other) || m.flow(Table::HalfOpen, &w.spare, &mut w.other);
-    // Of another generation, the flow may be none any more.
-    found && w.other.generation == w.seen.generation
+    // Of another generation, the flow may be none any more; but the packet that is quoted may have been judged since.
+    let generation = w.seen.generation;
+    let found = |key: &FlowKey<A>, into: &mut _| m.flow(Table::Main, key, into) || m.flow(Table::HalfOpen, key, into);
+    if !found(&w.spare, &mut w.other) {
+        return false;
+    }
+    if w.other.generation == generation {
+        return true;
+    }
+    w.partner = w.spare.partner(&w.other.rewrite);
+    found(&w.partner, &mut w.other) && w.other.generation == generation
 }
 
 /// The start of a packet that an ICMP error quotes.
@@ -508,7 +529,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
         Decision::Forward => Todo::Go,
         Decision::Reject => Todo::Reject,
         Decision::Echo => Todo::Echo,
-        Decision::Drop => Todo::Drop,
+        Decision::Steer | Decision::Drop => Todo::Drop,
     };
     if w.todo == Todo::Go && ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
         let reason = w.reason;

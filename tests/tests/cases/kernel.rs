@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
@@ -11,6 +12,7 @@ use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
@@ -31,8 +33,6 @@ pub const CACHE_SLOTS: u32 = 32;
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
 const MEMBERS: u32 = 24;
-/// Rule numbers that tests use.
-const RULES: u32 = 64;
 
 /// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
 pub fn takes(frame: &[u8]) -> bool {
@@ -51,6 +51,8 @@ pub struct Ran {
     pub action: i32,
     /// The frame afterwards.
     pub bytes: Vec<u8>,
+    /// `skb->mark` afterwards.
+    pub mark: u32,
 }
 
 /// The object, loaded once, in a namespace with the devices that rows use.
@@ -63,6 +65,10 @@ pub struct Kernel {
     sets: BTreeSet<u32>,
     groups: u32,
     members: u32,
+    /// Above the greatest rule number of the present policy, and of those whose counters may not be 0.
+    rules: [u32; 2],
+    /// Gets what goes out of the device [`STRANGER`].
+    copies: OwnedFd,
 }
 
 /// The kernel, for one test at a time; the calling thread enters its namespace.
@@ -78,6 +84,25 @@ pub fn lock() -> MutexGuard<'static, Kernel> {
     k
 }
 
+/// A packet socket (packet(7)) that gets every frame that comes in at a device of this thread's namespace.
+fn packets_at(device: &str) -> std::io::Result<OwnedFd> {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    let index = nix::net::if_::if_nametoindex(device)? as i32;
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(all)) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a file descriptor that was just opened, and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain data, for which zeros are valid.
+    let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    (at.sll_family, at.sll_protocol, at.sll_ifindex) = (libc::AF_PACKET as u16, all, index);
+    // SAFETY: an address of this size, which lives over the call.
+    let bound = unsafe { libc::bind(fd, (&raw const at).cast(), size_of_val(&at) as u32) };
+    if bound < 0 { Err(std::io::Error::last_os_error()) } else { Ok(socket) }
+}
+
 fn ip(arguments: &str) {
     let out = Command::new("ip").args(arguments.split(' ')).output().expect("running ip (package iproute2)");
     assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
@@ -86,8 +111,15 @@ fn ip(arguments: &str) {
 impl Kernel {
     fn load() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("making a network namespace: these tests must be run as root");
+        // Where there is IPv6 it would send packets of its own.
+        if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
+            assert_eq!(e.kind(), std::io::ErrorKind::NotFound, "switching IPv6 off: {e}");
+        }
         ip(&format!("link add near index {NEAR} type veth peer name far index {FAR}"));
         ip(&format!("link add stranger index {STRANGER} type veth peer name other"));
+        ip("link set stranger up");
+        ip("link set other up");
+        let copies = packets_at("other").expect("opening a packet socket");
         let namespace = File::open("/proc/thread-self/ns/net").expect("opening the tests' network namespace");
         let cpus = nr_cpus().expect("counting CPUs") as u32;
         let mut ebpf = EbpfLoader::new()
@@ -103,7 +135,17 @@ impl Kernel {
             program.load().unwrap_or_else(|e| panic!("loading {name}: {e}"));
         }
         let (endpoints, filters) = (BTreeSet::new(), BTreeSet::new());
-        Self { ebpf, namespace, endpoints, filters, sets: BTreeSet::new(), groups: 0, members: 0 }
+        Self { ebpf, namespace, endpoints, filters, sets: BTreeSet::new(), groups: 0, members: 0, rules: [0; 2], copies }
+    }
+
+    /// Frames that went out of the device [`STRANGER`] since this was asked last.
+    pub fn copies(&self) -> Vec<Vec<u8>> {
+        let mut frames = Vec::new();
+        let mut buffer = [0; 4096];
+        while let Ok(n) = recv(self.copies.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+            frames.push(buffer[..n].to_vec());
+        }
+        frames
     }
 
     /// What the verifier looked at, by program.
@@ -189,6 +231,8 @@ impl Kernel {
         for (i, rule) in (0..).zip(&policy.rules) {
             self.set("RULES", i, *rule);
         }
+        let rules = policy.rules.iter().map(|r| r.id + 1).max().unwrap_or(0);
+        self.rules = [rules, self.rules[1].max(rules)];
         for (i, port) in (0..).zip(&policy.ports) {
             self.set("PORTS", i, *port);
         }
@@ -233,12 +277,14 @@ impl Kernel {
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("MEMBER_COUNTERS").set(row, zero, 0).expect("MEMBER_COUNTERS");
         }
-        for id in 0..RULES {
+        for id in 0..self.rules[1] {
             let zero = vec![RuleCounters::default(); nr_cpus().expect("counting CPUs")];
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("RULE_COUNTERS").set(id, zero, 0).expect("RULE_COUNTERS");
         }
+        self.rules[1] = self.rules[0];
         self.events();
+        self.copies();
         self.reset_flows::<V4>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
         self.reset_flows::<V6>(["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], 1);
         for slot in 0..SLOTS {
@@ -266,16 +312,18 @@ impl Kernel {
         let name = if direction == Direction::Egress { "vm_egress" } else { "vm_ingress" };
         let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect(name);
         let ctx = context(ifindex, frame.segment, frame.mark);
-        let mut out = vec![0; frame.bytes.len() + 256];
+        let (mut out, mut ctx_out) = (vec![0; frame.bytes.len() + 256], ctx);
         let options = TestRunOptions {
             data_in: Some(&frame.bytes),
             data_out: Some(&mut out),
             ctx_in: Some(&ctx),
+            ctx_out: Some(&mut ctx_out),
             ..TestRunOptions::default()
         };
         let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name} at {ifindex} on {frame:02x?}: {e:?}"));
         out.truncate(result.data_size_out as usize);
-        Ran { action: result.return_value as i32, bytes: out }
+        let mark = ctx_out[MARK..MARK + 4].try_into().map(u32::from_ne_bytes).expect("four bytes");
+        Ran { action: result.return_value as i32, bytes: out, mark }
     }
 
     /// Everything that was counted, and all flows.
@@ -291,7 +339,7 @@ impl Kernel {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
         }
-        for id in 0..RULES {
+        for id in 0..self.rules[1] {
             let rows = self.per_cpu::<RuleCounters>("RULE_COUNTERS").get(&id, 0).expect("RULE_COUNTERS");
             let sum = |a: RuleCounters, b: &RuleCounters| RuleCounters {
                 hits: a.hits + b.hits,
@@ -333,9 +381,11 @@ fn sum_member(mut a: MemberCounters, b: &MemberCounters) -> MemberCounters {
     a
 }
 
-/// A `struct __sk_buff` (`linux/bpf.h`) that says where the packet is and how it will be cut up.
+/// Where `struct __sk_buff` (`linux/bpf.h`) has the mark.
+const MARK: usize = 8;
+
+/// A `struct __sk_buff` that says where the packet is and how it will be cut up.
 fn context(ifindex: u32, segment: u32, mark: u32) -> [u8; 192] {
-    const MARK: usize = 8;
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;
     let mut b = [0; 192];

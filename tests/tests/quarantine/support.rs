@@ -129,13 +129,6 @@ pub fn json(agent: &Agent<'_>, args: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| text)
 }
 
-/// The endpoint as the agent sees it.
-pub fn endpoint(agent: &Agent<'_>, name: &str) -> Result<Value> {
-    let all = json(agent, &["get", "ep"])?;
-    let found = all.as_array().into_iter().flatten().find(|e| e["name"] == name || e["metadata"]["name"] == name);
-    found.cloned().with_context(|| format!("no endpoint {name} in {all}"))
-}
-
 /// Waits until the endpoint is in this group, as `vnet-ctl group ls` says.
 pub fn wait_for_group(agent: &Agent<'_>, name: &str, group: &str) -> Result<()> {
     wait_for(&format!("{name} to be in group {group}"), Duration::from_secs(5), || {
