@@ -18,6 +18,7 @@ mod cases {
     mod world;
 
     mod answers;
+    mod balanced;
     mod budget;
     mod evaluation;
     mod fuzz;

@@ -252,13 +252,13 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     }
     let key = judge::key(ep, Direction::Egress, &h);
     let (bytes, segment) = (p.size(), p.segment());
-    let mut route = Shortcut::default();
+    let way_back = if back && is_policed(ep) { deliver::shortcut_back(m, &h, ep, bytes, segment)? } else { Shortcut::default() };
+    let mut route = way_back;
     let t = track::hit(m, &key, bytes, |t| {
-        let shortcut = if back && t.flags & flow_flags::NAT == 0 {
-            deliver::shortcut_back(m, &h, ep, bytes, segment)
-        } else {
-            deliver::shortcut(m, &h, t, ep, bytes, segment)
-        };
+        if t.flags & flow_flags::NAT == 0 {
+            return true;
+        }
+        let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
         route = shortcut.unwrap_or_default();
         shortcut.is_some()
     })?;
