@@ -29,5 +29,6 @@ mod cases {
     mod members;
     mod neighbors;
     mod policy;
+    mod quarantine;
     mod stateful;
 }
