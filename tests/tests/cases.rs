@@ -20,6 +20,7 @@ mod cases {
     mod answers;
     mod balanced;
     mod budget;
+    mod classes;
     mod evaluation;
     mod fuzz;
     mod guard;
