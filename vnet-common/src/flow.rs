@@ -82,7 +82,7 @@ pub mod flags {
     pub const INBOUND: u16 = 1 << 5;
     /// A rule sent the flow to a group's member ([`crate::policy::action::REDIRECT`]), no VIP.
     pub const STEERED: u16 = 1 << 6;
-    /// The agent's own probe, about which no rule is asked.
+    /// The agent opened it, to see if the endpoint is well: no rule is asked.
     pub const PROBE: u16 = 1 << 7;
     /// One side is rewritten.
     pub const NAT: u16 = DNAT | UNNAT;
@@ -317,8 +317,6 @@ pub struct Work<A: Address> {
     pub judged_member: crate::policy::evaluate::Judged,
     /// The group that a member is picked of.
     pub group: crate::lb::pick::Picking<A>,
-    /// Not 0: the agent sent it itself, and no rule is asked.
-    pub vouched: u32,
     /// A report about the packet.
     pub event: crate::event::EventRow,
 }

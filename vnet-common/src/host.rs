@@ -452,7 +452,6 @@ fn work<A: Address>() -> Work<A> {
         judged: Judged::default(),
         judged_member: Judged::default(),
         group: Picking::default(),
-        vouched: 0,
         event: EventRow::default(),
     }
 }

@@ -462,10 +462,6 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    if w.vouched != 0 {
-        w.judged.rule.id = 0;
-        return allow(m, ep, w, Reason::Probe);
-    }
     ask(ep, w);
     let admission = admit(m, w, false);
     note(m, ep, w, admission);
@@ -473,23 +469,26 @@ where
         Admission::Denied => Decision::Drop,
         Admission::Rejected => Decision::Reject,
         Admission::Steered => Decision::Steer,
-        Admission::Allowed => allow(m, ep, w, Reason::Allowed),
+        Admission::Allowed => {
+            w.reason = Reason::Allowed;
+            w.treatment.flags = 0;
+            if makes_flow(&w.headers) && !open(m, ep, w, 0) { Decision::Drop } else { Decision::Forward }
+        }
     }
 }
 
-/// Lets a packet through that begins a flow, or is of none.
-#[inline(always)]
-fn allow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, reason: Reason) -> Decision
+/// Notes the flow of one of the agent's probes to an endpoint. It passes even where there is no room for its flow.
+#[inline(never)]
+pub fn note_probe<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
 where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    w.treatment.flags = 0;
-    if makes_flow(&w.headers) && !open(m, ep, w) {
-        return Decision::Drop;
+    let known = is_tracked(&w.headers, ep) && find(m, w) && proceed(m, ep.slot, w) != Course::None;
+    if !known && makes_flow(&w.headers) {
+        w.judged.rule.id = 0;
+        open(m, ep, w, flags::PROBE);
     }
-    w.reason = reason;
-    Decision::Forward
 }
 
 /// Does the first packet of this kind make a flow? A reset or an echo's answer of no known flow does not.
@@ -502,9 +501,10 @@ fn makes_flow<A: Address>(h: &Headers<A>) -> bool {
     }
 }
 
-/// Makes the two entries of a flow that is not rewritten; says if it could, else [`Work::reason`] says why not.
+/// Makes the two entries of a flow that is not rewritten, with these [`flags`] besides its own; says if it could, else [`Work::reason`] says
+/// why not.
 #[inline(never)]
-fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
+fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u16) -> bool
 where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
@@ -525,7 +525,7 @@ where
         w.reason = Reason::FlowQuota;
         return false;
     }
-    fill(w);
+    fill(w, bits);
     if let Err(e) = insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other) {
         if !is_tcp {
             m.give_flow(ep.slot);
@@ -537,6 +537,7 @@ where
         return false;
     }
     treat(w);
+    w.reason = Reason::Allowed;
     if is_tcp {
         pick::make_room(m, ep, w);
     }
@@ -545,11 +546,10 @@ where
 
 /// Fills in both entries; the first one's rewrite is there already.
 #[inline(never)]
-fn fill<A: Address>(w: &mut Work<A>) {
+fn fill<A: Address>(w: &mut Work<A>, bits: u16) {
     let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let probe = if w.vouched != 0 { flags::PROBE } else { 0 };
-    let bits = inbound | probe | if picked_up { flags::PICKED_UP } else { 0 };
+    let bits = bits | inbound | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, partner, .. } = w;
     for e in [&mut *entry, &mut *other] {

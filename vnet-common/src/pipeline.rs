@@ -19,8 +19,8 @@ use crate::lb::LbMaps;
 use crate::lb::vip;
 use crate::packet::Packet;
 use crate::parse::{self, ETH, Headers, ethertype, protocol};
+use crate::policy::PolicyMaps;
 use crate::policy::guard::{self, Guard};
-use crate::policy::{MARK_OURS, MARK_PROBE, PolicyMaps};
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -66,6 +66,11 @@ pub trait Ways<P: Packet, A: Family>: Maps + FlowMaps<A> + Judge<A> + Sized {
     fn ingress(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
         ingress_ip(p, self, w, ep)
     }
+    /// That of a probe.
+    #[inline(always)]
+    fn probe(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+        ingress_probe(p, self, w, ep)
+    }
 }
 
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
@@ -80,7 +85,7 @@ pub fn egress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Egress) {
         Some(v) => v,
         None => egress_frame(p, m, room, ep),
     };
@@ -99,7 +104,8 @@ pub fn ingress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Ingress) {
+        Some(Verdict::Next(Reason::Probe)) => probe_frame(p, m, room, ep),
         Some(v) => v,
         None => ingress_frame(p, m, room, ep),
     };
@@ -114,11 +120,11 @@ fn is_policed(ep: &EndpointRow) -> bool {
 
 /// What nobody looks into: our own packets, and what carries a VLAN tag. Sends the copy that the endpoint's row asks for.
 #[inline(always)]
-fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool) -> Option<Verdict> {
+fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool, direction: Direction) -> Option<Verdict> {
     if is_policed(ep) {
-        if p.mark() == MARK_OURS {
+        if let Some(reason) = guard::marked(p, direction) {
             p.set_mark(0);
-            return Some(Verdict::Next(Reason::Ours));
+            return Some(Verdict::Next(reason));
         }
         if ep.mirror() != 0 {
             p.copy_to(ep.mirror());
@@ -233,6 +239,21 @@ fn ingress_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     }
 }
 
+/// Lets one of the agent's probes through, whatever it carries.
+#[inline(always)]
+fn probe_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ep: &EndpointRow,
+) -> Verdict {
+    match p.read(12) {
+        Some(ethertype::IPV4) => room().map_or(FAILED, |s| Ways::<P, V4>::probe(m, p, &mut s.v4, ep)),
+        Some(ethertype::IPV6) => room().map_or(FAILED, |s| Ways::<P, V6>::probe(m, p, &mut s.v6, ep)),
+        _ => Verdict::Next(Reason::Probe),
+    }
+}
+
 /// The short way: for a packet in the middle of a flow that this CPU has cached, or that nobody asks about; most are. `None`: the long
 /// way, from the beginning.
 #[inline(always)]
@@ -254,13 +275,13 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     }
     let key = judge::key(ep, Direction::Egress, &h);
     let (bytes, segment) = (p.size(), p.segment());
-    let mut route = Shortcut::default();
+    let way_back = if back && is_policed(ep) { deliver::shortcut_back(m, &h, ep, bytes, segment)? } else { Shortcut::default() };
+    let mut route = way_back;
     let t = track::hit(m, &key, bytes, |t| {
-        let shortcut = if back && t.flags & flow_flags::NAT == 0 {
-            deliver::shortcut_back(m, &h, ep, bytes, segment)
-        } else {
-            deliver::shortcut(m, &h, t, ep, bytes, segment)
-        };
+        if t.flags & flow_flags::NAT == 0 {
+            return true;
+        }
+        let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
         route = shortcut.unwrap_or_default();
         shortcut.is_some()
     })?;
@@ -300,7 +321,6 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
-    w.vouched = 0;
     if is_policed(ep) {
         judge::see(m, ep, Direction::Egress, bytes, w);
         match guard::egress(p, m, &w.headers, ep) {
@@ -345,7 +365,6 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     if is_policed(ep) {
-        w.vouched = u32::from(p.mark() == MARK_PROBE);
         judge::see(m, ep, Direction::Ingress, p.size(), w);
         match guard::ingress(&w.headers, ep) {
             Guard::Ask => {}
@@ -368,6 +387,21 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         }
         _ => Verdict::Next(Reason::NotOurs),
     }
+}
+
+/// The way of a probe: it passes, and its flow is noted, so that the answers do too.
+#[inline(always)]
+pub fn ingress_probe<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+) -> Verdict {
+    if A::parse(p, w) {
+        judge::see(m, ep, Direction::Ingress, p.size(), w);
+        judge::note_probe(m, ep, w);
+    }
+    Verdict::Next(Reason::Probe)
 }
 
 /// Drops what the guard does not let through.

@@ -253,7 +253,7 @@ impl Kernel {
     }
 
     /// The events that were reported since this was asked last.
-    fn events(&mut self) -> Vec<EventRow> {
+    pub fn events(&mut self) -> Vec<EventRow> {
         let mut ring: RingBuf<&mut MapData> = self.ebpf.map_mut("EVENTS").expect("EVENTS").try_into().expect("EVENTS");
         let mut events = Vec::new();
         while let Some(item) = ring.next() {

@@ -2,7 +2,7 @@
 
 use vnet_common::endpoint::flags as endpoint_flags;
 use vnet_common::event::kind;
-use vnet_common::policy::{MARK_PROBE, action, rule_flags};
+use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
 
 use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
@@ -211,31 +211,6 @@ fn events_of_rules() {
     })
     .into_iter()
     .flatten());
-}
-
-#[test]
-fn the_agents_own_probes_pass_and_so_do_their_answers() {
-    run(each(|f| {
-        let w = world(f, &[default(1, action::DENY)], &[default(2, action::DENY)]);
-        let probe = Packet::tcp(f.ip(5, 7), 5000, f.client(), 22, SYN);
-        row(format!("{f:?}: a probe, and somebody else"), w)
-            .ingress(CLIENT, &probe.clone().sport(5001))
-            .dropped(Reason::Denied)
-            .decided(2)
-            .ingress(CLIENT, &probe)
-            .mark(MARK_PROBE)
-            .passes(Reason::Probe)
-            .egress(CLIENT, &probe.clone().back().flags(SYN | ACK))
-            .passes(Reason::HalfOpen)
-            .change(World::bump)
-            .ingress(CLIENT, &probe.clone().flags(ACK))
-            .mark(MARK_PROBE)
-            .passes(Reason::Established)
-            .egress(CLIENT, &probe.clone().back().flags(ACK))
-            .passes(Reason::Established)
-            .quota(1, 1)
-            .holds(1, 0)
-    }));
 }
 
 #[test]

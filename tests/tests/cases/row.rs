@@ -410,7 +410,7 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
         out.push(format!("expected copies {copies:02x?}, host {:02x?}", frame.copies));
     }
     // Our marks end here; others are not ours to touch.
-    let kept = if verdict.reason() == Reason::Ours { 0 } else { sent.frame.mark };
+    let kept = if matches!(verdict.reason(), Reason::Probe | Reason::Ours) { 0 } else { sent.frame.mark };
     if frame.mark != kept {
         out.push(format!("host: the mark is {:#x}", frame.mark));
     }

@@ -12,7 +12,8 @@ use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags};
 use crate::lb::{LbMaps, LocalKey};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
-use crate::verdict::Reason;
+use crate::policy::{MARK_OURS, MARK_PROBE};
+use crate::verdict::{Direction, Reason};
 
 /// Link-layer options in one neighbour discovery message that are looked at; further ones are refused.
 const ND_OPTIONS: usize = 4;
@@ -48,6 +49,16 @@ impl Guard {
             Self::Tunnel => Reason::TunnelForbidden,
             Self::Quarantine => Reason::Quarantined,
         }
+    }
+}
+
+/// Is the frame marked as one of ours, and as what? Probes only come to endpoints, never from them.
+#[inline(always)]
+pub fn marked<P: Packet>(p: &P, direction: Direction) -> Option<Reason> {
+    match p.mark() {
+        MARK_PROBE if direction == Direction::Ingress => Some(Reason::Probe),
+        MARK_OURS => Some(Reason::Ours),
+        _ => None,
     }
 }
 
