@@ -4,9 +4,14 @@ use crate::Host;
 use anyhow::{Context as _, Result};
 use etherparse::{NetSlice, SlicedPacket};
 use nix::errno::Errno;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, socket};
+use nix::sys::socket::sockopt::RcvBufForce;
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket};
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd as _, OwnedFd};
+
+/// Bytes of packets that may wait.
+const BUFFER: usize = 32 << 20;
 
 /// Every packet on the devices of a host from now on.
 #[derive(Debug)]
@@ -18,16 +23,20 @@ impl Capture {
     /// # Errors
     /// It is not allowed: root is needed.
     pub fn start(host: &Host) -> Result<Self> {
-        let open = || socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll);
+        let open = || -> nix::Result<OwnedFd> {
+            let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::SOCK_NONBLOCK, SockProtocol::EthAll)?;
+            setsockopt(&socket, RcvBufForce, &BUFFER)?;
+            Ok(socket)
+        };
         Ok(Self(host.run(open)?.with_context(|| format!("{}: opening a packet socket", host.name()))?))
     }
 
-    /// The IP packets since the last call: from where, to where.
+    /// From where to where IP packets went since the last call.
     ///
     /// # Errors
     /// The socket fails.
-    pub fn packets(&self) -> Result<Vec<(IpAddr, IpAddr)>> {
-        let (mut packets, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+    pub fn packets(&self) -> Result<BTreeSet<(IpAddr, IpAddr)>> {
+        let (mut packets, mut buffer) = (BTreeSet::new(), vec![0; 1 << 16]);
         loop {
             match recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) {
                 Ok(length) => packets.extend(addresses(&buffer[..length])),

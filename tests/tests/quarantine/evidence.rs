@@ -32,13 +32,13 @@ fn a_marked_file_cuts_the_vm_off_until_a_scan_finds_it_clean() -> Result<()> {
         let arrived = session.exchange(MOMENT)?;
         ensure!(arrived[0] > 0 && arrived[1] > 0, "the session works: {arrived:?}");
     }
-    let recorder = Capture::start(&suspect.net.members[1].host)?;
     infect(&suspect, &suspect.pins()?)?;
     sessions.iter_mut().try_for_each(Session::drain)?;
     for session in &mut sessions {
         nothing(session.exchange(MOMENT)?)?;
     }
     wait_for_group(&agent, "web-1", "limited")?;
+    let recorder = Capture::start(&suspect.net.members[1].host)?;
     only_help_is_reached(vm, other, &suspect)?;
     let seen = recorder.packets()?;
     let (here, help): (IpAddr, IpAddr) = ("10.0.0.10".parse()?, "10.0.1.11".parse()?);
@@ -130,13 +130,13 @@ fn who_may_not_speak_is_not_heard() -> Result<()> {
     let alert = include_str!("../../vectors/sources/suricata.json").lines().next().unwrap_or_default();
     let alert = alert.replace("10.0.0.2", "10.0.0.10");
     let eve = agent.dir().path().join("suricata/eve.sock");
-    let code = "--write-out=\n%{http_code}";
+    let code = "\n%{http_code}";
     let (socket, json) = (agent.socket().display().to_string(), "content-type: application/json");
     let post = |path: &str, body: &str| {
         let url = format!("http://vnet{path}");
-        let curl = ["curl", "-sS", code, "--unix-socket", &socket, "-H", json, "--data-binary", body, &url];
+        let curl = ["curl", "-sS", "-w", code, "--unix-socket", &socket, "-H", json, "--data-binary", body, &url];
         let stranger = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
-        suspect.net.host.printed("setpriv", &[&stranger[..], &curl].concat())
+        suspect.net.host.output("setpriv", &[&stranger[..], &curl].concat())
     };
     let forged = r#"{"tag": "host.broken", "vm": "web-1"}"#;
     for (path, body) in [
