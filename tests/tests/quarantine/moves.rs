@@ -1,9 +1,9 @@
 //! Into quarantine and back.
 
-use crate::support::{GROUPS, Session, both, connects, nothing, reaches, scene, wait_for_group};
+use crate::support::{GROUPS, both, connects, nothing, reaches, scene, wait_for_group};
 use anyhow::{Result, ensure};
 use std::time::Duration;
-use vnet_tests::Agent;
+use vnet_tests::{Agent, Session};
 
 const MOMENT: Duration = Duration::from_millis(300);
 
