@@ -32,4 +32,5 @@ mod cases {
     mod policy;
     mod quarantine;
     mod stateful;
+    mod wire;
 }
