@@ -1,9 +1,9 @@
 //! Held, whatever happens to the agent.
 
-use crate::support::{GROUPS, Session, connects, nothing, reaches, scene, wait_for_group};
+use crate::support::{GROUPS, connects, nothing, reaches, scene, wait_for_group};
 use anyhow::{Result, ensure};
 use std::time::Duration;
-use vnet_tests::{Agent, connect};
+use vnet_tests::{Agent, Session, connect};
 
 #[test]
 fn an_agent_that_dies_leaves_the_vm_held_and_the_next_one_knows_why() -> Result<()> {

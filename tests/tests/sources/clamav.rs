@@ -1,28 +1,12 @@
-//! The real clamd, with a signature of our own.
+//! The real clamd.
 
 use super::support::Scene;
-use anyhow::{Context as _, Result, ensure};
-use std::path::Path;
-use std::time::{Duration, Instant};
+use anyhow::{Result, ensure};
+use std::time::Instant;
 use vnet_agent::api::Sources as _;
 use vnet_agent::resource::Operation;
 use vnet_common::api::{ScanReport, ScanRequest};
-use vnet_tests::{Host, Process, TempDir, wait_for};
-
-/// What the signature is of.
-const MARK: &str = "VNET-TEST-MARK";
-
-const CLAMD: &str = "\
-LocalSocket DIR/clamd.ctl
-LocalSocketMode 600
-DatabaseDirectory DIR/db
-TemporaryDirectory DIR
-LogFile DIR/clamd.log
-Foreground yes
-User root
-StreamMaxLength 1M
-AlertExceedsMax yes
-";
+use vnet_tests::{Clamd, Host, MARK, TempDir};
 
 const SOURCE: &str = "\
 apiVersion: vnet/v1alpha1
@@ -31,25 +15,12 @@ metadata: { name: clamav }
 spec:
   type: clamav
   allow: [{ tag: av.* }]
-  input: { socket: DIR/clamd.ctl, guests: { vm: DIR/guest } }
+  input: { socket: SOCKET, guests: { vm: DIR/guest } }
 ";
 
-/// Starts clamd with its files in `dir`.
-fn start_clamd(host: &Host, dir: &TempDir) -> Result<Process> {
-    let path = dir.path().display().to_string();
-    std::fs::create_dir(dir.path().join("db"))?;
-    let hex: String = MARK.bytes().map(|byte| format!("{byte:02x}")).collect();
-    std::fs::write(dir.path().join("db/vnet.ndb"), format!("Vnet.Test.Mark:0:*:{hex}\n"))?;
-    let settings = dir.write("clamd.conf", &CLAMD.replace("DIR", &path))?;
-    // A copy: where a machine confines clamd to its own directories, it does so by the path of the program.
-    let program = dir.path().join("clamd");
-    let found = ["/usr/sbin/clamd", "/usr/local/sbin/clamd", "/usr/bin/clamd"].into_iter().find(|path| Path::new(path).exists());
-    std::fs::copy(found.context("there is no clamd: run ./setup test")?, &program)?;
-    let clamd = host.start(&program, &["--config-file".as_ref(), settings.as_os_str()])?;
-    let socket = dir.path().join("clamd.ctl");
-    let up = || std::os::unix::net::UnixStream::connect(&socket).is_ok().then_some(());
-    wait_for("clamd to start", Duration::from_secs(60), up).with_context(|| clamd.printed())?;
-    Ok(clamd)
+/// The source, with these paths.
+fn source(clamd: &Clamd, dir: &TempDir) -> String {
+    SOURCE.replace("SOCKET", &clamd.socket().display().to_string()).replace("DIR", &dir.path().display().to_string())
 }
 
 fn scan(scene: &Scene) -> Result<ScanReport> {
@@ -68,14 +39,14 @@ fn changes(scene: &Scene, seen: &mut usize) -> Vec<(Operation, String, String)> 
 #[test]
 fn an_infected_guest_is_tagged_and_a_clean_one_released() -> Result<()> {
     let (host, dir) = (Host::new("host")?, TempDir::new()?);
-    let _clamd = start_clamd(&host, &dir)?;
+    let clamd = Clamd::start(&host)?;
     let guest = dir.path().join("guest");
     std::fs::create_dir_all(guest.join("home/alice"))?;
     for n in 0..200 {
         std::fs::write(guest.join(format!("home/alice/{n}.txt")), format!("letter {n}").repeat(100))?;
     }
     let scene = Scene::new(dir.path(), &[("vm", "10.0.0.2")])?;
-    scene.configure(&SOURCE.replace("DIR", &dir.path().display().to_string()))?;
+    scene.configure(&source(&clamd, &dir))?;
     let mut seen = 0;
 
     let begun = Instant::now();
@@ -89,7 +60,7 @@ fn an_infected_guest_is_tagged_and_a_clean_one_released() -> Result<()> {
     let bad = guest.join("home/alice/invoice.exe");
     std::fs::write(&bad, format!("MZ {MARK}"))?;
     let report = scan(&scene)?;
-    let name = "Vnet.Test.Mark.UNOFFICIAL";
+    let name = Clamd::FOUND;
     ensure!(report.infected == [(bad.display().to_string(), name.to_owned())], "{report:?}");
     let said = changes(&scene, &mut seen);
     ensure!(said[0] == (Operation::Set, "av.malware".into(), name.into()), "{said:?}");
@@ -116,12 +87,12 @@ fn an_infected_guest_is_tagged_and_a_clean_one_released() -> Result<()> {
 #[test]
 fn without_clamd_nothing_is_said() -> Result<()> {
     let (host, dir) = (Host::new("host")?, TempDir::new()?);
-    let mut clamd = start_clamd(&host, &dir)?;
+    let mut clamd = Clamd::start(&host)?;
     std::fs::create_dir(dir.path().join("guest"))?;
     let scene = Scene::new(dir.path(), &[("vm", "10.0.0.2")])?;
-    scene.configure(&SOURCE.replace("DIR", &dir.path().display().to_string()))?;
+    scene.configure(&source(&clamd, &dir))?;
     scan(&scene)?;
-    clamd.stop(nix::sys::signal::Signal::SIGKILL)?;
+    clamd.kill()?;
     let before = scene.taken.count();
     let error = format!("{:#}", scan(&scene).expect_err("there is no clamd"));
     ensure!(error.contains("is it running"), "{error}");
