@@ -58,7 +58,7 @@ pub fn names(image: &Image, endpoints: &[Endpoint<'_>], id: impl Fn(&str) -> u32
         endpoints: Arc::new(here.map(|e| (id(e.0), e.0.into())).collect()),
         addresses: Arc::new(endpoints.iter().map(|e| (e.2, e.0.into())).collect()),
         rules: Arc::new(image.rules().map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect()),
-        members: Arc::default(),
+        ..Names::default()
     }
 }
 
