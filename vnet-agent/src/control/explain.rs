@@ -51,11 +51,6 @@ fn places(nics: &[Nic]) -> Vec<Place> {
 
 /// As if the request's files were applied.
 fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal> {
-    if request.live {
-        return Err(Refusal::bad_request(
-            "the kernel runs what is loaded: apply the files first, or explain them without 'live'",
-        ));
-    }
     let located = parse(&request.files)?;
     let mut names = agent.parts.observer.names.get();
     let (preview, host, datapath) = agent.ask(|s: &mut State| {
@@ -65,7 +60,7 @@ fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal
     rename(&mut names, &preview);
     let scene = Scene { places: places(&preview.nics), host, names };
     let live = Live::new(&datapath)?;
-    let explanation = explain::explain(&scene, &image(&live, &datapath, preview)?, request, None)?;
+    let explanation = explain::imagined(&datapath, &scene, &image(&live, &datapath, preview)?, request)?;
     live.check()?;
     Ok(explanation)
 }
