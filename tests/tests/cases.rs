@@ -18,7 +18,9 @@ mod cases {
     mod world;
 
     mod answers;
+    mod balanced;
     mod budget;
+    mod classes;
     mod evaluation;
     mod fuzz;
     mod guard;
@@ -28,5 +30,7 @@ mod cases {
     mod members;
     mod neighbors;
     mod policy;
+    mod quarantine;
     mod stateful;
+    mod wire;
 }

@@ -280,8 +280,7 @@ pub fn shortcut<'m, A: Address, M: Maps>(
     segment: u32,
 ) -> Option<Shortcut<'m>> {
     let redirect = t.flags & flow_flags::REDIRECT != 0;
-    let stays = t.flags & flow_flags::NAT == 0;
-    if stays || (!redirect && from.segment == 0) {
+    if !redirect && from.segment == 0 {
         return Some(Shortcut::default());
     }
     let member = m.member(t.member)?;
@@ -308,6 +307,7 @@ where
     if to.flags & endpoint_flags::POLICED == 0 {
         return None;
     }
+    // Of an unknown flow the long way looks into the tables.
     let past = track::cached_flags(m, &judge::key(to, Direction::Ingress, h))? & flow_flags::REDIRECT != 0;
     Some(Shortcut { to: past.then_some(to), via: None })
 }

@@ -280,6 +280,10 @@ fn renew<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) {
 #[inline(always)]
 fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known {
     let nat = w.entry.flags & flags::NAT != 0;
+    if is_policed(ep) && w.entry.flags & flags::PROBE != 0 {
+        w.judged.rule.id = 0;
+        return Known::Valid;
+    }
     if is_policed(ep) {
         ask_again(ep, w);
         match admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
@@ -468,8 +472,22 @@ where
         Admission::Allowed => {
             w.reason = Reason::Allowed;
             w.treatment.flags = 0;
-            if makes_flow(&w.headers) && !open(m, ep, w) { Decision::Drop } else { Decision::Forward }
+            if makes_flow(&w.headers) && !open(m, ep, w, 0) { Decision::Drop } else { Decision::Forward }
         }
+    }
+}
+
+/// Notes the flow of one of the agent's probes to an endpoint. It passes even where there is no room for its flow.
+#[inline(never)]
+pub fn note_probe<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
+where
+    A: Address,
+    M: Maps + FlowMaps<A> + Judge<A>,
+{
+    let known = is_tracked(&w.headers, ep) && find(m, w) && proceed(m, ep.slot, w) != Course::None;
+    if !known && makes_flow(&w.headers) {
+        w.judged.rule.id = 0;
+        open(m, ep, w, flags::PROBE);
     }
 }
 
@@ -483,9 +501,10 @@ fn makes_flow<A: Address>(h: &Headers<A>) -> bool {
     }
 }
 
-/// Makes the two entries of a flow that is not rewritten; says if it could, else [`Work::reason`] says why not.
+/// Makes the two entries of a flow that is not rewritten, with these [`flags`] besides its own; says if it could, else [`Work::reason`] says
+/// why not.
 #[inline(never)]
-fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
+fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u16) -> bool
 where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
@@ -506,7 +525,7 @@ where
         w.reason = Reason::FlowQuota;
         return false;
     }
-    fill(w);
+    fill(w, bits);
     if let Err(e) = insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other) {
         if !is_tcp {
             m.give_flow(ep.slot);
@@ -527,10 +546,10 @@ where
 
 /// Fills in both entries; the first one's rewrite is there already.
 #[inline(never)]
-fn fill<A: Address>(w: &mut Work<A>) {
+fn fill<A: Address>(w: &mut Work<A>, bits: u16) {
     let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let bits = inbound | if picked_up { flags::PICKED_UP } else { 0 };
+    let bits = bits | inbound | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, partner, .. } = w;
     for e in [&mut *entry, &mut *other] {

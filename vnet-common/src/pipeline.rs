@@ -66,6 +66,11 @@ pub trait Ways<P: Packet, A: Family>: Maps + FlowMaps<A> + Judge<A> + Sized {
     fn ingress(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
         ingress_ip(p, self, w, ep)
     }
+    /// That of a probe.
+    #[inline(always)]
+    fn probe(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+        ingress_probe(p, self, w, ep)
+    }
 }
 
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
@@ -80,7 +85,7 @@ pub fn egress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Egress) {
         Some(v) => v,
         None => egress_frame(p, m, room, ep),
     };
@@ -99,7 +104,8 @@ pub fn ingress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Ingress) {
+        Some(Verdict::Next(Reason::Probe)) => probe_frame(p, m, room, ep),
         Some(v) => v,
         None => ingress_frame(p, m, room, ep),
     };
@@ -114,9 +120,9 @@ fn is_policed(ep: &EndpointRow) -> bool {
 
 /// What nobody looks into: our own packets, and what carries a VLAN tag. Sends the copy that the endpoint's row asks for.
 #[inline(always)]
-fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool) -> Option<Verdict> {
+fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool, direction: Direction) -> Option<Verdict> {
     if is_policed(ep) {
-        if let Some(reason) = guard::marked(p) {
+        if let Some(reason) = guard::marked(p, direction) {
             p.set_mark(0);
             return Some(Verdict::Next(reason));
         }
@@ -233,6 +239,21 @@ fn ingress_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     }
 }
 
+/// Lets one of the agent's probes through, whatever it carries.
+#[inline(always)]
+fn probe_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ep: &EndpointRow,
+) -> Verdict {
+    match p.read(12) {
+        Some(ethertype::IPV4) => room().map_or(FAILED, |s| Ways::<P, V4>::probe(m, p, &mut s.v4, ep)),
+        Some(ethertype::IPV6) => room().map_or(FAILED, |s| Ways::<P, V6>::probe(m, p, &mut s.v6, ep)),
+        _ => Verdict::Next(Reason::Probe),
+    }
+}
+
 /// The short way: for a packet in the middle of a flow that this CPU has cached, or that nobody asks about; most are. `None`: the long
 /// way, from the beginning.
 #[inline(always)]
@@ -247,18 +268,20 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if !guard::is_own_mac(p, ep) {
             return None;
         }
+    } else if h.is_udp() && ep.flags & endpoint_flags::TUNNELS == 0 && m.is_tunnel_port(h.dport) {
+        return None;
     } else if vip::is_no_vip(m, ep, &h.dst) {
         return if back { deliver::take_back(p, m, &h, ep) } else { Some(Verdict::Next(Reason::NotOurs)) };
     }
     let key = judge::key(ep, Direction::Egress, &h);
     let (bytes, segment) = (p.size(), p.segment());
-    let mut route = Shortcut::default();
+    let way_back = if back && is_policed(ep) { deliver::shortcut_back(m, &h, ep, bytes, segment)? } else { Shortcut::default() };
+    let mut route = way_back;
     let t = track::hit(m, &key, bytes, |t| {
-        let shortcut = if back && t.flags & flow_flags::NAT == 0 {
-            deliver::shortcut_back(m, &h, ep, bytes, segment)
-        } else {
-            deliver::shortcut(m, &h, t, ep, bytes, segment)
-        };
+        if t.flags & flow_flags::NAT == 0 {
+            return true;
+        }
+        let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
         route = shortcut.unwrap_or_default();
         shortcut.is_some()
     })?;
@@ -313,6 +336,10 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
         }
+        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(p, m, &w.headers) {
+            judge::see(m, ep, Direction::Egress, bytes, w);
+            return refuse(m, ep, w, Guard::Tunnel);
+        }
         if !vip {
             if ep.flags & endpoint_flags::REDIRECT_BACK == 0 {
                 return Verdict::Next(Reason::NotOurs);
@@ -360,6 +387,21 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         }
         _ => Verdict::Next(Reason::NotOurs),
     }
+}
+
+/// The way of a probe: it passes, and its flow is noted, so that the answers do too.
+#[inline(always)]
+pub fn ingress_probe<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+) -> Verdict {
+    if A::parse(p, w) {
+        judge::see(m, ep, Direction::Ingress, p.size(), w);
+        judge::note_probe(m, ep, w);
+    }
+    Verdict::Next(Reason::Probe)
 }
 
 /// Drops what the guard does not let through.

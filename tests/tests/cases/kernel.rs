@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::tc::SchedClassifierLink;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
@@ -67,14 +68,15 @@ pub struct Kernel {
     members: u32,
     /// Above the greatest rule number of the present policy, and of those whose counters may not be 0.
     rules: [u32; 2],
-    /// Gets what goes out of the device [`STRANGER`].
-    copies: OwnedFd,
+    /// Gets what goes out of the device [`STRANGER`], where there is one.
+    copies: Option<OwnedFd>,
+    links: Vec<SchedClassifierLink>,
 }
 
 /// The kernel, for one test at a time; the calling thread enters its namespace.
 pub fn lock() -> MutexGuard<'static, Kernel> {
     static KERNEL: OnceLock<Mutex<Kernel>> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| Mutex::new(Kernel::load()));
+    let kernel = KERNEL.get_or_init(|| Mutex::new(Kernel::with_devices()));
     // A test that failed has left nothing that `reset` does not clear.
     let k = kernel.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     setns(&k.namespace, CloneFlags::CLONE_NEWNET).expect("entering the tests' network namespace");
@@ -84,8 +86,17 @@ pub fn lock() -> MutexGuard<'static, Kernel> {
     k
 }
 
+/// Frames that a packet socket got since this was asked last.
+pub fn received(socket: &OwnedFd) -> Vec<Vec<u8>> {
+    let (mut frames, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(n) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+        frames.push(buffer[..n].to_vec());
+    }
+    frames
+}
+
 /// A packet socket (packet(7)) that gets every frame that comes in at a device of this thread's namespace.
-fn packets_at(device: &str) -> std::io::Result<OwnedFd> {
+pub fn packets_at(device: &str) -> std::io::Result<OwnedFd> {
     let all = (libc::ETH_P_ALL as u16).to_be();
     let index = nix::net::if_::if_nametoindex(device)? as i32;
     // SAFETY: takes no pointers.
@@ -109,7 +120,8 @@ fn ip(arguments: &str) {
 }
 
 impl Kernel {
-    fn load() -> Self {
+    /// In a network namespace of its own, with devices for rows.
+    fn with_devices() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("making a network namespace: these tests must be run as root");
         // Where there is IPv6 it would send packets of its own.
         if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
@@ -120,7 +132,12 @@ impl Kernel {
         ip("link set stranger up");
         ip("link set other up");
         let copies = packets_at("other").expect("opening a packet socket");
-        let namespace = File::open("/proc/thread-self/ns/net").expect("opening the tests' network namespace");
+        Self { copies: Some(copies), ..Self::load() }
+    }
+
+    /// In the caller's namespaces.
+    pub fn load() -> Self {
+        let namespace = File::open("/proc/thread-self/ns/net").expect("opening the network namespace");
         let cpus = nr_cpus().expect("counting CPUs") as u32;
         let mut ebpf = EbpfLoader::new()
             .override_global("CACHE_ON", &1u32, true)
@@ -135,17 +152,32 @@ impl Kernel {
             program.load().unwrap_or_else(|e| panic!("loading {name}: {e}"));
         }
         let (endpoints, filters) = (BTreeSet::new(), BTreeSet::new());
-        Self { ebpf, namespace, endpoints, filters, sets: BTreeSet::new(), groups: 0, members: 0, rules: [0; 2], copies }
+        Self {
+            ebpf,
+            namespace,
+            endpoints,
+            filters,
+            sets: BTreeSet::new(),
+            groups: 0,
+            members: 0,
+            rules: [0; 2],
+            copies: None,
+            links: Vec::new(),
+        }
     }
 
     /// Frames that went out of the device [`STRANGER`] since this was asked last.
     pub fn copies(&self) -> Vec<Vec<u8>> {
-        let mut frames = Vec::new();
-        let mut buffer = [0; 4096];
-        while let Ok(n) = recv(self.copies.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
-            frames.push(buffer[..n].to_vec());
+        self.copies.as_ref().map(received).unwrap_or_default()
+    }
+
+    /// Attaches the programs to a device of the caller's namespace, for as long as this lives.
+    pub fn attach(&mut self, device: &str) {
+        for (name, hook) in [("vm_egress", TcAttachType::Ingress), ("vm_ingress", TcAttachType::Egress)] {
+            let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+            let link = program.attach(device, hook).unwrap_or_else(|e| panic!("attaching {name} to {device}: {e}"));
+            self.links.push(program.take_link(link).expect("the link that was just made"));
         }
-        frames
     }
 
     /// What the verifier looked at, by program.
@@ -253,7 +285,7 @@ impl Kernel {
     }
 
     /// The events that were reported since this was asked last.
-    fn events(&mut self) -> Vec<EventRow> {
+    pub fn events(&mut self) -> Vec<EventRow> {
         let mut ring: RingBuf<&mut MapData> = self.ebpf.map_mut("EVENTS").expect("EVENTS").try_into().expect("EVENTS");
         let mut events = Vec::new();
         while let Some(item) = ring.next() {

@@ -1,5 +1,6 @@
 //! Rules: who may open a flow to whom, and what goes on with it.
 
+use vnet_common::endpoint::flags as endpoint_flags;
 use vnet_common::event::kind;
 use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
@@ -210,4 +211,21 @@ fn events_of_rules() {
     })
     .into_iter()
     .flatten());
+}
+
+#[test]
+fn who_is_not_policed_may_not_tunnel_either() {
+    run(each(|f| {
+        let mut w = World::new();
+        w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
+        let packet = Packet::udp(f.client(), 4000, f.ip(5, 1), 4789);
+        row(format!("{f:?}: a tunnel's port, and another"), w)
+            .egress(CLIENT, &packet)
+            .dropped(Reason::TunnelForbidden)
+            .egress(CLIENT, &packet.clone().to(f.ip(5, 1), 4790))
+            .passes(Reason::NotOurs)
+            .change(|w| w.at(CLIENT).flags |= endpoint_flags::TUNNELS)
+            .egress(CLIENT, &packet)
+            .passes(Reason::NotOurs)
+    }));
 }

@@ -128,6 +128,7 @@ impl World {
 
     /// Writes a set.
     pub fn set(&mut self, row: u32, egress: &[Rule], ingress: &[Rule]) {
+        self.maps.policy.peers.retain(|key, _| key.side >> 1 != row);
         let sides = [self.side(row << 1, egress), self.side(row << 1 | 1, ingress)];
         let staged = |rules: &[Rule]| rules.iter().any(|r| r.row.flags & rule_flags::STAGED != 0);
         let flags = if staged(egress) { set_flags::STAGED_EGRESS } else { 0 }

@@ -57,6 +57,8 @@ fn an_allow_list_lets_it_reach_what_helps_and_nothing_else() -> Result<()> {
         ensure!(!connects(vm, help, 81)?, "another port of it");
         ensure!(!connects(vm, other, 80)?, "{other}");
     }
+    let refused = agent.ctl(&["delete", "SecurityGroup", "limited"]).err().map(|e| format!("{e:#}")).unwrap_or_default();
+    ensure!(refused.contains("moves endpoints into SecurityGroup `limited`"), "a group that others name stays: {refused}");
     // The better transfer takes over, and lets go first.
     agent.ctl(&["tag", "add", "web-1", "malware", "--severity", "8"])?;
     wait_for_group(&agent, "web-1", "isolated")?;

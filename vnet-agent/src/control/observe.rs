@@ -11,6 +11,7 @@ use super::{Agent, State, explain, views};
 use crate::api::{Observe, Quarantine as _, Refusal};
 use crate::observe::events::{Filter, Follower};
 use crate::observe::metrics::{self, EventCounts, Snapshot};
+use crate::observe::names::reserved;
 use crate::observe::{Names, Reader, Settings, flows};
 
 impl Agent {
@@ -35,6 +36,8 @@ impl State {
         let addresses = nics.iter().flat_map(|n| n.addresses.iter().map(|a| (*a, n.name.as_str().into())));
         names.addresses = Arc::new(addresses.collect());
         names.members = Arc::new(views::member_names(self));
+        let places = self.security.image().into_iter().flat_map(|image| image.places());
+        names.places = Arc::new(places.filter_map(|(identity, place)| Some((identity, reserved(place)?))).collect());
         let rules = self.security.image().into_iter().flat_map(|image| image.rules());
         names.rules = Arc::new(rules.map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
     }

@@ -14,6 +14,8 @@ pub struct Names {
     pub endpoints: Arc<HashMap<u32, Arc<str>>>,
     /// Endpoints, here and elsewhere, by their addresses in the default network.
     pub addresses: Arc<HashMap<IpAddr, Arc<str>>>,
+    /// What addresses of no endpoint are, by their identity: `world`, `unknown` or a host's, where rules name their networks.
+    pub places: Arc<HashMap<u32, &'static str>>,
     /// Rules by their numbers.
     pub rules: Arc<HashMap<u32, Arc<RuleRef>>>,
     /// Load balancer and member by the member's row and serial.
@@ -29,8 +31,8 @@ impl Names {
 
     /// The other side of a flow: an endpoint's name, or what its identity is called; empty if it has neither.
     pub fn peer(&self, address: IpAddr, identity: u32) -> Arc<str> {
-        let reserved = || reserved(identity).unwrap_or_default().into();
-        self.addresses.get(&address).map_or_else(reserved, Arc::clone)
+        let place = || reserved(identity).or_else(|| self.places.get(&identity).copied()).unwrap_or_default().into();
+        self.addresses.get(&address).map_or_else(place, Arc::clone)
     }
 
     /// A rule. One that is no more is known by its number only.

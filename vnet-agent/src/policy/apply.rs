@@ -105,7 +105,7 @@ impl Applier {
     pub fn run(
         &mut self,
         rows: &impl PolicyRows,
-        plan: Plan,
+        mut plan: Plan,
         switch: &mut dyn FnMut(&[&Assignment]) -> Result<()>,
     ) -> Result<()> {
         let changed = |a: &&Assignment| self.assigned.get(&a.name) != Some(*a);
@@ -119,7 +119,7 @@ impl Applier {
             return Err(e);
         }
         let known = self.known.get_or_insert_default();
-        known.record(&plan);
+        known.record(&mut plan);
         (self.assigned, self.quarantine, self.counted) = (plan.assigned, plan.quarantine, Some(plan.ids));
         if self.bump_owed {
             rows.bump_generation().context("starting a new policy generation")?;

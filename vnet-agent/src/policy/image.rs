@@ -9,10 +9,10 @@ use vnet_common::policy::AddressKey;
 use vnet_common::verdict::Direction;
 
 use super::compile::address_key;
-use super::identity::Identities;
+use super::identity::{Identities, RESERVED};
 use super::ids::RuleIds;
 use super::networks::Networks;
-use super::peers::{AtomId, Atoms};
+use super::peers::{AtomId, Atoms, entity};
 use super::plan::Scope;
 use super::rules::{Combination, Rules, tier_name};
 use super::selector::Known;
@@ -173,6 +173,14 @@ impl Image {
         }
         let region = self.program.networks.find(address).filter(|_| network == 0);
         region.and_then(|(prefix, _)| self.regions.get(&prefix)).copied().unwrap_or(vnet_common::policy::identity::UNKNOWN)
+    }
+
+    /// Identities of addresses that no endpoint has, in networks that rules name: with the reserved identity that they would have otherwise.
+    pub fn places(&self) -> impl Iterator<Item = (u32, u32)> {
+        self.meanings().filter_map(|(number, atoms)| {
+            let place = RESERVED.iter().find(|(_, e)| atoms.contains(&entity(*e)))?;
+            Some((number, place.0))
+        })
     }
 
     /// How many identities there are, but for the reserved ones.

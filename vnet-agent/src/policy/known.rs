@@ -169,7 +169,7 @@ impl Known {
     }
 
     /// The plan was carried out.
-    pub fn record(&mut self, plan: &Plan) {
+    pub fn record(&mut self, plan: &mut Plan) {
         for (key, first) in &plan.peers {
             if let Some(loaded) = self.sets.get_mut(&(key.side >> 1)) {
                 loaded.peers[(key.side & 1) as usize].insert(key.identity, *first);
@@ -178,16 +178,16 @@ impl Known {
                 }
             }
         }
-        for (row, loaded) in &plan.sets {
+        for (row, loaded) in take(&mut plan.sets) {
             for first in &loaded.bits {
                 let words = plan.words.get(first).copied().unwrap_or_default();
                 self.users.entry(*first).or_insert((0, words)).0 += 1;
             }
-            self.rows.extend(loaded.set.as_ref().map(|set| (Arc::clone(set), *row)));
-            self.sets.insert(*row, loaded.clone());
+            self.rows.extend(loaded.set.as_ref().map(|set| (Arc::clone(set), row)));
+            self.sets.insert(row, loaded);
         }
-        self.pool.extend(plan.pool.iter().map(|(bits, first)| (Arc::clone(bits), *first)));
-        self.room = plan.room.clone();
+        self.pool.extend(take(&mut plan.pool));
+        self.room = take(&mut plan.room);
         self.serial = plan.serial;
         self.peer_rows += plan.added_peers;
         for row in &plan.leaving {

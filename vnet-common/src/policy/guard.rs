@@ -13,7 +13,7 @@ use crate::lb::{LbMaps, LocalKey};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
 use crate::policy::{MARK_OURS, MARK_PROBE};
-use crate::verdict::Reason;
+use crate::verdict::{Direction, Reason};
 
 /// Link-layer options in one neighbour discovery message that are looked at; further ones are refused.
 const ND_OPTIONS: usize = 4;
@@ -52,11 +52,11 @@ impl Guard {
     }
 }
 
-/// Is the frame marked as one of ours, and as what?
+/// Is the frame marked as one of ours, and as what? Probes only come to endpoints, never from them.
 #[inline(always)]
-pub fn marked<P: Packet>(p: &P) -> Option<Reason> {
+pub fn marked<P: Packet>(p: &P, direction: Direction) -> Option<Reason> {
     match p.mark() {
-        MARK_PROBE => Some(Reason::Probe),
+        MARK_PROBE if direction == Direction::Ingress => Some(Reason::Probe),
         MARK_OURS => Some(Reason::Ours),
         _ => None,
     }
@@ -266,7 +266,7 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
 /// Is a packet for a tunnel's port, or could it be? A fragment has its ports only in the first one; one that is too short for them, or has
 /// further extension headers in front of them (RFC 7112), is none to be let through.
 #[inline(always)]
-fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
+pub fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
     if !h.fragment {
         return h.is_udp() && m.is_tunnel_port(h.dport);
     }
