@@ -4,6 +4,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
+pub use vnet_tests::wait_for_group;
 use vnet_tests::{Agent, Clamd, Host, MARK, Pins, Routed, Suricata, TempDir, wait_for};
 
 /// The groups of most scenes: `web`, whose VM a tag `malware` moves into `isolated`, and `odd` into `limited`, which lets it reach m1's
@@ -211,15 +212,6 @@ pub fn scene() -> Result<Routed> {
 pub fn json(agent: &Agent<'_>, args: &[&str]) -> Result<Value> {
     let text = agent.ctl(&[args, &["-o", "json"]].concat())?;
     serde_json::from_str(&text).with_context(|| text)
-}
-
-/// Waits until the endpoint is in this group, as `vnet-ctl group ls` says.
-pub fn wait_for_group(agent: &Agent<'_>, name: &str, group: &str) -> Result<()> {
-    wait_for(&format!("{name} to be in group {group}"), Duration::from_secs(5), || {
-        let groups = json(agent, &["group", "ls"]).ok()?;
-        let of = groups.as_array()?.iter().find(|g| g["name"] == group)?;
-        of["endpoints"].as_array()?.iter().any(|e| e == name).then_some(())
-    })
 }
 
 /// Both families' addresses of a pair.
