@@ -26,7 +26,7 @@ use vnet_common::api::AuditRecord;
 use super::clock::{Mark, Now};
 use super::criteria::{Criteria, variables};
 use super::membership::membership;
-use super::model::Model;
+use super::model::{Group, Model};
 use super::state::{Batch, Common, Hold, Member, Saved};
 use super::tags::{TagTable, brief};
 pub use act::Then;
@@ -95,6 +95,8 @@ struct Live {
     timer: Option<u64>,
     /// Some criterion about it asks for ages.
     aging: bool,
+    /// When it was looked at last.
+    judged: u64,
     /// It counts as one of its base group.
     counted: bool,
 }
@@ -154,8 +156,13 @@ impl Engine {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (a, b) => a.is_none() && b.is_none(),
         };
-        let names = old.all_groups().chain(model.all_groups()).map(|g| &g.name);
-        let changed: BTreeSet<&String> = names.filter(|name| !same(name)).collect();
+        let names = old.groups.keys().chain(model.groups.keys());
+        let mut changed: BTreeSet<&String> = names.filter(|name| !same(name)).collect();
+        let is_target = |model: &Model, name: &String| model.group(name).is_some_and(|g| g.is_quarantine());
+        let targets: BTreeSet<&String> =
+            changed.iter().copied().filter(|name| is_target(&old, name) != is_target(&model, name)).collect();
+        let leads_there = |group: &Group| group.transfers.iter().any(|t| targets.contains(&t.spec.to));
+        changed.extend(model.groups.iter().filter(|(_, group)| leads_there(group)).map(|(name, _)| name));
         for (name, endpoint) in &model.endpoints {
             if !old.endpoints.get(name).is_some_and(|e| Arc::ptr_eq(e, endpoint)) {
                 self.dirty.insert(name.clone());
@@ -253,6 +260,9 @@ impl Engine {
         let faults: Vec<(String, String)> =
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
+        if let Some(live) = self.live.get_mut(name) {
+            live.judged = now.at;
+        }
         let Some(group) = model.group(base.group) else { return };
         let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
         decision.faults.extend(faults);

@@ -12,6 +12,8 @@ use crate::resource::OnExpiry;
 
 /// Characters of a value or an instance, at most.
 const TEXT: usize = 256;
+/// With more tags, an endpoint is looked at only once in a millisecond.
+const MANY_TAGS: usize = 16;
 /// Characters of evidence that are kept.
 const EVIDENCE: usize = 512;
 
@@ -136,10 +138,19 @@ impl Engine {
             Applied::Unchanged => self.minds_time(&change.subject),
             Applied::Changed | Applied::Refreshed | Applied::Dropped => true,
         };
-        if matters {
-            self.judge(&change.subject, now);
+        match matters {
+            true if self.is_flooded(&change.subject, now) => drop(self.dirty.insert(change.subject.clone())),
+            true => self.judge(&change.subject, now),
+            false => {}
         }
         Ok(applied)
+    }
+
+    /// Was an endpoint with that many tags looked at in this millisecond? To look takes a while then: it is done again when there
+    /// is time, or by the first alert of the next millisecond.
+    fn is_flooded(&self, name: &str, now: Now) -> bool {
+        let judged = self.live.get(name).is_some_and(|live| live.judged == now.at);
+        judged && self.tags.of(name).nth(MANY_TAGS).is_some()
     }
 
     /// Can it matter to the endpoint when its tags were set?

@@ -122,7 +122,7 @@ fn a_flood_is_taken_and_bounded() {
             w.store();
         }
     }
-    w.store();
+    w.pass_ms(0);
     assert_eq!(w.service().tags(Some("a")).unwrap().len(), 64);
     assert_eq!(w.service().source_counts("ids").dropped, u64::from(alerts) + 1 - 64);
     assert!(w.service().tags(Some("a")).unwrap().iter().any(|t| t.instance == (alerts / 2 - 1).to_string()));
