@@ -23,19 +23,31 @@
 
 mod agent;
 mod cable;
+mod capture;
+mod clamd;
 mod host;
 mod machine;
+mod marked;
+mod pins;
 pub mod policy;
 mod process;
 mod routed;
+mod session;
+mod suricata;
 mod tempdir;
 mod wait;
 
-pub use agent::{Agent, bin_dir};
+pub use agent::{Agent, bin_dir, wait_for_group};
 pub use cable::connect;
+pub use capture::Capture;
+pub use clamd::Clamd;
 pub use host::Host;
 pub use machine::Machine;
+pub use marked::Marked;
+pub use pins::Pins;
 pub use process::Process;
-pub use routed::Routed;
+pub use routed::{Routed, machine_behind};
+pub use session::Session;
+pub use suricata::{MARK, Suricata};
 pub use tempdir::TempDir;
 pub use wait::{skip, wait_for};

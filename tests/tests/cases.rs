@@ -18,11 +18,19 @@ mod cases {
     mod world;
 
     mod answers;
+    mod balanced;
     mod budget;
+    mod classes;
+    mod evaluation;
     mod fuzz;
+    mod guard;
+    mod judged_again;
     mod limits;
     mod malformed;
     mod members;
     mod neighbors;
     mod policy;
+    mod quarantine;
+    mod stateful;
+    mod wire;
 }

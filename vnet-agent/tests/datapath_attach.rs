@@ -8,7 +8,7 @@ use std::time::Duration;
 use support::{
     CLIENT_ID, MEMBER, Machine, balance, become_host, connect, echo, files, forward, ip, open, options, ping, row, serve_tcp,
 };
-use vnet_agent::datapath::{Datapath, Hook, Options, Origin};
+use vnet_agent::datapath::{Datapath, Foreign, Hook, Options, Order, Origin};
 use vnet_common::verdict::Reason;
 
 /// A client and a member behind the host, which balances.
@@ -138,6 +138,36 @@ fn a_foreign_program_before_ours_is_reported() {
     let foreign = d.attach(device).unwrap().foreign;
     assert_eq!(foreign.len(), 1);
     assert_eq!((foreign[0].id, foreign[0].name.as_str(), foreign[0].hook), (id, "clock", Hook::Ingress));
+}
+
+#[test]
+fn a_foreign_program_before_ours_is_refused_if_so_configured() {
+    become_host();
+    let _client = Machine::new(1, "c0");
+    let device = support::ifindex("c0");
+    let refusing = |order| Options { foreign: Foreign::Refuse, order, ..options() };
+    let (d, _) = Datapath::open(&refusing(Order::Last)).unwrap();
+    d.maps().set_endpoint(&row(device, CLIENT_ID, 0)).unwrap();
+    let mut other = aya::Ebpf::load(vnet_agent::object::object()).unwrap();
+    let program: &mut aya::programs::SchedClassifier = other.program_mut("clock").unwrap().try_into().unwrap();
+    program.load().unwrap();
+    let first = aya::programs::tc::TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
+    let link = program.attach_with_options("c0", aya::programs::TcAttachType::Ingress, first).unwrap();
+    let error = format!("{:#}", d.attach(device).unwrap_err());
+    assert!(error.contains("clock (id ") && error.contains("--foreign-programs warn"), "{error}");
+    assert_eq!(d.devices().unwrap(), Vec::<u32>::new(), "half of it is attached");
+    drop(d);
+
+    // Before all others it is none of our business.
+    let (d, _) = Datapath::open(&refusing(Order::First)).unwrap();
+    assert_eq!(d.attach(device).unwrap().foreign, []);
+    // One that comes later, and goes before ours: ours stay where they are.
+    program.detach(link).unwrap();
+    let first = aya::programs::tc::TcAttachOptions::TcxOrder(aya::programs::LinkOrder::first());
+    program.attach_with_options("c0", aya::programs::TcAttachType::Egress, first).unwrap();
+    let error = format!("{:#}", d.attach(device).unwrap_err());
+    assert!(error.contains(", egress)"), "{error}");
+    assert_eq!(d.devices().unwrap(), [device]);
 }
 
 #[test]

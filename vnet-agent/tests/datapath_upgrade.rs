@@ -134,7 +134,7 @@ fn an_upgrade_from_the_layout_before_keeps_every_flow() {
     assert_eq!(d.devices().unwrap(), [client.ifindex()]);
     // What the layout before did not know is 0.
     let row = d.maps().endpoint(client.ifindex()).unwrap().unwrap();
-    assert_eq!((row.ifindex, row.set, row.identity, row.group, row.moves, row.mirror), (client.ifindex(), 0, 0, 0, 0, 0));
+    assert_eq!((row.ifindex, row.group, row.moves, row.mirror), (client.ifindex(), 0, 0, 0));
     assert!(row.mtu == 1500 && row.id != 0, "{row:?}");
     assert_eq!((d.maps().events().unwrap(), d.maps().tunnel_ports().unwrap()), (0, vec![]));
     go_on(&d, &mut streams);

@@ -15,6 +15,16 @@ pub const IN_ORDER: (u32, u32) = (1, 1);
 /// See [`IN_ORDER`]. A linear congruence whose low bits, however many, take each value once before any comes again.
 pub const AT_RANDOM: (u32, u32) = (1_664_525, 1_013_904_223);
 
+/// Values of [`Plan::way`]: where packets come from and go to.
+pub mod way {
+    /// From the client to one destination.
+    pub const TO_ONE: u32 = 0;
+    /// From the peer that `BENCH_MEMBERS` has for the flow to the client.
+    pub const FROM_PEERS: u32 = 1;
+    /// From the client to that peer.
+    pub const TO_PEERS: u32 = 2;
+}
+
 /// Which packets are made, and which program gets them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
@@ -35,11 +45,11 @@ pub struct Plan {
     pub increment: u32,
     /// The number that the last packet's flow was made from.
     pub state: u32,
-    /// Not 0: packets are replies, from the member that `BENCH_MEMBERS` has for the flow, to the client.
-    pub reply: u32,
+    /// See [`way`].
+    pub way: u32,
     /// Row of the endpoint whose flows these are; see [`crate::endpoint::EndpointRow::slot`].
     pub slot: u32,
-    /// Where in `BENCH_MEMBERS` the members of these flows begin.
+    /// Where in `BENCH_MEMBERS` the members, or other peers, of these flows begin.
     pub members: u32,
     /// The first flow, as the endpoint sends it.
     pub key4: FlowKey<V4>,

@@ -3,6 +3,9 @@
 //! A packet for a member goes on by the stack (a host that routes), by the bridge (with the member's MAC), or, where the
 //! group says so and both ends are endpoints of this host, straight to the member's device. The replies then go straight
 //! back. Such a shortcut behaves like the path it replaces: on a routed one the TTL drops and the MTU holds.
+//!
+//! The device's own program judges what is handed to a policed endpoint: rules, copies and counters are in one place. Only others are
+//! entered directly ([`is_entered`]).
 
 use crate::addr::Address;
 use crate::answer;
@@ -97,9 +100,14 @@ where
     if !went_past_the_stack(m, w) {
         return Todo::Pass;
     }
+    if to.flags & endpoint_flags::POLICED != 0 {
+        // As it is: it is judged, and rewritten, at the client's device.
+        (w.treatment.flags, w.reason) = (0, Reason::Reply);
+        return Todo::HandBack;
+    }
     match Judge::<A>::ingress(m, to, w) {
         Decision::Forward => {
-            if to.flags & endpoint_flags::PEER != 0 {
+            if is_entered(to) {
                 m.count(to.slot, Direction::Ingress, w.reason, bytes);
             }
             Todo::HandBack
@@ -113,6 +121,12 @@ where
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
     track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
+}
+
+/// Is the endpoint's device entered directly, past its own program?
+#[inline(always)]
+fn is_entered(to: &EndpointRow) -> bool {
+    to.flags & (endpoint_flags::PEER | endpoint_flags::POLICED) == endpoint_flags::PEER
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -181,8 +195,7 @@ fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &
     let Some(to) = m.endpoint(w.device) else { return Verdict::Drop(Reason::BadRow) };
     let back = w.todo == Todo::HandBack;
     let mut done = change(p, w, if back { Side::Source } else { Side::Destination });
-    let peer = to.flags & endpoint_flags::PEER != 0;
-    if peer && !back {
+    if is_entered(to) && !back {
         // What enters the device directly skips the device's own program: its ingress stages run here. They rewrite where
         // the member is itself a client.
         match ingress_of_peer(m, w, to, p.size()) {
@@ -229,8 +242,7 @@ fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
 ) -> Decision {
     let r = &w.treatment.rewrite;
     (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
-    let free = to.flags & endpoint_flags::POLICED == 0 && vip::is_no_member(m, to, &w.headers.src);
-    let d = if free { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
+    let d = if vip::is_no_member(m, to, &w.headers.src) { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
     let reason = if matches!(d, Decision::Forward | Decision::Drop | Decision::Reject) { w.reason } else { Reason::NotOurs };
     m.count(to.slot, Direction::Ingress, reason, bytes);
     d
@@ -268,21 +280,36 @@ pub fn shortcut<'m, A: Address, M: Maps>(
     segment: u32,
 ) -> Option<Shortcut<'m>> {
     let redirect = t.flags & flow_flags::REDIRECT != 0;
-    let stays = t.flags & flow_flags::NAT == 0;
-    if stays || (!redirect && from.segment == 0) {
+    if !redirect && from.segment == 0 {
         return Some(Shortcut::default());
     }
     let member = m.member(t.member)?;
     if redirect && member.ifindex != 0 {
         let to = m.endpoint(member.ifindex)?;
-        // A member that is policed, or may itself be a client, has ingress stages of its own.
-        let judged = to.flags & endpoint_flags::POLICED != 0 || !vip::is_no_member(m, to, &h.src);
-        let client = to.flags & endpoint_flags::PEER != 0 && judged;
+        // A member that may itself be a client has ingress stages of its own.
+        let client = is_entered(to) && !vip::is_no_member(m, to, &h.src);
         let fits = passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits;
         return (fits && !client).then_some(Shortcut { to: Some(to), via: None });
     }
     let near = from.segment != 0 && from.segment == member.segment && member.mac != [0; 6];
     Some(Shortcut { to: None, via: near.then_some(member) })
+}
+
+/// The same for what a policed endpoint sends that may be a member's reply: to a policed client on this host it goes as it is.
+#[inline(always)]
+pub fn shortcut_back<'m, A, M>(m: &'m M, h: &Headers<A>, from: &EndpointRow, bytes: u32, segment: u32) -> Option<Shortcut<'m>>
+where
+    A: Address,
+    M: Maps + FlowMaps<A>,
+{
+    let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits);
+    let Some(to) = to else { return Some(Shortcut::default()) };
+    if to.flags & endpoint_flags::POLICED == 0 {
+        return None;
+    }
+    // Of an unknown flow the long way looks into the tables.
+    let past = track::cached_flags(m, &judge::key(to, Direction::Ingress, h))? & flow_flags::REDIRECT != 0;
+    Some(Shortcut { to: past.then_some(to), via: None })
 }
 
 /// [`carry_out`] for the short way.
@@ -294,7 +321,8 @@ where
     M: Maps,
 {
     if t.flags & flow_flags::NAT == 0 {
-        return Verdict::Next(Reason::Established);
+        let back = |to| put_onto(p, h, to, is_routed(from, to), Reason::Reply);
+        return way.to.map_or(Verdict::Next(Reason::Established), back);
     }
     if rewrite::apply(p, h, &t.rewrite, Side::Destination).is_none() {
         return FAILED;
@@ -318,6 +346,12 @@ where
     let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), p.size(), p.segment()) == Passage::Fits);
     let Some(to) = to else { return Some(Verdict::Next(Reason::NotOurs)) };
     let key = judge::key(to, Direction::Ingress, h);
+    if to.flags & endpoint_flags::POLICED != 0 {
+        // As in `route_back`.
+        let past = track::cached_flags(m, &key)? & flow_flags::REDIRECT != 0;
+        let stack = Verdict::Next(Reason::NotOurs);
+        return Some(if past { put_onto(p, h, to, is_routed(from, to), Reason::Reply) } else { stack });
+    }
     let t = track::hit(m, &key, p.size(), |t| t.flags & flow_flags::REDIRECT != 0)?;
     if rewrite::apply(p, h, &t.rewrite, Side::Source).is_none() {
         return Some(FAILED);
@@ -338,7 +372,7 @@ fn send_to<A: Address, P: Packet, M: Maps>(
     to: &EndpointRow,
     [here, there]: [Reason; 2],
 ) -> Verdict {
-    if to.flags & endpoint_flags::PEER != 0 {
+    if is_entered(to) {
         m.count(to.slot, Direction::Ingress, there, p.size());
     }
     put_onto(p, h, to, is_routed(from, to), here)
@@ -350,7 +384,7 @@ fn put_onto<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, 
     if address_to(p, h, to, routed).is_none() {
         return FAILED;
     }
-    let peer = to.flags & endpoint_flags::PEER != 0;
+    let peer = is_entered(to);
     if peer {
         p.set_to_host();
     }

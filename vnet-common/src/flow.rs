@@ -82,6 +82,8 @@ pub mod flags {
     pub const INBOUND: u16 = 1 << 5;
     /// A rule sent the flow to a group's member ([`crate::policy::action::REDIRECT`]), no VIP.
     pub const STEERED: u16 = 1 << 6;
+    /// The agent opened it, to see if the endpoint is well: no rule is asked.
+    pub const PROBE: u16 = 1 << 7;
     /// One side is rewritten.
     pub const NAT: u16 = DNAT | UNNAT;
 }

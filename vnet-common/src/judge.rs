@@ -77,6 +77,8 @@ pub enum Decision {
     Reject,
     /// Answer the echo request.
     Echo,
+    /// A rule sends it to a member of [`Work::group`]: the flow is still to be made.
+    Steer,
     /// Drop, for [`Work::reason`].
     Drop,
 }
@@ -128,7 +130,7 @@ macro_rules! numbered {
         }
     };
 }
-numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo);
+numbered!(Decision: Drop, NotOurs, Forward, Reject, Echo, Steer);
 numbered!(Known: Refused, Valid, None, Denied, Rejected, GoneReset, GoneRepick);
 numbered!(Outcome: Drop, Picked, NoGroup, Reject, Steer);
 
@@ -198,13 +200,11 @@ where
             }
         }
     }
-    if vip {
-        let decision = vip::egress(m, ep, w, tracked);
-        if decision != Decision::NotOurs {
-            return decision;
-        }
+    let mut decision = if vip { vip::egress(m, ep, w, tracked) } else { Decision::NotOurs };
+    if decision == Decision::NotOurs && is_policed(ep) {
+        decision = fresh(m, ep, w);
     }
-    if is_policed(ep) { fresh(m, ep, w) } else { Decision::NotOurs }
+    if decision == Decision::Steer { pick::steer(m, ep, w) } else { decision }
 }
 
 /// Decides about a packet that reaches an endpoint.
@@ -280,6 +280,10 @@ fn renew<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) {
 #[inline(always)]
 fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Known {
     let nat = w.entry.flags & flags::NAT != 0;
+    if is_policed(ep) && w.entry.flags & flags::PROBE != 0 {
+        w.judged.rule.id = 0;
+        return Known::Valid;
+    }
     if is_policed(ep) {
         ask_again(ep, w);
         match admit(m, w, nat && w.entry.flags & flags::STEERED == 0) {
@@ -292,8 +296,12 @@ fn judge_again<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &Endpoin
         }
     } else {
         w.judged.rule.id = 0;
+        // Of a time when the endpoint was policed:
         if !nat {
-            return Known::None; // of a time when the endpoint was policed
+            return Known::None;
+        }
+        if w.entry.flags & flags::STEERED != 0 {
+            return gone(w, Reason::Quarantined);
         }
     }
     if !nat { Known::Valid } else { may_stay(m, w) }
@@ -385,9 +393,12 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
         if !Judge::<A>::evaluate(m, w, true) {
             return Admission::Denied;
         }
+        let staged = [w.judged.staged, w.judged_member.staged];
         if outweighs(&w.judged_member, &w.judged) {
             w.judged = w.judged_member;
         }
+        // One that is staged for the other of the two would have been asked as well.
+        w.judged.staged = if w.judged.staged != 0 { w.judged.staged } else { staged[0] | staged[1] };
     }
     let rule = &w.judged.rule;
     let quarantine = rule.flags & rule_flags::QUARANTINE != 0;
@@ -397,7 +408,7 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
             w.reason = if quarantine { Reason::Quarantined } else { Reason::Rejected };
             Admission::Rejected
         }
-        action::REDIRECT if w.headers.is_tcp() || w.headers.is_udp() => {
+        action::REDIRECT if is_steerable(w) => {
             (w.group.group, w.group.serial) = (rule.group, rule.serial);
             Admission::Steered
         }
@@ -406,6 +417,13 @@ fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A>, m
             Admission::Denied
         }
     }
+}
+
+/// Can the flow be led to another destination?
+#[inline(always)]
+fn is_steerable<A: Address>(w: &Work<A>) -> bool {
+    let h = &w.headers;
+    w.question.direction == Direction::Egress as u32 && !h.fragment && (h.is_tcp() || h.is_udp())
 }
 
 /// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default.
@@ -450,12 +468,26 @@ where
     match admission {
         Admission::Denied => Decision::Drop,
         Admission::Rejected => Decision::Reject,
-        Admission::Steered => pick::steer(m, ep, w),
+        Admission::Steered => Decision::Steer,
         Admission::Allowed => {
             w.reason = Reason::Allowed;
             w.treatment.flags = 0;
-            if makes_flow(&w.headers) && !open(m, ep, w) { Decision::Drop } else { Decision::Forward }
+            if makes_flow(&w.headers) && !open(m, ep, w, 0) { Decision::Drop } else { Decision::Forward }
         }
+    }
+}
+
+/// Notes the flow of one of the agent's probes to an endpoint. It passes even where there is no room for its flow.
+#[inline(never)]
+pub fn note_probe<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
+where
+    A: Address,
+    M: Maps + FlowMaps<A> + Judge<A>,
+{
+    let known = is_tracked(&w.headers, ep) && find(m, w) && proceed(m, ep.slot, w) != Course::None;
+    if !known && makes_flow(&w.headers) {
+        w.judged.rule.id = 0;
+        open(m, ep, w, flags::PROBE);
     }
 }
 
@@ -469,9 +501,10 @@ fn makes_flow<A: Address>(h: &Headers<A>) -> bool {
     }
 }
 
-/// Makes the two entries of a flow that is not rewritten; says if it could, else [`Work::reason`] says why not.
+/// Makes the two entries of a flow that is not rewritten, with these [`flags`] besides its own; says if it could, else [`Work::reason`] says
+/// why not.
 #[inline(never)]
-fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
+fn open<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>, bits: u16) -> bool
 where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
@@ -492,7 +525,7 @@ where
         w.reason = Reason::FlowQuota;
         return false;
     }
-    fill(w);
+    fill(w, bits);
     if let Err(e) = insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other) {
         if !is_tcp {
             m.give_flow(ep.slot);
@@ -513,10 +546,10 @@ where
 
 /// Fills in both entries; the first one's rewrite is there already.
 #[inline(never)]
-fn fill<A: Address>(w: &mut Work<A>) {
+fn fill<A: Address>(w: &mut Work<A>, bits: u16) {
     let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let bits = inbound | if picked_up { flags::PICKED_UP } else { 0 };
+    let bits = bits | inbound | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, partner, .. } = w;
     for e in [&mut *entry, &mut *other] {

@@ -95,11 +95,11 @@ impl<A: Address> Headers<A> {
     pub fn is_icmp(&self) -> bool {
         self.protocol == if A::VERSION == 4 { protocol::ICMP } else { protocol::ICMPV6 }
     }
-    /// An echo request, or (`reply`) an answer to one.
+    /// An echo request, or (`reply`) an answer to one. Another code than 0 makes it something else.
     #[inline(always)]
     pub fn is_echo(&self, reply: bool) -> bool {
         let (request, answer) = if A::VERSION == 4 { (8, 0) } else { (128, 129) };
-        self.is_icmp() && self.dport[0] == if reply { answer } else { request }
+        self.is_icmp() && self.dport == [if reply { answer } else { request }, 0]
     }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]

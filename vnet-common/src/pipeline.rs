@@ -66,6 +66,11 @@ pub trait Ways<P: Packet, A: Family>: Maps + FlowMaps<A> + Judge<A> + Sized {
     fn ingress(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
         ingress_ip(p, self, w, ep)
     }
+    /// That of a probe.
+    #[inline(always)]
+    fn probe(&self, p: &mut P, w: &mut Work<A>, ep: &EndpointRow) -> Verdict {
+        ingress_probe(p, self, w, ep)
+    }
 }
 
 /// Judges a packet that enters at the device `ifindex`: one that its endpoint sends. `room` is asked for only where it
@@ -80,7 +85,7 @@ pub fn egress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Egress) {
         Some(v) => v,
         None => egress_frame(p, m, room, ep),
     };
@@ -99,7 +104,8 @@ pub fn ingress<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
 ) -> Verdict {
     let Some(ep) = m.endpoint(ifindex) else { return Verdict::Next(Reason::NoEndpoint) };
     let bytes = p.size();
-    let v = match exempt(p, ep, vlan) {
+    let v = match exempt(p, ep, vlan, Direction::Ingress) {
+        Some(Verdict::Next(Reason::Probe)) => probe_frame(p, m, room, ep),
         Some(v) => v,
         None => ingress_frame(p, m, room, ep),
     };
@@ -114,9 +120,9 @@ fn is_policed(ep: &EndpointRow) -> bool {
 
 /// What nobody looks into: our own packets, and what carries a VLAN tag. Sends the copy that the endpoint's row asks for.
 #[inline(always)]
-fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool) -> Option<Verdict> {
+fn exempt<P: Packet>(p: &mut P, ep: &EndpointRow, vlan: bool, direction: Direction) -> Option<Verdict> {
     if is_policed(ep) {
-        if let Some(reason) = guard::marked(p) {
+        if let Some(reason) = guard::marked(p, direction) {
             p.set_mark(0);
             return Some(Verdict::Next(reason));
         }
@@ -233,6 +239,21 @@ fn ingress_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
     }
 }
 
+/// Lets one of the agent's probes through, whatever it carries.
+#[inline(always)]
+fn probe_frame<'s, P: Packet, M: Ways<P, V4> + Ways<P, V6>>(
+    p: &mut P,
+    m: &M,
+    room: impl FnOnce() -> Option<&'s mut Scratch>,
+    ep: &EndpointRow,
+) -> Verdict {
+    match p.read(12) {
+        Some(ethertype::IPV4) => room().map_or(FAILED, |s| Ways::<P, V4>::probe(m, p, &mut s.v4, ep)),
+        Some(ethertype::IPV6) => room().map_or(FAILED, |s| Ways::<P, V6>::probe(m, p, &mut s.v6, ep)),
+        _ => Verdict::Next(Reason::Probe),
+    }
+}
+
 /// The short way: for a packet in the middle of a flow that this CPU has cached, or that nobody asks about; most are. `None`: the long
 /// way, from the beginning.
 #[inline(always)]
@@ -244,16 +265,22 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     let h = A::plain(p)?;
     let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
     if is_policed(ep) {
-        if back || !guard::is_own_mac(p, ep) {
+        if !guard::is_own_mac(p, ep) {
             return None;
         }
+    } else if h.is_udp() && ep.flags & endpoint_flags::TUNNELS == 0 && m.is_tunnel_port(h.dport) {
+        return None;
     } else if vip::is_no_vip(m, ep, &h.dst) {
         return if back { deliver::take_back(p, m, &h, ep) } else { Some(Verdict::Next(Reason::NotOurs)) };
     }
     let key = judge::key(ep, Direction::Egress, &h);
     let (bytes, segment) = (p.size(), p.segment());
-    let mut route = Shortcut::default();
+    let way_back = if back && is_policed(ep) { deliver::shortcut_back(m, &h, ep, bytes, segment)? } else { Shortcut::default() };
+    let mut route = way_back;
     let t = track::hit(m, &key, bytes, |t| {
+        if t.flags & flow_flags::NAT == 0 {
+            return true;
+        }
         let shortcut = deliver::shortcut(m, &h, t, ep, bytes, segment);
         route = shortcut.unwrap_or_default();
         shortcut.is_some()
@@ -309,6 +336,10 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
         }
+        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(p, m, &w.headers) {
+            judge::see(m, ep, Direction::Egress, bytes, w);
+            return refuse(m, ep, w, Guard::Tunnel);
+        }
         if !vip {
             if ep.flags & endpoint_flags::REDIRECT_BACK == 0 {
                 return Verdict::Next(Reason::NotOurs);
@@ -358,6 +389,21 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     }
 }
 
+/// The way of a probe: it passes, and its flow is noted, so that the answers do too.
+#[inline(always)]
+pub fn ingress_probe<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
+    p: &mut P,
+    m: &M,
+    w: &mut Work<A>,
+    ep: &EndpointRow,
+) -> Verdict {
+    if A::parse(p, w) {
+        judge::see(m, ep, Direction::Ingress, p.size(), w);
+        judge::note_probe(m, ep, w);
+    }
+    Verdict::Next(Reason::Probe)
+}
+
 /// Drops what the guard does not let through.
 #[inline(always)]
 fn refuse<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>, guard: Guard) -> Verdict {
@@ -378,9 +424,18 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
     // So many bits: the verifier must see that it is not negative.
     let Some(quoted) = A::quoted(p, (h.l4 & 0x7ff) + 8) else { return false };
     let Some([a, b, c, d]) = p.read::<4>(quoted.l4) else { return false };
-    let echo = quoted.protocol == h.protocol;
-    let id = if echo { p.read::<2>(quoted.l4 + 4).unwrap_or_default() } else { [0; 2] };
-    let (sport, dport) = if echo { ([0; 2], id) } else { ([c, d], [a, b]) };
+    let (sport, dport) = if matches!(quoted.protocol, protocol::TCP | protocol::UDP) {
+        ([c, d], [a, b])
+    } else if quoted.protocol == h.protocol {
+        let id = p.read::<2>(quoted.l4 + 4).unwrap_or_default();
+        match (A::VERSION, a) {
+            (4, 8) | (6, 128) => ([0; 2], id),
+            (4, 0) | (6, 129) => (id, [0; 2]),
+            _ => return false,
+        }
+    } else {
+        ([0; 2], [0; 2])
+    };
     if quoted.src != h.dst {
         return false;
     }
@@ -395,9 +450,17 @@ fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &P, m: 
         direction: w.seen.key.direction,
         pad: [0; 2],
     };
-    let found = m.flow(Table::Main, &w.spare, &mut w.other) || m.flow(Table::HalfOpen, &w.spare, &mut w.other);
-    // Of another generation, the flow may be none any more.
-    found && w.other.generation == w.seen.generation
+    // Of another generation, the flow may be none any more; but the packet that is quoted may have been judged since.
+    let generation = w.seen.generation;
+    let found = |key: &FlowKey<A>, into: &mut _| m.flow(Table::Main, key, into) || m.flow(Table::HalfOpen, key, into);
+    if !found(&w.spare, &mut w.other) {
+        return false;
+    }
+    if w.other.generation == generation {
+        return true;
+    }
+    w.partner = w.spare.partner(&w.other.rewrite);
+    found(&w.partner, &mut w.other) && w.other.generation == generation
 }
 
 /// The start of a packet that an ICMP error quotes.
@@ -508,7 +571,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
         Decision::Forward => Todo::Go,
         Decision::Reject => Todo::Reject,
         Decision::Echo => Todo::Echo,
-        Decision::Drop => Todo::Drop,
+        Decision::Steer | Decision::Drop => Todo::Drop,
     };
     if w.todo == Todo::Go && ep.flags & endpoint_flags::REDIRECT_BACK != 0 {
         let reason = w.reason;

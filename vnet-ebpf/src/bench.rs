@@ -9,7 +9,7 @@ use aya_ebpf::macros::{classifier, map};
 use aya_ebpf::maps::{Array, ProgramArray};
 use aya_ebpf::programs::TcContext;
 use vnet_common::addr::{Address, V4, V6};
-use vnet_common::bench::{FRAME, FRAME_AT, Plan};
+use vnet_common::bench::{FRAME, FRAME_AT, Plan, way};
 use vnet_common::flow::track::forget;
 use vnet_common::flow::{FlowMaps, Table, Work};
 
@@ -60,6 +60,10 @@ pub fn bench_forget4(_: TcContext) -> i32 {
     w.seen.key = plan.key4;
     let (src, sport) = plan.client(flow);
     (w.seen.key.src, w.seen.key.sport) = (V4::from(src), sport);
+    if plan.way == way::TO_PEERS {
+        let Some(&peer) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
+        w.seen.key.dst = V4::from(peer);
+    }
     forget_flow(w, plan.slot)
 }
 
@@ -73,6 +77,11 @@ pub fn bench_forget6(_: TcContext) -> i32 {
     (w.seen.key, w.seen.key.sport) = (plan.key6, port);
     let [upper, [s, t, u, v, ..]] = w.seen.key.src.halves();
     w.seen.key.src = V6::of(upper, [s, t, u, v, a[0], a[1], a[2], a[3]]);
+    if plan.way == way::TO_PEERS {
+        let Some(&b) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
+        let [upper, [s, t, u, v, ..]] = w.seen.key.dst.halves();
+        w.seen.key.dst = V6::of(upper, [s, t, u, v, b[0], b[1], b[2], b[3]]);
+    }
     forget_flow(w, plan.slot)
 }
 
@@ -106,14 +115,19 @@ fn next_packet<const N: usize>(ctx: &TcContext) -> i32 {
     // Of the source, the destination and the ports: the word that ends, or begins, with what changes.
     let (src, dst, ports) = if N == 4 { (2, 3, 3) } else { (3, 5, 6) };
     let first_port = if N == 4 { 4 } else { 0 };
-    if plan.reply == 0 {
+    let at_dst = if N == 4 { 0 } else { 4 };
+    if plan.way == way::FROM_PEERS {
+        let Some(&peer) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
+        frame[src] = put(frame[src], 4, peer);
+        frame[dst] = put(frame[dst], at_dst, addr);
+        frame[ports] = put(frame[ports], first_port + 2, port);
+    } else {
         frame[src] = put(frame[src], 4, addr);
         frame[ports] = put(frame[ports], first_port, port);
-    } else {
-        let Some(&member) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
-        frame[src] = put(frame[src], 4, member);
-        frame[dst] = put(frame[dst], if N == 4 { 0 } else { 4 }, addr);
-        frame[ports] = put(frame[ports], first_port + 2, port);
+        if plan.way == way::TO_PEERS {
+            let Some(&peer) = BENCH_MEMBERS.get(plan.members + flow) else { return NEXT };
+            frame[dst] = put(frame[dst], at_dst, peer);
+        }
     }
     for (i, word) in frame.into_iter().enumerate() {
         store64(start + 8 * i, word);

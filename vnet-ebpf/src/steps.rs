@@ -72,11 +72,12 @@ macro_rules! judge {
 const NONE: u64 = u64::MAX;
 
 macro_rules! ways {
-    ($addr:ty, [$known_egress:ident, $known_ingress:ident, $egress:ident, $ingress:ident]) => {
+    ($addr:ty, [$known_egress:ident, $known_ingress:ident, $egress:ident, $ingress:ident, $probe:ident]) => {
         way!($known_egress, pipeline::egress_known::<$addr, _, _>);
         way!($known_ingress, pipeline::ingress_known::<$addr, _, _>);
         way!($egress, pipeline::egress_ip, $addr);
         way!($ingress, pipeline::ingress_ip, $addr);
+        way!($probe, pipeline::ingress_probe, $addr);
         impl Ways<Skb, $addr> for Kernel {
             #[inline(always)]
             fn egress_known(&self, p: &mut Skb, ep: &EndpointRow) -> Option<Verdict> {
@@ -95,6 +96,10 @@ macro_rules! ways {
             #[inline(always)]
             fn ingress(&self, p: &mut Skb, w: &mut Work<$addr>, ep: &EndpointRow) -> Verdict {
                 Verdict::of_word($ingress(p.context(), ep, w))
+            }
+            #[inline(always)]
+            fn probe(&self, p: &mut Skb, w: &mut Work<$addr>, ep: &EndpointRow) -> Verdict {
+                Verdict::of_word($probe(p.context(), ep, w))
             }
         }
     };
@@ -122,8 +127,8 @@ macro_rules! way {
         }
     };
 }
-ways!(V4, [short_egress4, short_ingress4, long_egress4, long_ingress4]);
-ways!(V6, [short_egress6, short_ingress6, long_egress6, long_ingress6]);
+ways!(V4, [short_egress4, short_ingress4, long_egress4, long_ingress4, probe4]);
+ways!(V6, [short_egress6, short_ingress6, long_egress6, long_ingress6, probe6]);
 judge!(V4, judge_egress4, judge_ingress4, judge_known4, judge_evaluate4, judge_pick4);
 judge!(V6, judge_egress6, judge_ingress6, judge_known6, judge_evaluate6, judge_pick6);
 

@@ -2,15 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::fs::File;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::tc::SchedClassifierLink;
+use aya::programs::{SchedClassifier, TcAttachType, TestRun, TestRunOptions};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader, Pod};
 use nix::sched::{CloneFlags, CpuSet, sched_setaffinity, setns, unshare};
+use nix::sys::socket::{MsgFlags, recv};
 use nix::unistd::Pid;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
@@ -31,8 +34,6 @@ pub const CACHE_SLOTS: u32 = 32;
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
 const MEMBERS: u32 = 24;
-/// Rule numbers that tests use.
-const RULES: u32 = 64;
 
 /// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
 pub fn takes(frame: &[u8]) -> bool {
@@ -51,6 +52,8 @@ pub struct Ran {
     pub action: i32,
     /// The frame afterwards.
     pub bytes: Vec<u8>,
+    /// `skb->mark` afterwards.
+    pub mark: u32,
 }
 
 /// The object, loaded once, in a namespace with the devices that rows use.
@@ -63,12 +66,17 @@ pub struct Kernel {
     sets: BTreeSet<u32>,
     groups: u32,
     members: u32,
+    /// Above the greatest rule number of the present policy, and of those whose counters may not be 0.
+    rules: [u32; 2],
+    /// Gets what goes out of the device [`STRANGER`], where there is one.
+    copies: Option<OwnedFd>,
+    links: Vec<SchedClassifierLink>,
 }
 
 /// The kernel, for one test at a time; the calling thread enters its namespace.
 pub fn lock() -> MutexGuard<'static, Kernel> {
     static KERNEL: OnceLock<Mutex<Kernel>> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| Mutex::new(Kernel::load()));
+    let kernel = KERNEL.get_or_init(|| Mutex::new(Kernel::with_devices()));
     // A test that failed has left nothing that `reset` does not clear.
     let k = kernel.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     setns(&k.namespace, CloneFlags::CLONE_NEWNET).expect("entering the tests' network namespace");
@@ -78,17 +86,58 @@ pub fn lock() -> MutexGuard<'static, Kernel> {
     k
 }
 
+/// Frames that a packet socket got since this was asked last.
+pub fn received(socket: &OwnedFd) -> Vec<Vec<u8>> {
+    let (mut frames, mut buffer) = (Vec::new(), [0; 4096]);
+    while let Ok(n) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::MSG_DONTWAIT) {
+        frames.push(buffer[..n].to_vec());
+    }
+    frames
+}
+
+/// A packet socket (packet(7)) that gets every frame that comes in at a device of this thread's namespace.
+pub fn packets_at(device: &str) -> std::io::Result<OwnedFd> {
+    let all = (libc::ETH_P_ALL as u16).to_be();
+    let index = nix::net::if_::if_nametoindex(device)? as i32;
+    // SAFETY: takes no pointers.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(all)) };
+    if fd < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    // SAFETY: a file descriptor that was just opened, and belongs to nobody else.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: plain data, for which zeros are valid.
+    let mut at: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    (at.sll_family, at.sll_protocol, at.sll_ifindex) = (libc::AF_PACKET as u16, all, index);
+    // SAFETY: an address of this size, which lives over the call.
+    let bound = unsafe { libc::bind(fd, (&raw const at).cast(), size_of_val(&at) as u32) };
+    if bound < 0 { Err(std::io::Error::last_os_error()) } else { Ok(socket) }
+}
+
 fn ip(arguments: &str) {
     let out = Command::new("ip").args(arguments.split(' ')).output().expect("running ip (package iproute2)");
     assert!(out.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&out.stderr));
 }
 
 impl Kernel {
-    fn load() -> Self {
+    /// In a network namespace of its own, with devices for rows.
+    fn with_devices() -> Self {
         unshare(CloneFlags::CLONE_NEWNET).expect("making a network namespace: these tests must be run as root");
+        // Where there is IPv6 it would send packets of its own.
+        if let Err(e) = std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1") {
+            assert_eq!(e.kind(), std::io::ErrorKind::NotFound, "switching IPv6 off: {e}");
+        }
         ip(&format!("link add near index {NEAR} type veth peer name far index {FAR}"));
         ip(&format!("link add stranger index {STRANGER} type veth peer name other"));
-        let namespace = File::open("/proc/thread-self/ns/net").expect("opening the tests' network namespace");
+        ip("link set stranger up");
+        ip("link set other up");
+        let copies = packets_at("other").expect("opening a packet socket");
+        Self { copies: Some(copies), ..Self::load() }
+    }
+
+    /// In the caller's namespaces.
+    pub fn load() -> Self {
+        let namespace = File::open("/proc/thread-self/ns/net").expect("opening the network namespace");
         let cpus = nr_cpus().expect("counting CPUs") as u32;
         let mut ebpf = EbpfLoader::new()
             .override_global("CACHE_ON", &1u32, true)
@@ -103,7 +152,32 @@ impl Kernel {
             program.load().unwrap_or_else(|e| panic!("loading {name}: {e}"));
         }
         let (endpoints, filters) = (BTreeSet::new(), BTreeSet::new());
-        Self { ebpf, namespace, endpoints, filters, sets: BTreeSet::new(), groups: 0, members: 0 }
+        Self {
+            ebpf,
+            namespace,
+            endpoints,
+            filters,
+            sets: BTreeSet::new(),
+            groups: 0,
+            members: 0,
+            rules: [0; 2],
+            copies: None,
+            links: Vec::new(),
+        }
+    }
+
+    /// Frames that went out of the device [`STRANGER`] since this was asked last.
+    pub fn copies(&self) -> Vec<Vec<u8>> {
+        self.copies.as_ref().map(received).unwrap_or_default()
+    }
+
+    /// Attaches the programs to a device of the caller's namespace, for as long as this lives.
+    pub fn attach(&mut self, device: &str) {
+        for (name, hook) in [("vm_egress", TcAttachType::Ingress), ("vm_ingress", TcAttachType::Egress)] {
+            let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+            let link = program.attach(device, hook).unwrap_or_else(|e| panic!("attaching {name} to {device}: {e}"));
+            self.links.push(program.take_link(link).expect("the link that was just made"));
+        }
     }
 
     /// What the verifier looked at, by program.
@@ -189,6 +263,8 @@ impl Kernel {
         for (i, rule) in (0..).zip(&policy.rules) {
             self.set("RULES", i, *rule);
         }
+        let rules = policy.rules.iter().map(|r| r.id + 1).max().unwrap_or(0);
+        self.rules = [rules, self.rules[1].max(rules)];
         for (i, port) in (0..).zip(&policy.ports) {
             self.set("PORTS", i, *port);
         }
@@ -209,7 +285,7 @@ impl Kernel {
     }
 
     /// The events that were reported since this was asked last.
-    fn events(&mut self) -> Vec<EventRow> {
+    pub fn events(&mut self) -> Vec<EventRow> {
         let mut ring: RingBuf<&mut MapData> = self.ebpf.map_mut("EVENTS").expect("EVENTS").try_into().expect("EVENTS");
         let mut events = Vec::new();
         while let Some(item) = ring.next() {
@@ -233,12 +309,14 @@ impl Kernel {
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("MEMBER_COUNTERS").set(row, zero, 0).expect("MEMBER_COUNTERS");
         }
-        for id in 0..RULES {
+        for id in 0..self.rules[1] {
             let zero = vec![RuleCounters::default(); nr_cpus().expect("counting CPUs")];
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("RULE_COUNTERS").set(id, zero, 0).expect("RULE_COUNTERS");
         }
+        self.rules[1] = self.rules[0];
         self.events();
+        self.copies();
         self.reset_flows::<V4>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
         self.reset_flows::<V6>(["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], 1);
         for slot in 0..SLOTS {
@@ -266,16 +344,18 @@ impl Kernel {
         let name = if direction == Direction::Egress { "vm_egress" } else { "vm_ingress" };
         let program: &SchedClassifier = self.ebpf.program(name).expect(name).try_into().expect(name);
         let ctx = context(ifindex, frame.segment, frame.mark);
-        let mut out = vec![0; frame.bytes.len() + 256];
+        let (mut out, mut ctx_out) = (vec![0; frame.bytes.len() + 256], ctx);
         let options = TestRunOptions {
             data_in: Some(&frame.bytes),
             data_out: Some(&mut out),
             ctx_in: Some(&ctx),
+            ctx_out: Some(&mut ctx_out),
             ..TestRunOptions::default()
         };
         let result = program.test_run(options).unwrap_or_else(|e| panic!("running {name} at {ifindex} on {frame:02x?}: {e:?}"));
         out.truncate(result.data_size_out as usize);
-        Ran { action: result.return_value as i32, bytes: out }
+        let mark = ctx_out[MARK..MARK + 4].try_into().map(u32::from_ne_bytes).expect("four bytes");
+        Ran { action: result.return_value as i32, bytes: out, mark }
     }
 
     /// Everything that was counted, and all flows.
@@ -291,7 +371,7 @@ impl Kernel {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
         }
-        for id in 0..RULES {
+        for id in 0..self.rules[1] {
             let rows = self.per_cpu::<RuleCounters>("RULE_COUNTERS").get(&id, 0).expect("RULE_COUNTERS");
             let sum = |a: RuleCounters, b: &RuleCounters| RuleCounters {
                 hits: a.hits + b.hits,
@@ -333,9 +413,11 @@ fn sum_member(mut a: MemberCounters, b: &MemberCounters) -> MemberCounters {
     a
 }
 
-/// A `struct __sk_buff` (`linux/bpf.h`) that says where the packet is and how it will be cut up.
+/// Where `struct __sk_buff` (`linux/bpf.h`) has the mark.
+const MARK: usize = 8;
+
+/// A `struct __sk_buff` that says where the packet is and how it will be cut up.
 fn context(ifindex: u32, segment: u32, mark: u32) -> [u8; 192] {
-    const MARK: usize = 8;
     const IFINDEX: usize = 40;
     const GSO_SIZE: usize = 176;
     let mut b = [0; 192];

@@ -11,7 +11,7 @@ use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, STRANGER, Wor
 const BROADCAST: [u8; 6] = [0xff; 6];
 
 /// An ARP frame (RFC 826).
-fn arp(dst: [u8; 6], src: [u8; 6], op: u8, sender: ([u8; 6], IpAddr), target: ([u8; 6], IpAddr)) -> Vec<u8> {
+pub fn arp(dst: [u8; 6], src: [u8; 6], op: u8, sender: ([u8; 6], IpAddr), target: ([u8; 6], IpAddr)) -> Vec<u8> {
     let octets = |a: IpAddr| match a {
         IpAddr::V4(a) => a.octets(),
         IpAddr::V6(a) => panic!("{a} in ARP"),
@@ -24,7 +24,7 @@ fn arp(dst: [u8; 6], src: [u8; 6], op: u8, sender: ([u8; 6], IpAddr), target: ([
     b
 }
 
-fn who_has(target: IpAddr, sender: IpAddr) -> Vec<u8> {
+pub fn who_has(target: IpAddr, sender: IpAddr) -> Vec<u8> {
     arp(BROADCAST, CLIENT_MAC, 1, (CLIENT_MAC, sender), ([0; 6], target))
 }
 
@@ -36,7 +36,7 @@ fn solicited_node(target: Ipv6Addr) -> ([u8; 6], IpAddr) {
 }
 
 /// A neighbour solicitation (RFC 4861 §4.3) with these options.
-fn solicitation(src: IpAddr, target: IpAddr, options: &[u8]) -> Packet {
+pub fn solicitation(src: IpAddr, target: IpAddr, options: &[u8]) -> Packet {
     let IpAddr::V6(t) = target else { panic!("{target} in neighbour discovery") };
     let (mac, group) = solicited_node(t);
     let payload = [&t.octets()[..], options].concat();
@@ -51,7 +51,7 @@ fn advertisement(target: IpAddr, to: IpAddr) -> Packet {
     Packet::new(target, to, l4).macs(CLIENT_MAC, HOST_MAC).ttl(255).with(&payload)
 }
 
-fn source_option() -> Vec<u8> {
+pub fn source_option() -> Vec<u8> {
     [&[1, 1], &CLIENT_MAC[..]].concat()
 }
 

@@ -1,19 +1,20 @@
 //! Rules: who may open a flow to whom, and what goes on with it.
 
 use vnet_common::endpoint::flags as endpoint_flags;
+use vnet_common::event::kind;
 use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
 
-use super::packet::{ACK, Packet, RST, SYN, UDP};
+use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
 use super::row::{Row, row, run};
-use super::rules::{SET, allow, default, deny, reject, rule};
+use super::rules::{Rule, SET, allow, default, deny, reject, rule};
 use super::world::{CLIENT, FAMILIES, Family, World};
 
-const FRIEND: u32 = 100;
-const NETWORK: u32 = 101;
+pub const FRIEND: u32 = 100;
+pub const NETWORK: u32 = 101;
 
 /// A policed client; a friend at `net 5, host 1`, everybody else of that network another identity.
-fn world(f: Family, egress: &[super::rules::Rule], ingress: &[super::rules::Rule]) -> World {
+pub fn world(f: Family, egress: &[Rule], ingress: &[Rule]) -> World {
     let mut w = World::new();
     w.police(CLIENT, SET);
     w.set(SET, egress, ingress);
@@ -22,7 +23,7 @@ fn world(f: Family, egress: &[super::rules::Rule], ingress: &[super::rules::Rule
     w
 }
 
-fn each(f: impl Fn(Family) -> Row) -> Vec<Row> {
+pub fn each<T>(f: impl Fn(Family) -> T) -> Vec<T> {
     FAMILIES.into_iter().map(f).collect()
 }
 
@@ -151,7 +152,7 @@ fn pings_and_errors_about_flows() {
         let w = world(f, &egress, &[default(4, action::DENY)]);
         let ping = Packet::ping(f.client(), f.ip(5, 1));
         let mut pong = ping.clone().back();
-        if let super::packet::L4::Icmp { kind, .. } = &mut pong.l4 {
+        if let L4::Icmp { kind, .. } = &mut pong.l4 {
             *kind = answer;
         }
         let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
@@ -178,27 +179,53 @@ fn pings_and_errors_about_flows() {
     }));
 }
 
+/// What was decided is reported as it was asked for.
 #[test]
-fn an_endpoint_sends_as_itself() {
+fn events_of_rules() {
+    use kind::{DROP, FLOW, LOG, STAGED};
     run(each(|f| {
-        let mut w = world(f, &[allow(1)], &[allow(2)]);
-        w.at(CLIENT).flags |= endpoint_flags::CHECK_MAC | endpoint_flags::CHECK_IP;
+        let egress = [
+            deny(1).port(UDP, 1),
+            allow(2).port(UDP, 2).flags(rule_flags::LOG),
+            deny(3).port(UDP, 3).flags(rule_flags::LOG),
+            deny(4).port(UDP, 4).flags(rule_flags::STAGED),
+            default(5, action::ALLOW),
+        ];
+        let ask = |port| Packet::udp(f.client(), 4000, f.ip(5, 1), port);
+        let mut rows = Vec::new();
+        for wanted in [0, DROP, LOG, STAGED, FLOW, DROP | LOG | STAGED | FLOW] {
+            let w = world(f, &egress, &[default(6, action::DENY)]);
+            w.maps.events.set(wanted);
+            let maybe = |r: Row, kind, rule, reason| if wanted & kind != 0 { r.reported(kind, rule, reason) } else { r };
+            let mut r = row(format!("{f:?}: events {wanted:#x}"), w).no_reports();
+            r = maybe(r.egress(CLIENT, &ask(1)).dropped(Reason::Denied).decided(1), DROP, 1, Reason::Denied);
+            r = maybe(r.egress(CLIENT, &ask(2)).passes(Reason::Allowed).decided(2), LOG, 2, Reason::Allowed);
+            r = maybe(r.egress(CLIENT, &ask(3)).dropped(Reason::Denied).decided(3), DROP, 3, Reason::Denied);
+            r = r.egress(CLIENT, &ask(4)).passes(Reason::Allowed).decided(5).staged(4);
+            r = maybe(maybe(r, STAGED, 4, Reason::Allowed), FLOW, 5, Reason::Allowed);
+            r = r.ingress(CLIENT, &ask(9).back()).dropped(Reason::Denied).decided(6);
+            r = maybe(r, DROP, 6, Reason::Denied);
+            rows.push(r.egress(CLIENT, &ask(2)).passes(Reason::Established).holds(2, 0).quota(1, 2));
+        }
+        rows
+    })
+    .into_iter()
+    .flatten());
+}
+
+#[test]
+fn who_is_not_policed_may_not_tunnel_either() {
+    run(each(|f| {
+        let mut w = World::new();
         w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
-        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
-        let mut other_mac = ask.clone();
-        other_mac.src_mac[5] ^= 1;
-        row(format!("{f:?}: own MAC and address"), w)
-            .egress(CLIENT, &ask)
-            .passes(Reason::Allowed)
-            .egress(CLIENT, &ask)
-            .passes(Reason::Established)
-            .egress(CLIENT, &other_mac)
-            .dropped(Reason::SpoofedMac)
-            .egress(CLIENT, &ask.clone().from(f.ip(0, 99), 4000))
-            .dropped(Reason::SpoofedAddress)
-            .egress(CLIENT, &ask.clone().to(f.ip(5, 1), 4789))
+        let packet = Packet::udp(f.client(), 4000, f.ip(5, 1), 4789);
+        row(format!("{f:?}: a tunnel's port, and another"), w)
+            .egress(CLIENT, &packet)
             .dropped(Reason::TunnelForbidden)
-            .quota(1, 1)
-            .holds(1, 0)
+            .egress(CLIENT, &packet.clone().to(f.ip(5, 1), 4790))
+            .passes(Reason::NotOurs)
+            .change(|w| w.at(CLIENT).flags |= endpoint_flags::TUNNELS)
+            .egress(CLIENT, &packet)
+            .passes(Reason::NotOurs)
     }));
 }

@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use vnet_common::endpoint::EndpointCounters;
+use vnet_common::event::EventRow;
 use vnet_common::host::{Frame, scratch};
 use vnet_common::lb::{MemberCounters, MemberEvent};
 use vnet_common::pipeline;
+use vnet_common::policy::MARK_OURS;
 use vnet_common::verdict::{Direction, Reason, Verdict};
 
 use super::kernel::{self, Kernel};
@@ -36,6 +38,10 @@ struct Sent {
     /// Where the device sums up a partial checksum, and the field: in the output.
     completed_at: Option<(usize, usize)>,
     check: Option<Check>,
+    /// The devices that get a copy of the packet as it came.
+    copies: Vec<u32>,
+    /// What is reported about it: kind, rule, reason.
+    reports: Vec<(u8, u32, Reason)>,
 }
 
 enum Step {
@@ -52,8 +58,11 @@ pub struct Row {
     expected: Snapshot,
     /// Entries in the main and in the half-open tables at the end.
     holds: (usize, usize),
-    /// The row says which rules decided, and what was reported.
+    /// The row says which rules decided.
     judged: bool,
+    /// The row says what was reported.
+    reported: bool,
+    at_end: Option<Box<dyn Fn(&World) -> Result<(), String>>>,
 }
 
 /// Starts a row.
@@ -66,6 +75,8 @@ pub fn row(name: impl Into<String>, world: World) -> Row {
         expected: Snapshot::default(),
         holds: (0, 0),
         judged: false,
+        reported: false,
+        at_end: None,
     }
 }
 
@@ -86,7 +97,18 @@ impl Row {
     fn send(mut self, direction: Direction, ifindex: u32, frame: Frame) -> Self {
         self.host_only |= !kernel::takes(&frame.bytes);
         let verdict = Verdict::Next(Reason::NotOurs);
-        let sent = Sent { direction, ifindex, frame, vlan: false, verdict, out: None, completed_at: None, check: None };
+        let sent = Sent {
+            direction,
+            ifindex,
+            frame,
+            vlan: false,
+            verdict,
+            out: None,
+            completed_at: None,
+            check: None,
+            copies: Vec::new(),
+            reports: Vec::new(),
+        };
         self.steps.push(Step::Send(Box::new(sent)));
         self
     }
@@ -114,17 +136,38 @@ impl Row {
     }
     /// The rule with this number decided about the last packet.
     pub fn decided(mut self, id: u32) -> Self {
-        let bytes = self.last().frame.bytes.len() as u64;
+        let bytes = self.last().frame.bytes.len();
+        self.decided_by(id, bytes)
+    }
+    /// The rule with this number decided about an earlier packet of so many bytes.
+    pub fn decided_by(mut self, id: u32, bytes: usize) -> Self {
         self.judged = true;
         let c = self.expected.rules.entry(id).or_default();
         c.hits += 1;
-        c.bytes += bytes;
+        c.bytes += bytes as u64;
         self
     }
     /// A staged rule would have decided about it.
     pub fn staged(mut self, id: u32) -> Self {
         self.judged = true;
         self.expected.rules.entry(id).or_default().staged += 1;
+        self
+    }
+    /// This is reported about the last packet: a [`vnet_common::event::kind`], the rule, the reason. A row that says so of one packet says
+    /// it of all.
+    pub fn reported(mut self, kind: u8, rule: u32, reason: Reason) -> Self {
+        self.reported = true;
+        self.last().reports.push((kind, rule, reason));
+        self
+    }
+    /// Nothing is reported, or nothing but what else the row says.
+    pub fn no_reports(mut self) -> Self {
+        self.reported = true;
+        self
+    }
+    /// A copy of the last packet, as it came, goes out of this device.
+    pub fn copied(mut self, ifindex: u32) -> Self {
+        self.last().copies.push(ifindex);
         self
     }
     /// The last packet has a VLAN tag beside it.
@@ -221,6 +264,10 @@ impl Row {
         }
         self
     }
+    /// A UDP flow's events of a member are counted.
+    pub fn events(self, member: u32) -> Self {
+        self.event(member, MemberEvent::NewFlow).event(member, MemberEvent::Established)
+    }
     /// The last packet is also counted at the endpoint behind `ifindex`.
     pub fn also(mut self, ifindex: u32, direction: Direction, reason: Reason) -> Self {
         let (slot, bytes) = (self.slots()[&ifindex], self.last().frame.bytes.len() as u32);
@@ -230,6 +277,11 @@ impl Row {
     /// At the end the endpoint in `slot` has `flows` of its quota.
     pub fn quota(mut self, slot: u32, flows: u32) -> Self {
         self.expected.add_quota(slot, flows);
+        self
+    }
+    /// At the end this holds of the host's tables, with which the kernel's agree.
+    pub fn finally(mut self, check: impl Fn(&World) -> Result<(), String> + 'static) -> Self {
+        self.at_end = Some(Box::new(check));
         self
     }
     /// At the end there are so many flows in the main and in the half-open tables; each has two entries.
@@ -247,7 +299,7 @@ pub fn run(rows: impl IntoIterator<Item = Row>) {
 }
 
 fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
-    let Row { name, mut world, steps, host_only, expected, holds, judged } = row;
+    let Row { name, mut world, steps, host_only, expected, holds, judged, reported, at_end } = row;
     let (mut out, started) = (Vec::new(), Instant::now());
     if !host_only {
         kernel.configure(&world.maps);
@@ -263,7 +315,12 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
             }
             Step::Send(sent) => {
                 let k = if host_only { None } else { Some(&mut *kernel) };
-                out.extend(run_packet(&world, k, &sent).into_iter().map(|e| format!("{name}, step {}: {e}", i + 1)));
+                let events = world.maps.reported.borrow().len();
+                let mut failures = run_packet(&world, k, &sent);
+                if reported {
+                    failures.extend(check_reports(&world.maps.reported.borrow()[events..], &sent));
+                }
+                out.extend(failures.into_iter().map(|e| format!("{name}, step {}: {e}", i + 1)));
             }
         }
     }
@@ -275,6 +332,7 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
     }
     expected.events.clone_from(&host.events);
     let mut differences = expected.differences("expected", &host, "host");
+    differences.extend(at_end.and_then(|check| check(&world).err()));
     let entries = (host.main.len(), host.half_open.len());
     if entries != (2 * holds.0, 2 * holds.1) {
         differences.push(format!("flows: expected {holds:?}, host {entries:?} entries"));
@@ -289,6 +347,16 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
     }
     out.extend(differences.into_iter().map(|d| format!("{name}, at the end: {d}")));
     out
+}
+
+/// Are the events about a packet those that the row says?
+fn check_reports(events: &[EventRow], sent: &Sent) -> Option<String> {
+    let got: Vec<_> = events.iter().map(|e| (e.kind, e.rule, Reason::of(u32::from(e.reason)))).collect();
+    let of_packet = |e: &EventRow| e.direction == sent.direction as u8 && e.bytes == sent.frame.bytes.len() as u32;
+    if got != sent.reports {
+        return Some(format!("expected reports {:?}, host {got:?}", sent.reports));
+    }
+    (!events.iter().all(of_packet)).then(|| format!("reports about another packet: {events:?}"))
 }
 
 /// Runs the pipeline on the host.
@@ -306,6 +374,14 @@ pub fn action(v: Verdict) -> i32 {
         Verdict::Next(_) => NEXT,
         Verdict::Drop(_) => SHOT,
         Verdict::Reply(_) | Verdict::Bounce(_) | Verdict::Redirect { .. } => REDIRECT,
+    }
+}
+
+/// The mark that the packet has afterwards: an answer is let through by the endpoint's own program.
+pub fn mark(v: Verdict, on_host: u32) -> u32 {
+    match v {
+        Verdict::Reply(_) | Verdict::Bounce(_) => MARK_OURS,
+        Verdict::Next(_) | Verdict::Drop(_) | Verdict::Redirect { .. } => on_host,
     }
 }
 
@@ -329,6 +405,15 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
     if let Some(Err(e)) = sent.check.as_ref().map(|check| check(&wire)) {
         out.push(e);
     }
+    let copies: Vec<_> = sent.copies.iter().map(|device| (*device, sent.frame.bytes.clone())).collect();
+    if frame.copies != copies {
+        out.push(format!("expected copies {copies:02x?}, host {:02x?}", frame.copies));
+    }
+    // Our marks end here; others are not ours to touch.
+    let kept = if matches!(verdict.reason(), Reason::Probe | Reason::Ours) { 0 } else { sent.frame.mark };
+    if frame.mark != kept {
+        out.push(format!("host: the mark is {:#x}", frame.mark));
+    }
     let sound = sums::verify(&sent.frame.bytes).is_ok() || sent.completed_at.is_some();
     if sound
         && !dropped
@@ -340,6 +425,13 @@ fn run_packet(world: &World, kernel: Option<&mut Kernel>, sent: &Sent) -> Vec<St
         let ran = kernel.run(sent.direction, sent.ifindex, &sent.frame);
         if ran.action != action(verdict) {
             out.push(format!("host {verdict:?}, kernel action {}", ran.action));
+        }
+        if ran.mark != mark(verdict, kept) {
+            out.push(format!("host {verdict:?}, the kernel leaves the mark {:#x}", ran.mark));
+        }
+        let copies: Vec<_> = copies.into_iter().map(|(_, bytes)| bytes).collect();
+        if kernel.copies() != copies {
+            out.push(format!("copies, kernel: expected {copies:02x?}"));
         }
         if ran.bytes != frame.bytes {
             out.push(format!("bytes\n    host   {}\n    kernel {}", hex(&frame.bytes), hex(&ran.bytes)));

@@ -59,11 +59,35 @@ impl Rule {
         self
     }
     fn matches(&self, key: u32) -> bool {
-        let within = |&(p, from, to): &(u8, u16, u16)| {
-            (u32::from(p) << 16 | u32::from(from)..=u32::from(p) << 16 | u32::from(to)).contains(&key)
-        };
+        let within = |&(p, from, to): &(u8, u16, u16)| (port_key(p, from)..=port_key(p, to)).contains(&key);
         self.ports.is_empty() || self.ports.iter().any(within)
     }
+}
+
+/// What rules say of a flow, by the plainest means: the rule that decides, and, if some are staged, the one that would otherwise (0: none).
+pub fn decide(rules: &[Rule], identity: u32, key: u32) -> (RuleRow, u32) {
+    let first = |staged_too: bool| {
+        let mut at = 0;
+        loop {
+            let found = rules.iter().enumerate().skip(at).find(|(_, r)| {
+                let staged = r.row.flags & rule_flags::STAGED != 0;
+                (staged_too || !staged) && (r.peers.is_empty() || r.peers.contains(&identity)) && r.matches(key)
+            });
+            let (place, rule) = found.expect("the last rule matches everything");
+            let staged = rule.row.flags & rule_flags::STAGED != 0;
+            if rule.row.action != action::PASS || staged {
+                return (place, rule.row);
+            }
+            at = usize::from(rule.row.next);
+        }
+    };
+    let (decides, would) = (first(false), first(true));
+    (decides.1, if would.0 == decides.0 { 0 } else { would.1.id })
+}
+
+/// Protocol and port, as `PORTS` has them.
+pub fn port_key(protocol: u8, port: u16) -> u32 {
+    u32::from(protocol) << 16 | u32::from(port)
 }
 
 impl World {
@@ -89,9 +113,8 @@ impl World {
             let row = self.bits(rules, |r| r.peers.is_empty() || r.peers.contains(&identity));
             self.maps.policy.peers.insert(PeerKey { side, identity }, row);
         }
-        let key = |p: u8, port: u16| u32::from(p) << 16 | u32::from(port);
         let mut starts = vec![0];
-        starts.extend(rules.iter().flat_map(|r| &r.ports).flat_map(|&(p, from, to)| [key(p, from), key(p, to) + 1]));
+        starts.extend(rules.iter().flat_map(|r| &r.ports).flat_map(|&(p, from, to)| [port_key(p, from), port_key(p, to) + 1]));
         starts.sort_unstable();
         starts.dedup();
         let ports = self.maps.policy.ports.len() as u32;
@@ -105,6 +128,7 @@ impl World {
 
     /// Writes a set.
     pub fn set(&mut self, row: u32, egress: &[Rule], ingress: &[Rule]) {
+        self.maps.policy.peers.retain(|key, _| key.side >> 1 != row);
         let sides = [self.side(row << 1, egress), self.side(row << 1 | 1, ingress)];
         let staged = |rules: &[Rule]| rules.iter().any(|r| r.row.flags & rule_flags::STAGED != 0);
         let flags = if staged(egress) { set_flags::STAGED_EGRESS } else { 0 }
@@ -119,7 +143,7 @@ impl World {
         row.set = set;
     }
 
-    fn address_key(addr: IpAddr) -> AddressKey {
+    pub fn address_key(addr: IpAddr) -> AddressKey {
         AddressKey { network: 0, version: if addr.is_ipv4() { 4 } else { 6 }, addr: wide(addr) }
     }
     /// An address's identity.

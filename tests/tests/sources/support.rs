@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vnet_agent::resource::{Resource, TagSource, parse};
@@ -11,12 +12,20 @@ use vnet_tests::wait_for;
 
 /// Takes every change, and keeps it with the time.
 #[derive(Default)]
-pub struct Taken(Mutex<Vec<(TagChange, Instant)>>);
+pub struct Taken {
+    all: Mutex<Vec<(TagChange, Instant)>>,
+    /// How long it takes for each, in microseconds.
+    takes: AtomicU64,
+}
 
 impl Sink for Taken {
     fn change(&self, change: TagChange) -> Result<(), Refused> {
         if !change.is_trial() {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).push((change, Instant::now()));
+            self.all.lock().unwrap_or_else(PoisonError::into_inner).push((change, Instant::now()));
+        }
+        match self.takes.load(Ordering::Relaxed) {
+            0 => {}
+            takes => std::thread::sleep(Duration::from_micros(takes)),
         }
         Ok(())
     }
@@ -25,14 +34,19 @@ impl Sink for Taken {
 }
 
 impl Taken {
+    /// From now on it takes so long for each.
+    pub fn take(&self, takes: Duration) {
+        self.takes.store(takes.as_micros() as u64, Ordering::Relaxed);
+    }
+
     /// All so far, oldest first.
     pub fn all(&self) -> Vec<(TagChange, Instant)> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// How many so far.
     pub fn count(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.all.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 
     /// Waits for the first change of a tag of this name after the first `after` changes.

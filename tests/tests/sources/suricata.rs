@@ -4,40 +4,11 @@ use super::support::{Scene, summary};
 use anyhow::{Context as _, Result, ensure};
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::time::{Duration, Instant};
-use vnet_tests::{Host, Process, TempDir, connect, wait_for};
+use vnet_tests::{Host, MARK, Suricata, TempDir, connect, wait_for};
 
-/// What is shipped, and the mapping that goes with it.
-const SETTINGS: &str = include_str!("../../../vnet-agent/dist/suricata-vnet.yaml");
+/// The mapping that is shipped.
 const MAPPING: &str = include_str!("../../../policies/sources/suricata.yaml");
-
-/// What Suricata needs beside them: nothing of this machine.
-const BASE: &str = "\
-%YAML 1.1
----
-vars:
-  address-groups: { HOME_NET: any, EXTERNAL_NET: any }
-  port-groups: { HTTP_PORTS: '80' }
-default-log-dir: DIR
-default-rule-path: DIR
-rule-files: [local.rules]
-classification-file: DIR/classification.config
-reference-config-file: DIR/reference.config
-stats: { enabled: no }
-unix-command: { enabled: no }
-logging: { default-log-level: notice, outputs: [{ console: { enabled: yes } }] }
-app-layer: { protocols: { http: { enabled: yes, libhtp: { default-config: { personality: IDS } } } } }
-host-os-policy: { linux: [0.0.0.0/0] }
-max-pending-packets: 1024
-";
-
-const RULES: &str = "\
-alert http any any -> any any (msg:\"vnet: marked file\"; flow:established,to_client; file_data; content:\"VNET-TEST-MARK\"; \
-classtype:trojan-activity; metadata:vnet_tag malware; sid:9000001; rev:1;)
-alert udp any any -> any 9999 (msg:\"vnet: marked datagram\"; content:\"VNET-TEST-MARK\"; classtype:trojan-activity; \
-metadata:vnet_tag malware; sid:9000002; rev:1;)
-";
 
 /// A VM behind the device `vm0` of a host where Suricata listens, and a server.
 struct Lab {
@@ -55,25 +26,11 @@ impl Lab {
         vm.ip("route add default via 10.0.0.1")?;
         server.ip("route add default via 10.0.1.1")?;
         host.forward()?;
-        let dir = TempDir::new()?;
-        dir.write("local.rules", RULES)?;
-        dir.write("classification.config", "config classification: trojan-activity,A Network Trojan was detected,1\n")?;
-        dir.write("reference.config", "")?;
-        let path = dir.path().display().to_string();
-        dir.write("suricata.yaml", &BASE.replace("DIR", &path))?;
-        let settings = SETTINGS.replace("/run/vnet/suricata/eve.sock", &socket(dir.path())).replace("tap0", "vm0");
-        dir.write("suricata-vnet.yaml", &settings)?;
-        Ok(Self { host, vm, server, dir })
+        Ok(Self { host, vm, server, dir: TempDir::new()? })
     }
 
-    fn start_suricata(&self) -> Result<Process> {
-        let path = |name: &str| self.dir.path().join(name).display().to_string();
-        let args =
-            ["-c", &path("suricata.yaml"), "--include", &path("suricata-vnet.yaml"), "--af-packet", "--pidfile", &path("pid")];
-        let suricata = self.host.start("suricata", &args)?;
-        let started = || suricata.printed().contains("ngine started").then_some(());
-        wait_for("Suricata to start", Duration::from_secs(60), started).with_context(|| suricata.printed())?;
-        Ok(suricata)
+    fn start_suricata(&self) -> Result<Suricata> {
+        Suricata::start(&self.host, "vm0", &self.dir.path().join("suricata/eve.sock"))
     }
 
     /// Serves a marked file, one connection after the other, until `times` are served: when its bytes were sent, each.
@@ -86,7 +43,7 @@ impl Lab {
                 let mut request = [0; 1024];
                 let read = stream.read(&mut request).context("waiting for a request")?;
                 ensure!(request[..read].starts_with(b"GET"), "no request");
-                let body = "here is the VNET-TEST-MARK of this file\n";
+                let body = format!("here is the {MARK} of this file\n");
                 let head = format!("HTTP/1.1 200 OK\r\nContent-Type: application/octet-stream\r\nContent-Length: {}", body.len());
                 let answer = format!("{head}\r\n\r\n{body}");
                 sent.push(Instant::now());
@@ -97,10 +54,6 @@ impl Lab {
             Ok(sent)
         }))
     }
-}
-
-fn socket(dir: &Path) -> String {
-    dir.join("suricata").join("eve.sock").display().to_string()
 }
 
 #[test]
@@ -139,7 +92,7 @@ fn suricata_finds_the_socket_again_when_the_agent_restarts() -> Result<()> {
     let scene = Scene::new(lab.dir.path(), &[("vm", "10.0.0.2")])?;
     scene.configure(MAPPING)?;
     let suricata = lab.start_suricata()?;
-    let send = || lab.vm.run(|| std::net::UdpSocket::bind("0.0.0.0:0")?.send_to(b"VNET-TEST-MARK", "10.0.1.2:9999"));
+    let send = || lab.vm.run(|| std::net::UdpSocket::bind("0.0.0.0:0")?.send_to(MARK.as_bytes(), "10.0.1.2:9999"));
     send()??;
     scene.taken.wait("ids.malware", 0).with_context(|| suricata.printed())?;
     drop(scene);

@@ -49,8 +49,8 @@ pub trait Control: Send + Sync + 'static {
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal>;
     /// Gives an endpoint a device, and waits until its state is in force there.
     fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal>;
-    /// Every rule, with what it decided.
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal>;
+    /// Every rule, or those about an endpoint of this host in their order, with what they decided.
+    fn rules(&self, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal>;
     /// Every load balancer.
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal>;
     /// One load balancer.

@@ -147,8 +147,14 @@ async fn attach(State(control): Agent, Body(request): Body<AttachRequest>) -> An
     ask(control, |control| control.attach(request)).await
 }
 
-async fn rules(State(control): Agent) -> Answer<Vec<RuleStatus>> {
-    ask(control, |control| control.rules()).await
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RuleQuery {
+    endpoint: Option<String>,
+}
+
+async fn rules(State(control): Agent, Query(query): Query<RuleQuery>) -> Answer<Vec<RuleStatus>> {
+    ask(control, move |control| control.rules(query.endpoint.as_deref())).await
 }
 
 async fn lbs(State(control): Agent) -> Answer<Vec<LbStatus>> {

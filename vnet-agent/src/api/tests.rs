@@ -1,5 +1,8 @@
 //! The HTTP layer, over real unix sockets. Behind it is a control logic that knows one load balancer.
 
+mod quarantine;
+mod sources;
+
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
@@ -13,7 +16,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
 use vnet_common::api::*;
 
-use super::{Control, Refusal, Socket, serve_on};
+use super::{Control, Refusal, Routes, Socket, serve_on};
 
 struct Known;
 
@@ -21,7 +24,7 @@ impl Control for Known {
     fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
         Err(Refusal::conflict(format!("device '{}' is not there", request.device)))
     }
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
+    fn rules(&self, _: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
         Ok(Vec::new())
     }
     fn status(&self) -> Result<Status, Refusal> {
@@ -96,12 +99,17 @@ impl Server {
     }
 
     fn start_with(set_up: impl FnOnce(Socket) -> Socket) -> Result<Self> {
+        let sources = Arc::new(sources::KnownSources) as Arc<dyn super::Sources>;
+        Self::start_over(Routes::from(Arc::new(Known) as Arc<dyn Control>).with(sources), set_up)
+    }
+
+    fn start_over(routes: Routes, set_up: impl FnOnce(Socket) -> Socket) -> Result<Self> {
         let directory = directory()?;
         let socket = directory.join("run/agent.sock");
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
         let (stop, stopped) = oneshot::channel::<()>();
         let bound = runtime.block_on(async { Socket::bind(&socket) })?;
-        let done = runtime.spawn(serve_on(set_up(bound), Arc::new(Known) as Arc<dyn Control>, async {
+        let done = runtime.spawn(serve_on(set_up(bound), routes, async {
             let _ = stopped.await;
         }));
         Ok(Self { directory, socket, stop: Some(stop), done: Some(done), runtime })

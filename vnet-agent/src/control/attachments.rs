@@ -13,6 +13,7 @@ use super::inputs::Nic;
 use super::placements::Placements;
 use crate::datapath::{Attached, Datapath};
 use crate::lb::live::wide;
+use crate::observe::Saying;
 
 /// What is attached, and how that went.
 #[derive(Debug, Default)]
@@ -144,9 +145,16 @@ impl Attachments {
         let failed = state.as_ref().err().cloned();
         match (&failed, old) {
             (Some(e), Some(Attachment { state: Err(before), .. })) if e == before => {}
-            (Some(e), _) => log::error!("endpoint {}: {e}", nic.name),
+            (Some(e), _) => {
+                log::error!("endpoint {}: {e}", nic.name);
+                placements.events().say(Saying::Device, &nic.name, "failed", e.as_str());
+            }
             (None, Some(a)) if a.state.is_ok() => {}
-            (None, _) => log::info!("endpoint {}: attached to {} (index {ifindex})", nic.name, nic.device),
+            (None, _) => {
+                let what = format!("attached to {} (index {ifindex})", nic.device);
+                log::info!("endpoint {}: {what}", nic.name);
+                placements.events().say(Saying::Device, &nic.name, "attached", what);
+            }
         }
         self.devices.insert(ifindex, Attachment { row, state });
         failed.map_or(Ok(()), |e| Err(anyhow::anyhow!(e)))
@@ -180,7 +188,8 @@ impl Attachments {
     }
 }
 
-fn row(nic: &Nic, id: u32, slot: u32, member: bool) -> EndpointRow {
+/// A device's row, without what follows from rules.
+pub(super) fn row(nic: &Nic, id: u32, slot: u32, member: bool) -> EndpointRow {
     let mut bits = nic.guards | if member { flags::REDIRECT_BACK } else { 0 };
     if nic.link.as_ref().is_some_and(|d| d.peer_elsewhere) {
         bits |= flags::PEER;

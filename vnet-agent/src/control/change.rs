@@ -11,10 +11,11 @@ use super::inputs::{Inputs, Key, Nic, key};
 use super::security::{Around, Draft, quarters, refusal, subjects, timed};
 use super::{Agent, State, effects, tags};
 use crate::api::Refusal;
+use crate::explain::rows::Balancing;
 use crate::observe::Saying;
 use crate::policy::membership::Membership;
 use crate::quarantine;
-use crate::resource::{Origin, Resource};
+use crate::resource::{self, Origin, Resource};
 use crate::source;
 
 /// How long an endpoint's device may take to be seen and attached.
@@ -70,12 +71,23 @@ impl Edit {
     }
 }
 
+/// What would be in force.
+pub struct Preview {
+    /// The policy.
+    pub image: Arc<crate::policy::Image>,
+    /// Every endpoint.
+    pub nics: Vec<Nic>,
+    /// What load balancers would have, if it would be anything else.
+    pub balancing: Option<Balancing>,
+}
+
 impl State {
     /// Does a change, or says what it would do.
     pub(super) fn change(&mut self, edit: Edit, dry_run: bool) -> Result<ApplyResponse, Refusal> {
         let start = Instant::now();
         let after = edit.over(self.policy.inputs());
         let nics = after.endpoints();
+        keeps_the_needed(&edit.delete, &after)?;
         self.keeps_the_held(&after)?;
         let draft = self.draft(&after, &nics, edit.has_rules()).map_err(refusal)?;
         let mut warnings: Vec<String> = draft.image.warnings();
@@ -108,6 +120,25 @@ impl State {
         let named = response.changes.iter().map(|c| format!("{} {}", c.kind, c.name)).collect::<Vec<_>>().join(", ");
         self.parts.observer.events.say(Saying::Policy, "", "applied", named);
         Ok(response)
+    }
+
+    /// What would be in force after a change.
+    pub(super) fn preview(&mut self, edit: &Edit) -> Result<Preview, Refusal> {
+        let inputs = edit.over(self.policy.inputs());
+        let nics = inputs.endpoints();
+        let image = self.draft(&inputs, &nics, edit.has_rules()).map_err(refusal)?.image;
+        let mut writes = None;
+        let balancers = edit.balancers();
+        if let Some(known) = self.policy.known().filter(|_| !balancers.is_empty()) {
+            let surroundings = inputs.surroundings(&nics);
+            let stay = self.policy.desired().groups().iter().filter(|g| !balancers.contains(&g.lb)).cloned();
+            let changed = balancers.iter().flat_map(|name| inputs.compile(name, &surroundings).1);
+            let groups: Vec<_> = stay.chain(changed).collect();
+            let plan = crate::lb::plan::plan(&groups, known, &crate::lb::apply::Rows::limits(&self.datapath)?, &[]);
+            let plan = plan.map_err(|e| Refusal::invalid(format!("{e}. Nothing was changed")))?;
+            writes = Some(Balancing::after(known.live().clone(), &plan.writes));
+        }
+        Ok(Preview { image, nics, balancing: writes })
     }
 
     /// A quarantine group that holds somebody cannot go.
@@ -195,6 +226,15 @@ impl State {
         self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
     }
+}
+
+/// What others name cannot go while they stay.
+fn keeps_the_needed(deleted: &[Key], after: &Inputs) -> Result<(), Refusal> {
+    let needed = resource::needed(deleted, after.resources.values());
+    if needed.is_empty() {
+        return Ok(());
+    }
+    Err(Refusal::conflict(format!("{}: change what names it, or delete it too. Nothing was changed", needed.join("; "))))
 }
 
 /// Gives an endpoint a device, and waits until its state is in force there.

@@ -10,6 +10,7 @@ mod change;
 mod diff;
 mod drops;
 mod effects;
+mod explain;
 pub mod glob;
 pub mod inputs;
 mod observe;
@@ -34,8 +35,8 @@ use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use vnet_common::api::{
-    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
-    RuleStatus, Status,
+    ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, Fault, File, FlowList, LbStatus,
+    MemberChange, RuleStatus, Status,
 };
 
 use crate::api::{Control, Refusal};
@@ -295,26 +296,38 @@ impl State {
     }
 }
 
+fn refuse(faults: Vec<Fault>) -> Refusal {
+    Refusal::faults("nothing was applied", faults)
+}
+
+fn parse(files: &[File]) -> Result<Vec<resource::Located>, Refusal> {
+    resource::parse(files).map_err(refuse)
+}
+
+impl State {
+    /// The change that applying these resources is.
+    fn edit(&self, located: Vec<resource::Located>) -> Result<Edit, Refusal> {
+        let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
+        let inputs = self.policy.inputs().resources.iter();
+        let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
+        let faults = resource::check(&located, &others);
+        if !faults.is_empty() {
+            return Err(refuse(faults));
+        }
+        let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
+        let put = located.into_iter().map(|l| l.resource).collect();
+        Ok(Edit { put, delete: Vec::new(), origins })
+    }
+}
+
 impl Control for Agent {
     fn status(&self) -> Result<Status, Refusal> {
         views::status(self)
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
-        let refuse = |faults| Refusal::faults("nothing was applied", faults);
-        let located = resource::parse(&request.files).map_err(refuse)?;
-        self.ask(|s| {
-            let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
-            let inputs = s.policy.inputs().resources.iter();
-            let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
-            let faults = resource::check(&located, &others);
-            if !faults.is_empty() {
-                return Err(refuse(faults));
-            }
-            let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
-            let put = located.into_iter().map(|l| l.resource).collect();
-            s.change(Edit { put, delete: Vec::new(), origins }, request.dry_run)
-        })
+        let located = parse(&request.files)?;
+        self.ask(|s| s.change(s.edit(located)?, request.dry_run))
     }
 
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
@@ -340,8 +353,8 @@ impl Control for Agent {
         change::attach(self, &request)
     }
 
-    fn rules(&self) -> Result<Vec<RuleStatus>, Refusal> {
-        views::rules(self)
+    fn rules(&self, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
+        views::rules(self, endpoint)
     }
 
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {

@@ -7,11 +7,8 @@ use anyhow::{Context, Result};
 use vnet_common::api::{EndpointFlowList, ExplainRequest, Explanation};
 
 use super::inputs::Nic;
-use super::{Agent, State, views};
+use super::{Agent, State, explain, views};
 use crate::api::{Observe, Quarantine as _, Refusal};
-use crate::datapath::Datapath;
-use crate::explain;
-use crate::explain::target::{Place, Scene};
 use crate::observe::events::{Filter, Follower};
 use crate::observe::metrics::{self, EventCounts, Snapshot};
 use crate::observe::names::reserved;
@@ -24,15 +21,6 @@ impl Agent {
         let reader = Reader::start(&self.parts.observer, &datapath, settings)?;
         *self.reader.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = Some(reader);
         Ok(())
-    }
-
-    fn scene(&self) -> Result<(Scene, Arc<Datapath>), Refusal> {
-        let names = self.parts.observer.names.get();
-        self.ask(|s| {
-            let places = s.policy.endpoints().iter().map(place).collect();
-            let host = s.policy.inputs().world.addresses.clone();
-            Ok((Scene { places, host, names }, Arc::clone(&s.datapath)))
-        })
     }
 }
 
@@ -52,17 +40,6 @@ impl State {
         names.places = Arc::new(places.filter_map(|(identity, place)| Some((identity, reserved(place)?))).collect());
         let rules = self.security.image().into_iter().flat_map(|image| image.rules());
         names.rules = Arc::new(rules.map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
-    }
-}
-
-fn place(nic: &Nic) -> Place {
-    Place {
-        name: nic.name.clone(),
-        device: nic.device.clone(),
-        ifindex: nic.ifindex(),
-        mac: nic.mac,
-        host_mac: nic.host_mac,
-        addresses: nic.addresses.clone(),
     }
 }
 
@@ -87,8 +64,7 @@ impl Observe for Agent {
     }
 
     fn explain(&self, request: ExplainRequest) -> Result<Explanation, Refusal> {
-        let (scene, datapath) = self.scene()?;
-        explain::loaded(&datapath, &self.rehearsals, &scene, &request)
+        explain::explain(self, &request)
     }
 
     fn metrics(&self) -> Result<String, Refusal> {
@@ -111,7 +87,7 @@ impl Observe for Agent {
                 followers: self.parts.observer.events.followers(),
             },
             endpoints,
-            rules: views::rules(self)?,
+            rules: views::rules(self, None)?,
             quarantine: self.parts.quarantine.quarantine()?,
             sources: self.parts.sources.status(),
         };

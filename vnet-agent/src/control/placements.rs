@@ -13,7 +13,7 @@ use vnet_common::endpoint::{EndpointRow, flags};
 
 use crate::datapath::Datapath;
 use crate::datapath::endpoints::Placement;
-use crate::observe::Observer;
+use crate::observe::{Events, Observer, Saying};
 use crate::policy::plan::Assignment;
 use crate::quarantine::{Enforce, Pinned};
 
@@ -102,10 +102,16 @@ impl Placements {
         Ok(row)
     }
 
+    /// Where to say what happens to endpoints.
+    pub fn events(&self) -> &Events {
+        &self.observer.events
+    }
+
     /// A device went away.
     pub fn forget(&self, ifindex: u32) {
-        for endpoint in self.lock().endpoints.values_mut().filter(|e| e.base.ifindex == ifindex) {
+        for (name, endpoint) in self.lock().endpoints.iter_mut().filter(|(_, e)| e.base.ifindex == ifindex) {
             (endpoint.base, endpoint.written) = (EndpointRow::default(), None);
+            self.events().say(Saying::Device, name, "gone", format!("its device (index {ifindex}) is gone"));
         }
     }
 
@@ -172,14 +178,9 @@ impl Placements {
             return Ok(false);
         }
         let row = inner.row(name);
-        let placement = Placement {
-            set: row.set,
-            identity: row.identity,
-            group: row.group,
-            moves: row.moves,
-            mirror: row.mirror,
-            flags: row.flags & JUDGED,
-        };
+        let (group, moves) = row.membership();
+        let placement =
+            Placement { set: row.set, identity: row.identity, group, moves, mirror: row.mirror(), flags: row.flags & JUDGED };
         let datapath = Arc::clone(inner.datapath()?);
         let maps = datapath.maps();
         let done = maps.set_quarantine(ifindex, &placement).and_then(|there| maps.bump_generation().map(|_| there));
@@ -208,14 +209,10 @@ impl Inner {
     fn kept(&self, name: &str, row: EndpointRow) -> Result<EndpointRow> {
         let told = self.endpoints.get(name).is_some_and(|e| e.assigned.is_some() || e.held.is_some() || e.leaving.is_some());
         let old = if told { None } else { self.datapath()?.maps().endpoint(row.ifindex)?.filter(|old| old.id == row.id) };
-        Ok(old.map_or(row, |old| EndpointRow {
-            set: old.set,
-            identity: old.identity,
-            group: old.group,
-            moves: old.moves,
-            mirror: old.mirror,
-            flags: row.flags & !JUDGED | old.flags & JUDGED,
-            ..row
+        Ok(old.map_or(row, |old| {
+            let ((group, moves), flags) = (old.membership(), row.flags & !JUDGED | old.flags & JUDGED);
+            let row = EndpointRow { set: old.set, identity: old.identity, flags, ..row };
+            row.with_membership(group, moves).with_mirror(old.mirror())
         }))
     }
 
@@ -228,7 +225,7 @@ impl Inner {
     fn judged(&self, e: &Endpoint, base: EndpointRow) -> EndpointRow {
         let identity = e.assigned.as_ref().map_or(0, |(a, _)| a.identity);
         let number = |group: &str| self.numbers.get(group).copied().unwrap_or(0);
-        let base = EndpointRow { identity, moves: e.moves, flags: base.flags & !JUDGED, ..base };
+        let base = EndpointRow { identity, flags: base.flags & !JUDGED, ..base }.with_membership(base.membership().0, e.moves);
         if let Some(group) = e.held.as_deref().or(e.leaving.as_deref()) {
             let quarters = self.quarters.get(group).copied().unwrap_or_default();
             // The set that the compiler gave it is newer than that of its group, if it is of that group. A group that is not loaded
@@ -238,12 +235,12 @@ impl Inner {
                 _ => quarters.set,
             };
             let flags = base.flags | flags::POLICED | flags::QUARANTINED | quarters.keep;
-            return EndpointRow { set, flags, group: number(group), mirror: quarters.mirror, ..base };
+            return EndpointRow { set, flags, ..base }.with_membership(number(group), e.moves).with_mirror(quarters.mirror);
         }
         let Some((a, group)) = &e.assigned else { return base };
         let policed = a.policed || base.flags & GUARDS != 0;
         let flags = base.flags | if policed { flags::POLICED | ALIVE } else { 0 };
-        EndpointRow { set: a.set, flags, group: number(group), mirror: 0, ..base }
+        EndpointRow { set: a.set, flags, ..base }.with_membership(number(group), e.moves).with_mirror(0)
     }
 }
 

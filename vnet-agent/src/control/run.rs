@@ -5,14 +5,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::{block_in_place, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use vnet_common::api::AuditRecord;
 
 use super::Agent;
 use crate::datapath::gc::Collector;
 use crate::device::{self, Snapshot};
 use crate::lb::health;
+use crate::observe::{Observer, Saying};
 
 /// Between two looks at what should be right.
 const LOOK_AFTER: Duration = Duration::from_secs(5);
@@ -58,6 +61,7 @@ pub async fn run(
     let mut watchdog = interval(watchdog_period());
     let collector = tokio::spawn(collect(Arc::clone(agent)));
     let mut groups = agent.parts().quarantine.changes();
+    let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -81,8 +85,25 @@ pub async fn run(
     }
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     collector.abort();
+    telling.abort();
     agent.end();
     Ok(())
+}
+
+/// What the audit log records about endpoints is an event, too.
+async fn tell(mut records: broadcast::Receiver<AuditRecord>, observer: Arc<Observer>) {
+    loop {
+        match records.recv().await {
+            Ok(r) => {
+                let kind = if r.action.starts_with("tag-") { Saying::Tag } else { Saying::Move };
+                let way = if r.to.is_empty() { String::new() } else { format!("{} to {}: ", r.from, r.to) };
+                observer.events.say(kind, &r.endpoint, &r.action, format!("{way}{} ({})", r.reason, r.who));
+            }
+            // They are in the audit log all the same.
+            Err(broadcast::error::RecvError::Lagged(missed)) => observer.events.suppressed(missed),
+            Err(broadcast::error::RecvError::Closed) => return,
+        }
+    }
 }
 
 /// Removes flows that are over.

@@ -95,8 +95,9 @@ pub fn pinned(
     let each = rows.iter().filter_map(|row| {
         let quarantined = row.flags & vnet_common::endpoint::flags::QUARANTINED != 0;
         let device = devices.get(&row.id)?;
-        let group = group(row.group).or_else(|| quarantined.then(|| format!("(number {})", row.group)))?;
-        Some(Pinned { endpoint: owner(device), group, quarantined, moves: row.moves })
+        let (number, moves) = row.membership();
+        let group = group(number).or_else(|| quarantined.then(|| format!("(number {number})")))?;
+        Some(Pinned { endpoint: owner(device), group, quarantined, moves })
     });
     let pinned = each.collect();
     Ok((pinned, numbers))

@@ -165,8 +165,8 @@ pub fn endpoints(agent: &Agent) -> Result<Vec<EndpointStatus>, Refusal> {
     Ok(nics.iter().map(status).collect::<Result<_>>()?)
 }
 
-/// Every rule, with what it decided.
-pub fn rules(agent: &Agent) -> Result<Vec<RuleStatus>, Refusal> {
+/// Every rule, or an endpoint's in their order, with what they decided.
+pub fn rules(agent: &Agent, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
     let (image, datapath) = agent.ask(|s| Ok((s.security.image().cloned(), Arc::clone(&s.datapath))))?;
     let Some(image) = image else { return Ok(Vec::new()) };
     let last = image.rules().map(|(rule, _)| rule.id).max().unwrap_or(0);
@@ -183,7 +183,16 @@ pub fn rules(agent: &Agent) -> Result<Vec<RuleStatus>, Refusal> {
             endpoints: users.get(&rule.id).copied().unwrap_or(0),
         }
     };
-    let mut rules: Vec<RuleStatus> = image.rules().map(status).collect();
+    let mut rules: Vec<RuleStatus> = match endpoint {
+        None => image.rules().map(status).collect(),
+        Some(name) => {
+            let lists = [Direction::Egress, Direction::Ingress].map(|direction| image.rules_of(name, direction));
+            let [Some(egress), Some(ingress)] = lists else {
+                return Err(Refusal::not_found(format!("there is no endpoint '{name}' on this host")));
+            };
+            egress.into_iter().chain(ingress).filter_map(|id| image.rule(id)).map(status).collect()
+        }
+    };
     // The redirect to a load balancer is one rule to people, and several rows.
     rules.dedup_by(|a, b| a.rule.id == b.rule.id);
     Ok(rules)

@@ -1,27 +1,25 @@
-//! Reading the flow table: the entries, and what flow caches have not yet added to them.
+//! Reading the flow table: the entries, with what flow caches have not yet added to them.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use vnet_common::addr::{Address, V4, V6};
-use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, Table, flags, tcp};
+use vnet_common::addr::{Address, V4};
+use vnet_common::flow::{FlowEntry, FlowKey, NO_MEMBER, Table, flags, tcp};
 use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
 use super::clock::Clock;
 use super::maps::{Maps, Source};
 use super::mmap::Mapped;
+use super::pending::Traffic;
 use super::sys::{RawMap, zeroed};
 use super::{Datapath, batch};
 
 const TCP: u8 = 6;
-/// Cache slots that are in the agent's memory at a time.
-const WINDOW: u32 = 1 << 14;
 /// Not counted yet.
 const UNKNOWN: u32 = u32::MAX;
 
@@ -59,8 +57,8 @@ impl<A: Address> FlowTable<A> {
 pub(super) struct FlowTables<A: Address> {
     pub(super) main: FlowTable<A>,
     pub(super) half_open: FlowTable<A>,
-    cache: RawMap,
-    cache_slots: u32,
+    pub(super) cache: RawMap,
+    pub(super) cache_slots: u32,
     ring: RawMap,
 }
 
@@ -111,64 +109,6 @@ impl<A: Address> FlowTables<A> {
         ensure!(cleared, "the half-open flows of slot {slot} have fewer than {places} places");
         Ok(())
     }
-
-    /// Calls `f` on every cache slot that holds counts.
-    fn cached(&self, mut f: impl FnMut(&CacheSlot<A>)) -> Result<()> {
-        for first in (0..self.cache_slots).step_by(WINDOW as usize) {
-            let rows = WINDOW.min(self.cache_slots - first);
-            let slots = Mapped::<CacheSlot<A>>::window(self.cache.fd().as_fd(), first, rows).context("mapping a flow cache")?;
-            for row in 0..rows {
-                let Some(slot) = slots.load(row) else { continue };
-                // A program may be putting another flow into it: then it is not read.
-                if slot.packets != 0 && slot.key.endpoint != 0 && slots.load(row).is_some_and(|again| again.key == slot.key) {
-                    f(&slot);
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Packets and bytes that were seen, and lie in flow caches still.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traffic {
-    /// Packets.
-    pub packets: u64,
-    /// Bytes.
-    pub bytes: u64,
-}
-
-impl Traffic {
-    fn add<A: Address>(&mut self, slot: &CacheSlot<A>) {
-        self.packets += u64::from(slot.packets);
-        self.bytes += u64::from(slot.bytes);
-    }
-}
-
-/// What flow caches hold of counts, by flow and by member row.
-#[derive(Clone, Debug, Default)]
-pub struct Pending {
-    flows4: HashMap<FlowKey<V4>, Traffic>,
-    flows6: HashMap<FlowKey<V6>, Traffic>,
-    members: HashMap<u32, [Traffic; 2]>,
-}
-
-impl Pending {
-    /// Of a member, by [`Direction`].
-    pub fn member(&self, row: u32) -> [Traffic; 2] {
-        self.members.get(&row).copied().unwrap_or_default()
-    }
-}
-
-fn gather<A: Address + Hash>(
-    tables: &FlowTables<A>,
-    flows: &mut HashMap<FlowKey<A>, Traffic>,
-    members: &mut HashMap<u32, [Traffic; 2]>,
-) -> Result<()> {
-    tables.cached(|slot| {
-        flows.entry(slot.key).or_default().add(slot);
-        members.entry(slot.member).or_default()[usize::from(slot.key.direction & 1)].add(slot);
-    })
 }
 
 /// Where in its life a flow is.
@@ -352,14 +292,6 @@ fn list<A: Address + Hash>(
 }
 
 impl Maps {
-    /// What flow caches hold.
-    pub fn pending(&self) -> Result<Pending> {
-        let mut p = Pending::default();
-        gather(&self.flows4, &mut p.flows4, &mut p.members)?;
-        gather(&self.flows6, &mut p.flows6, &mut p.members)?;
-        Ok(p)
-    }
-
     /// How many flows each member row has, of the member with that serial.
     pub fn active_flows(&self) -> Result<HashMap<(u32, u32), u64>> {
         fn count<A: Address>(tables: &FlowTables<A>, n: &mut HashMap<(u32, u32), u64>) -> Result<()> {

@@ -30,7 +30,9 @@ const EVENT_RATE: usize = 5;
 /// The same, of 64 bits.
 const TUNNEL_PORTS: usize = 1;
 
-const NO_WORD: &str = "map CONFIG is of a layout that has no such word";
+const NO_WORD: &str = "map CONFIG has no such word";
+/// The layout before this one had none for tunnels and events.
+const HAS_SWITCHES: bool = !cfg!(feature = "previous-abi");
 
 /// Every map, open.
 pub struct Maps {
@@ -150,13 +152,18 @@ impl Maps {
         for (place, port) in word.as_chunks_mut::<2>().0.iter_mut().zip(ports) {
             *place = port.to_be_bytes();
         }
-        self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        if HAS_SWITCHES {
+            self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+        }
         Ok(())
     }
 
     /// Sets which kinds of events ([`vnet_common::event::kind`]) are wanted, and how many each CPU reports in a window
     /// ([`vnet_common::event::WINDOW_JIFFIES`]).
     pub fn set_events(&self, kinds: u8, rate: u32) -> Result<()> {
+        if !HAS_SWITCHES {
+            return Ok(());
+        }
         let word = |word| self.config.word32(0, word).context(NO_WORD);
         word(EVENT_RATE)?.store(rate, Ordering::Relaxed);
         word(EVENTS)?.store(u32::from(kinds), Ordering::Release);
@@ -168,10 +175,10 @@ impl Maps {
         Ok(self.config.word32(0, EVENTS).context(NO_WORD)?.load(Ordering::Relaxed) as u8)
     }
 
-    /// Makes all switches those of others.
-    pub(super) fn copy_config(&self, of: &Self) -> Result<()> {
+    /// Makes all switches those of others, but for the generation.
+    pub(super) fn copy_config(&self, of: &Self, generation: u32) -> Result<()> {
         let config = of.config.load(0).context("map CONFIG has no row")?;
-        in_range("CONFIG", 0, self.config.store(0, &config))
+        in_range("CONFIG", 0, self.config.store(0, &Config { generation, ..config }))
     }
 
     /// Every VIP row.
@@ -258,7 +265,7 @@ impl Maps {
         self.locals.remove(key)
     }
 
-    /// A member's counters, all CPUs together, less what flow caches hold ([`super::flows::Pending`]).
+    /// A member's counters, all CPUs together, less what flow caches hold ([`super::pending::Pending`]).
     pub fn member_counters(&self, row: u32) -> Result<MemberCounters> {
         let mut sum = MemberCounters::default();
         for c in self.member_counters.get(row)? {

@@ -19,6 +19,7 @@ mod maps;
 mod migrate;
 mod mmap;
 mod open;
+pub mod pending;
 mod percpu;
 mod pins;
 mod policy;

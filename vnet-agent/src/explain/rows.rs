@@ -7,12 +7,14 @@ use anyhow::Result;
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
-use vnet_common::host;
-use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberRow, VipKey, VipRow};
-use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
+use vnet_common::lb::{Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow};
+use vnet_common::map::MAGLEV_BLOCK;
+use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
 
 use crate::datapath::look::Family;
+use crate::datapath::rehearsal::{self, Rehearsal};
 use crate::datapath::{Datapath, Maps};
+use crate::lb;
 use crate::policy::live::Tables;
 
 /// Rows, one at a time and by value.
@@ -23,6 +25,8 @@ pub trait Rows {
     fn now(&self) -> u32;
     /// See [`vnet_common::endpoint::HostMaps`].
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool;
+    /// The endpoints of all devices.
+    fn endpoints(&self) -> Vec<EndpointRow>;
     /// The endpoint of a device.
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow>;
     /// May the endpoint with this slot have another flow?
@@ -31,17 +35,17 @@ pub trait Rows {
     fn flow4(&self, table: Table, key: &FlowKey<V4>) -> Option<FlowEntry<V4>>;
     /// An IPv6 flow's entry.
     fn flow6(&self, table: Table, key: &FlowKey<V6>) -> Option<FlowEntry<V6>>;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn filter(&self, kind: Filter, hash: u32) -> bool;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn vip(&self, key: &VipKey) -> Option<VipRow>;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn group(&self, row: u32) -> Option<GroupRow>;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn member(&self, row: u32) -> Option<MemberRow>;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn pick(&self, block: u32, slot: u32) -> Option<u32>;
-    /// See [`LbMaps`].
+    /// See [`vnet_common::lb::LbMaps`].
     fn local(&self, key: &LocalKey) -> Option<u32>;
     /// See [`vnet_common::policy::PolicyMaps`].
     fn identity(&self, key: &AddressKey) -> u32;
@@ -105,6 +109,9 @@ impl Rows for Live<'_> {
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
         self.tunnels.contains(&u16::from_be_bytes(port))
     }
+    fn endpoints(&self) -> Vec<EndpointRow> {
+        self.noted(self.maps.endpoints().map(Some)).unwrap_or_default()
+    }
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
         self.noted(self.maps.endpoint(ifindex))
     }
@@ -163,19 +170,91 @@ pub struct Image<'a> {
     pub policy: Tables,
     /// Rows of endpoints that would differ, by device.
     pub endpoints: HashMap<u32, EndpointRow>,
-    /// All that load balancers have, if any of it would differ.
-    pub balancing: Option<host::Maps>,
+    /// The addresses of this host's endpoints, if they would differ.
+    pub locals: Option<HashMap<LocalKey, u32>>,
+    /// What load balancers have, if any of it would differ.
+    pub balancing: Option<Balancing>,
+}
+
+/// The load balancers' rows after a change.
+#[derive(Clone, Debug, Default)]
+pub struct Balancing {
+    rows: lb::live::Live,
+    /// Blocks of new pick tables.
+    blocks: HashMap<u32, [u32; MAGLEV_BLOCK]>,
+}
+
+impl Balancing {
+    /// What `rows` become by these writes.
+    pub fn after(mut rows: lb::live::Live, writes: &[lb::live::Write]) -> Self {
+        let mut new = HashMap::new();
+        for write in writes {
+            rows.record(write);
+            if let lb::live::Write::Blocks { first, blocks } = write {
+                new.extend((*first..).zip(blocks.iter().copied()));
+            }
+        }
+        Self { rows, blocks: new }
+    }
+
+    /// Writes them into empty maps. Pick tables that do not change are `live`'s.
+    fn fill(&self, maps: &Maps, live: &Maps) -> Result<()> {
+        self.rows.vips.iter().try_for_each(|(key, row)| maps.put_vip(key, row))?;
+        self.rows.members.iter().try_for_each(|(row, member)| maps.put_member(*row, member))?;
+        for (row, group) in &self.rows.groups {
+            maps.put_group(*row, &group.row)?;
+            for block in lb::live::table_blocks(group.row.table) {
+                match self.blocks.get(&block) {
+                    Some(new) => maps.put_maglev(block, &[*new])?,
+                    None => maps.put_maglev(block, &live.maglev(block, 1)?)?,
+                }
+            }
+        }
+        (0..).zip(&self.rows.filter).try_for_each(|(word, bits)| maps.set_filter_word(word, *bits))
+    }
+
+    fn pick(&self, block: u32, slot: u32) -> Option<u32> {
+        let members = self.blocks.get(&(block + slot / MAGLEV_BLOCK as u32))?;
+        members.get(slot as usize % MAGLEV_BLOCK).copied()
+    }
 }
 
 impl<'a> Image<'a> {
     /// The policy's rows would be these.
     pub fn new(live: &'a Live<'a>, policy: Tables) -> Self {
-        Self { live, policy, endpoints: HashMap::new(), balancing: None }
+        Self { live, policy, endpoints: HashMap::new(), locals: None, balancing: None }
     }
 
-    fn lb<T>(&self, image: impl FnOnce(&host::Maps) -> T, live: impl FnOnce(&Live<'a>) -> T) -> T {
+    /// A second instance of the programs that has these rows.
+    pub(super) fn rehearsal(&self, datapath: &Datapath) -> Result<Rehearsal> {
+        let mut shared: Vec<&str> = Vec::new();
+        if self.balancing.is_none() {
+            shared.extend(rehearsal::BALANCING);
+        }
+        if self.locals.is_none() {
+            shared.extend(rehearsal::LOCALS);
+        }
+        let second = datapath.rehearsal(&shared)?;
+        let maps = second.maps();
+        if let Some(balancing) = &self.balancing {
+            balancing.fill(maps, self.live.maps)?;
+        }
+        self.locals.iter().flatten().try_for_each(|(key, ifindex)| maps.put_local(key, *ifindex))?;
+        let p = &self.policy;
+        p.sets.iter().try_for_each(|(row, set)| maps.put_set(*row, set))?;
+        maps.put_rules(0, &p.rules)?;
+        maps.put_ports(0, &p.ports)?;
+        maps.put_bits(0, &p.bits)?;
+        maps.put_peers(&p.peers.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>())?;
+        maps.put_identities(&p.addresses.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>())?;
+        let network = |(bits, address): &(u32, AddressKey)| NetworkKey { bits: *bits, address: *address };
+        maps.put_networks(&p.cidrs.iter().map(|(k, v)| (network(k), *v)).collect::<Vec<_>>())?;
+        Ok(second)
+    }
+
+    fn lb<T>(&self, image: impl FnOnce(&Balancing) -> T, live: impl FnOnce(&Live<'a>) -> T) -> T {
         match &self.balancing {
-            Some(maps) => image(maps),
+            Some(balancing) => image(balancing),
             None => live(self.live),
         }
     }
@@ -192,6 +271,10 @@ impl Rows for Image<'_> {
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
         self.live.is_tunnel_port(port)
     }
+    fn endpoints(&self) -> Vec<EndpointRow> {
+        let stay = self.live.endpoints().into_iter().filter(|row| !self.endpoints.contains_key(&row.ifindex));
+        stay.chain(self.endpoints.values().copied()).collect()
+    }
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
         self.endpoints.get(&ifindex).copied().or_else(|| self.live.endpoint(ifindex))
     }
@@ -205,22 +288,28 @@ impl Rows for Image<'_> {
         self.live.flow6(table, key)
     }
     fn filter(&self, kind: Filter, hash: u32) -> bool {
-        self.lb(|m| LbMaps::filter(m, kind, hash), |l| l.filter(kind, hash))
+        let (word, bit) = kind.place(hash);
+        let set = |b: &Balancing| b.rows.filter.get(word as usize).is_some_and(|w| w >> bit & 1 != 0);
+        self.lb(set, |l| l.filter(kind, hash))
     }
     fn vip(&self, key: &VipKey) -> Option<VipRow> {
-        self.lb(|m| LbMaps::vip(m, key), |l| l.vip(key))
+        self.lb(|b| b.rows.vips.get(key).copied(), |l| l.vip(key))
     }
     fn group(&self, row: u32) -> Option<GroupRow> {
-        self.lb(|m| LbMaps::group(m, row).copied(), |l| l.group(row))
+        self.lb(|b| b.rows.groups.get(&row).map(|g| g.row), |l| l.group(row))
     }
     fn member(&self, row: u32) -> Option<MemberRow> {
-        self.lb(|m| LbMaps::member(m, row).copied(), |l| l.member(row))
+        self.lb(|b| b.rows.members.get(&row).copied(), |l| l.member(row))
     }
     fn pick(&self, block: u32, slot: u32) -> Option<u32> {
-        self.lb(|m| LbMaps::pick(m, block, slot), |l| l.pick(block, slot))
+        let new = self.balancing.as_ref().and_then(|b| b.pick(block, slot));
+        new.or_else(|| self.live.pick(block, slot))
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
-        self.live.local(key)
+        match &self.locals {
+            Some(locals) => locals.get(key).copied(),
+            None => self.live.local(key),
+        }
     }
     fn identity(&self, key: &AddressKey) -> u32 {
         self.policy.identity(key)

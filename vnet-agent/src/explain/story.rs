@@ -225,8 +225,13 @@ impl<R: Rows> Teller<'_, R> {
             let how = if nat { "its flow belongs to" } else { "goes to" };
             return Some(format!("{how} member {address}, port {}{of}", u16::from_be_bytes(m.port)));
         }
-        let is_vip = vips.iter().any(|(k, row)| row.is_some() && k.protocol == 0);
-        Some(if is_vip { "a VIP, without a group on this port" } else { "no VIP" }.to_owned())
+        let found = |port: bool| vips.iter().any(|(k, row)| row.is_some() && (k.protocol != 0) == port);
+        let told = match (found(true), found(false)) {
+            (true, _) => "a VIP's port; no member takes new flows",
+            (false, true) => "a VIP, without a group on this port",
+            (false, false) => "no VIP",
+        };
+        Some(told.to_owned())
     }
 
     fn identity(&self, key: &AddressKey, identity: u32) -> String {

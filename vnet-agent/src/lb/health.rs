@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::net::TcpStream;
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::TcpSocket;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use vnet_common::policy::MARK_PROBE;
 
 /// Connections that may be opening at one time. It takes twice as many dead members as this, at default settings, for
 /// checks to come late.
@@ -72,7 +74,10 @@ pub struct Tcp;
 
 impl Probe for Tcp {
     async fn connect(&self, target: SocketAddr) -> io::Result<()> {
-        let stream = TcpStream::connect(target).await?;
+        let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+        // Rules and quarantine let the agent's own probes through, and their answers.
+        setsockopt(&socket, sockopt::Mark, &MARK_PROBE)?;
+        let stream = socket.connect(target).await?;
         // Closing by reset leaves no TIME_WAIT: a host with a thousand members would collect them by ten thousands.
         stream.set_zero_linger()
     }

@@ -29,6 +29,7 @@ use super::membership::membership;
 use super::model::Model;
 use super::state::{Batch, Common, Hold, Member, Saved};
 use super::tags::{TagTable, brief};
+pub use act::Then;
 pub use sources::{Applied as TagApplied, Operation, Refused, SourceCounts, TagChange};
 use sources::{Bucket, Heard};
 
@@ -38,6 +39,8 @@ const RETRY: u64 = 1000;
 pub(super) const HEARTBEAT: u64 = 60_000;
 /// Records of the audit log that wait to be written, at most: a store that takes none must not fill the memory.
 const AUDIT_QUEUE: usize = 65_536;
+/// What is due that is done at once: whoever brings a tag does not wait for more.
+const AT_ONCE: usize = 256;
 /// Turns of one judgement: a takeover may lead to the next.
 const TURNS: usize = 4;
 /// Tags of an endpoint named in a record, at most.
@@ -81,14 +84,17 @@ enum Enforced {
 struct Live {
     row: Member,
     enforced: Enforced,
-    /// Who held it, as long as the datapath has not let it go.
-    leaving: Option<Hold>,
+    /// Who held it, as long as the datapath goes on with that (and had so many moves): what the row says is not written
+    /// yet, or not done.
+    leaving: Option<(Hold, u32)>,
     /// What could not be evaluated, and why.
     faults: BTreeMap<String, String>,
     /// Why it is not let go yet.
     waiting_for: String,
     /// When it has to be looked at again.
     timer: Option<u64>,
+    /// Some criterion about it asks for ages.
+    aging: bool,
     /// It counts as one of its base group.
     counted: bool,
 }
@@ -108,6 +114,8 @@ pub struct Engine {
     dirty: BTreeSet<String>,
     heard: BTreeMap<String, Heard>,
     actions: VecDeque<Action>,
+    /// Endpoints to look at once more, at most so many times.
+    again: VecDeque<(String, usize)>,
     touched: BTreeSet<String>,
     common_touched: bool,
     audit: VecDeque<AuditRecord>,
@@ -160,8 +168,13 @@ impl Engine {
             };
             self.dirty.extend(self.live.iter().filter(|(_, live)| concerned(&live.row)).map(|(name, _)| name.clone()));
         }
-        for name in old.endpoints.keys().filter(|name| !model.endpoints.contains_key(*name)) {
-            self.vanished(name);
+        // At the first time: those that went while no agent ran.
+        let before: Vec<String> = match old.endpoints.is_empty() {
+            true => self.live.keys().filter(|name| !model.endpoints.contains_key(*name)).cloned().collect(),
+            false => old.endpoints.keys().filter(|name| !model.endpoints.contains_key(*name)).cloned().collect(),
+        };
+        for name in before {
+            self.vanished(&name);
         }
         self.follow_sources(now);
         self.criteria.tidy();
@@ -188,18 +201,17 @@ impl Engine {
         !self.dirty.is_empty()
     }
 
-    /// Time has passed.
+    /// Time has passed: does what is due, but not all of it if that is much; see [`Engine::next_deadline`].
     pub fn tick(&mut self, now: Now) {
         self.find_lost_sources(now);
-        for (key, state, gone) in self.tags.expire(now.at) {
+        for (key, state, gone) in self.tags.expire(now.at, AT_ONCE) {
             let reason = if gone { "it expired" } else { "it expired, and holds on" };
             self.audit_tag("tag-expire", &key, &state, "agent", reason, now);
             self.dirty.insert(key.subject.clone());
         }
-        while let Some((due, _)) = self.timers.first()
-            && *due <= now.at
-        {
-            let Some((_, name)) = self.timers.pop_first() else { break };
+        for _ in 0..AT_ONCE {
+            let due = self.timers.first().is_some_and(|(due, _)| *due <= now.at);
+            let Some((_, name)) = due.then(|| self.timers.pop_first()).flatten() else { break };
             if let Some(live) = self.live.get_mut(&name) {
                 live.timer = None;
             }
@@ -217,6 +229,18 @@ impl Engine {
 
     /// Looks at an endpoint, and does what follows.
     fn judge(&mut self, name: &str, now: Now) {
+        self.judge_turn(name, TURNS, now);
+    }
+
+    /// Looks once more at an endpoint that something was done about: after it was enforced, which does not wait for that. Is
+    /// there one?
+    pub fn go_on(&mut self, now: Now) -> bool {
+        let Some((name, turns)) = self.again.pop_front() else { return false };
+        self.judge_turn(&name, turns, now);
+        true
+    }
+
+    fn judge_turn(&mut self, name: &str, turns: usize, now: Now) {
         let model = Arc::clone(&self.model);
         let Some(endpoint) = model.endpoints.get(name) else { return };
         if !self.live.contains_key(name) {
@@ -230,23 +254,21 @@ impl Engine {
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
         let Some(group) = model.group(base.group) else { return };
-        for _ in 0..TURNS {
-            let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
-            decision.faults.extend(faults.iter().cloned());
-            if !self.carry_out(name, group, decision, now) {
-                break;
-            }
+        let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
+        decision.faults.extend(faults);
+        if self.carry_out(name, group, decision, now) && turns > 1 {
+            self.again.push_back((name.to_owned(), turns - 1));
         }
     }
 
     /// What is due whatever its criteria say.
     fn tend(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };
-        if let (Some(hold), Enforced::Failed(_)) = (&live.row.held, &live.enforced) {
+        if let (true, Enforced::Failed(_)) = (live.leaving.is_some(), &live.enforced) {
+            self.touched.insert(name.to_owned());
+        } else if let (Some(hold), Enforced::Failed(_)) = (&live.row.held, &live.enforced) {
             let (group, moves) = (hold.group.clone(), live.row.moves);
             self.actions.push_back(Action { endpoint: name.to_owned(), group, moves });
-        } else if let (true, Enforced::Failed(_)) = (live.row.opening, &live.enforced) {
-            self.touched.insert(name.to_owned());
         }
         if !live.row.incomplete.is_empty() {
             let tags = &self.tags;
@@ -330,6 +352,8 @@ impl Engine {
     /// What is to be stored, if anything is. What it gives must be stored, or given back, before this is asked again.
     pub fn take_batch(&mut self, mark: Mark) -> Option<Batch> {
         let touched = std::mem::take(&mut self.touched);
+        let leaving = |name: &String| Some((name.clone(), self.live.get(name).filter(|live| live.leaving.is_some())?.row.moves));
+        let then = touched.iter().filter_map(leaving).collect();
         let members = touched.into_iter().map(|name| {
             let row = self.live.get(&name).map(|live| live.row.clone()).filter(|row| *row != Member::default());
             (name, row)
@@ -351,6 +375,7 @@ impl Engine {
             tags: self.tags.take_touched(),
             common: std::mem::take(&mut self.common_touched).then(|| self.common.clone()),
             audit: std::mem::take(&mut self.audit).into(),
+            then,
             mark,
         };
         if batch.is_empty() && batch.mark.at < self.last_write + HEARTBEAT {

@@ -12,7 +12,7 @@ mod service;
 mod state;
 mod tags;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use engine::{Assignment, Engine, Operation, Refused, SourceCounts, TagApplied, TagChange};
 pub use membership::{DEFAULT, Membership, Place, membership};

@@ -4,6 +4,8 @@
 //! and resources are made ready before it is taken. What is to be stored is written by one thread, many changes at once;
 //! releases are done when they were written.
 
+mod api;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,13 +14,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use tokio::sync::{broadcast, watch};
-use vnet_common::api::{AuditRecord, GroupStatus, QuarantineRequest, QuarantineStatus, Tag, TagRequest};
+use vnet_common::api::AuditRecord;
 
 use super::clock::{Clock, Now, Timeline};
-use super::engine::{self, Assignment, Engine, Refused, SourceCounts, TagApplied, TagChange};
+use super::engine::{self, Assignment, Engine, Refused, SourceCounts, TagApplied, TagChange, Then};
 use super::model::{Inputs, Model};
 use super::state::{Enforce, Journal};
-use crate::api::{self, Refusal};
 
 /// Endpoints that are looked at before others get the lock.
 const CHUNK: usize = 32;
@@ -153,8 +154,17 @@ impl Service {
 
     /// Time has passed: does what is due. [`Service::start`]'s thread calls it.
     pub fn tick(&self) {
-        self.urgently(|engine, now| engine.tick(now));
-        self.work();
+        loop {
+            self.urgently(|engine, now| engine.tick(now));
+            self.work();
+            if !self.is_due() {
+                return;
+            }
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next_deadline().is_some_and(|wait| wait.is_zero())
     }
 
     /// How long until [`Service::tick`] has something to do; `None`: until something happens.
@@ -266,18 +276,21 @@ impl Service {
                 // Nobody may be listening.
                 let _ = self.records.send(record.clone());
             }
-            for (endpoint, moves) in batch.opens() {
-                self.open_up(&endpoint, moves);
+            for (endpoint, moves) in &batch.then {
+                self.carry_on(endpoint, *moves);
             }
         }
     }
 
-    fn open_up(&self, endpoint: &str, moves: u32) {
+    /// What was stored is done, if nothing came in between.
+    fn carry_on(&self, endpoint: &str, moves: u32) {
         self.urgently(|engine, now| {
-            if engine.may_open(endpoint, moves) {
-                let result = self.enforce.release(endpoint, moves).map_err(|e| format!("{e:#}"));
-                engine.opened(endpoint, result, now);
-            }
+            let result = match engine.then(endpoint, moves) {
+                Some(Then::Release) => self.enforce.release(endpoint, moves),
+                Some(Then::Hold(group)) => self.enforce.hold(endpoint, &group, moves),
+                None => return,
+            };
+            engine.done(endpoint, result.map_err(|e| format!("{e:#}")), now);
         });
     }
 
@@ -297,9 +310,14 @@ impl Service {
         let now = self.timeline.now();
         let deadline = engine.next_deadline();
         let value = f(&mut engine, now);
-        while let Some(action) = engine.next_action() {
-            let result = self.enforce.hold(&action.endpoint, &action.group, action.moves).map_err(|e| format!("{e:#}"));
-            engine.enforced(&action, result, now);
+        loop {
+            while let Some(action) = engine.next_action() {
+                let result = self.enforce.hold(&action.endpoint, &action.group, action.moves).map_err(|e| format!("{e:#}"));
+                engine.enforced(&action, result, now);
+            }
+            if !engine.go_on(now) {
+                break;
+            }
         }
         let earlier = engine.next_deadline().is_some_and(|due| deadline.is_none_or(|before| due < before));
         let (changed, store) = (engine.is_changed(), engine.has_batch(now));
@@ -324,7 +342,7 @@ impl Service {
     fn keep_time(&self) {
         while !self.ending.load(Ordering::Relaxed) {
             self.timer.wait(self.next_deadline().unwrap_or(HEARTBEAT).min(HEARTBEAT));
-            if self.next_deadline().is_some_and(|wait| wait.is_zero()) {
+            if self.is_due() {
                 self.tick();
             }
             // Also if nothing happens, the store has to know how late it is.
@@ -373,54 +391,5 @@ impl Drop for Running {
             // It has said so itself if it panicked.
             let _ = thread.join();
         }
-    }
-}
-
-impl Service {
-    /// What an operator asked for is stored when it is answered.
-    fn stored<T>(&self, what: &str, done: Result<T, Refusal>) -> Result<T, Refusal> {
-        let value = done?;
-        self.flush().with_context(|| format!("{what} is not stored yet; it will be, as soon as the store takes it"))?;
-        Ok(value)
-    }
-}
-
-impl api::Quarantine for Service {
-    fn groups(&self) -> Result<Vec<GroupStatus>, Refusal> {
-        let mut groups = self.lock().groups();
-        for group in &mut groups {
-            group.id = self.group_number(&group.name)?;
-        }
-        Ok(groups)
-    }
-
-    fn tags(&self, subject: Option<&str>) -> Result<Vec<Tag>, Refusal> {
-        Ok(self.with(|engine, now| engine.tags(subject, now)))
-    }
-
-    fn set_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
-        let done = self.urgently(|engine, now| engine.set_by_operator(request, who, now));
-        self.stored("the tag", done)
-    }
-
-    fn remove_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
-        let done = self.urgently(|engine, now| engine.remove_by_operator(request, who, now));
-        self.stored("the removal of the tag", done)
-    }
-
-    fn quarantine(&self) -> Result<QuarantineStatus, Refusal> {
-        Ok(self.with(|engine, now| engine.status(now)))
-    }
-
-    fn operate(&self, who: &str, endpoint: &str, verb: &str, request: &QuarantineRequest) -> Result<QuarantineStatus, Refusal> {
-        let done = self.urgently(|engine, now| engine.operate(endpoint, verb, request, who, now));
-        self.stored(&format!("{verb} of {endpoint}"), done)?;
-        self.quarantine()
-    }
-
-    fn audit(&self, endpoint: Option<&str>, limit: usize) -> Result<Vec<AuditRecord>, Refusal> {
-        // What has happened is in it, unless the store takes nothing: then the alarms say so.
-        let _ = self.flush();
-        Ok(self.journal.audit(endpoint, limit).context("reading the audit log")?)
     }
 }

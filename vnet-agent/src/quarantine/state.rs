@@ -111,6 +111,9 @@ pub struct Batch {
     pub common: Option<Common>,
     /// New records of the audit log, in order; their numbers follow the last one's.
     pub audit: Vec<AuditRecord>,
+    /// Endpoints, with their moves, of which the datapath learns when this is written: those that are let go, or into a group
+    /// for a transfer of worse priority.
+    pub then: Vec<(String, u32)>,
 }
 
 impl Batch {
@@ -118,12 +121,6 @@ impl Batch {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.members.is_empty() && self.tags.is_empty() && self.common.is_none() && self.audit.is_empty()
-    }
-
-    /// Endpoints that this lets go, with their moves: to be opened once it is written.
-    pub fn opens(&self) -> Vec<(String, u32)> {
-        let opening = self.members.iter().filter_map(|(name, row)| Some((name, row.as_ref()?))).filter(|(_, row)| row.opening);
-        opening.map(|(name, row)| (name.clone(), row.moves)).collect()
     }
 }
 

@@ -14,9 +14,8 @@ use super::directory::Directory;
 use super::json;
 use super::mapping::Mappings;
 use super::senders::Senders;
-use super::settings;
 use super::state::{Settings, Source};
-use super::suricata::Listener;
+use super::suricata::{Listener, notes};
 use super::trial;
 use super::watch::Watcher;
 use crate::api::{self, Refusal};
@@ -69,12 +68,14 @@ impl Sources {
 
     /// From now on these are all. What stays the same goes on: another mapping or user does not close a socket. A listener that
     /// cannot be started is tried again by [`look_after`](Self::look_after); its status says why.
+    ///
+    /// Ends what is no longer wanted, and waits for that a second at most: whoever holds what the sink waits for is held that long.
     pub fn configure(&self, resources: &[&TagSource]) {
         let mut running = self.running();
         running.retain(|name, _| resources.iter().any(|resource| resource.metadata.name == *name));
         for resource in resources {
             let name = resource.metadata.name.clone();
-            match self.settings(&resource.spec) {
+            match settings_of(&resource.spec) {
                 Ok(settings) => {
                     let it = running.entry(name);
                     let it = match it {
@@ -99,7 +100,8 @@ impl Sources {
         }
     }
 
-    /// Looks for sources that are silent for too long, and tries again what failed. To be called every second or so.
+    /// Looks for sources that are silent for too long, of which it tells the sink, and tries again what failed. To be called every
+    /// second or so.
     pub fn look_after(&self, now: Instant) {
         let all: Vec<Arc<Running>> = self.running().values().map(Arc::clone).collect();
         for it in all {
@@ -115,14 +117,6 @@ impl Sources {
         all.iter().map(|it| it.status()).collect()
     }
 
-    fn settings(&self, spec: &TagSourceSpec) -> Result<Settings> {
-        let mappings = Mappings::compile(&spec.mappings).map_err(|faults| {
-            let all: Vec<String> = faults.into_iter().map(|(at, why)| format!("mappings{at}: {why}")).collect();
-            anyhow!("{}", all.join("; "))
-        })?;
-        Ok(Settings { spec: spec.clone(), mappings, senders: Senders::resolve(&spec.users) })
-    }
-
     fn running(&self) -> MutexGuard<'_, BTreeMap<String, Arc<Running>>> {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -135,6 +129,14 @@ impl Sources {
             Refusal::not_found(format!("there is no tag source '{name}'; there are: {known}"))
         })
     }
+}
+
+fn settings_of(spec: &TagSourceSpec) -> Result<Settings> {
+    let mappings = Mappings::compile(&spec.mappings).map_err(|faults| {
+        let all: Vec<String> = faults.into_iter().map(|(at, why)| format!("mappings{at}: {why}")).collect();
+        anyhow!("{}", all.join("; "))
+    })?;
+    Ok(Settings { spec: spec.clone(), mappings, senders: Senders::resolve(&spec.users) })
 }
 
 impl Running {
@@ -259,7 +261,7 @@ impl Running {
                 let Input::Suricata(listener) = &state.input else {
                     anyhow::bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
                 };
-                (listener.measure(TRIALS)?, settings::notes(listener.path(), config))
+                (listener.measure(TRIALS)?, notes(listener.path(), config))
             }
             SourceType::Clamav => {
                 let (times, version) = clamav::measure(&self.source, SCANS)?;
@@ -316,5 +318,15 @@ impl api::Sources for Sources {
     fn test(&self, source: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {
         let it = self.find(source)?;
         it.measure(config).with_context(|| format!("measuring tag source {source}")).map_err(Refusal::from)
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// The settings of the only source of this YAML.
+    pub(in super::super) fn settings(yaml: &str) -> Settings {
+        settings_of(&super::super::tests::tag_sources(yaml)[0].spec).unwrap()
     }
 }

@@ -13,12 +13,12 @@ mod acl;
 mod change;
 mod clamav;
 mod directory;
+mod ending;
 mod json;
 mod manager;
 pub mod mapping;
 mod pending;
 mod senders;
-mod settings;
 mod state;
 mod suricata;
 #[cfg(test)]

@@ -14,7 +14,7 @@ use super::mapping::{Mapped, Mappings};
 use super::senders::Senders;
 use super::text;
 use crate::expression::Variables;
-use crate::resource::{OnExpiry, Operation, TagSourceSpec};
+use crate::resource::{OnExpiry, Operation, SourceType, TagSourceSpec};
 
 /// Between two lines in the log about one source's faults.
 const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(10);
@@ -233,7 +233,8 @@ impl Source {
         let state = match failed {
             Some(why) => format!("failed: {why}"),
             None if self.lost.load(Ordering::Relaxed) => "lost".to_owned(),
-            None if heard_ms == 0 => "silent".to_owned(),
+            // What an operator says does not come this way.
+            None if heard_ms == 0 && settings.spec.r#type != SourceType::Operator => "silent".to_owned(),
             None => "ok".to_owned(),
         };
         SourceStatus {
@@ -254,7 +255,6 @@ impl Source {
 }
 
 fn kind(spec: &TagSourceSpec) -> &'static str {
-    use crate::resource::SourceType;
     match spec.r#type {
         SourceType::Suricata => "suricata",
         SourceType::Clamav => "clamav",

@@ -4,8 +4,12 @@
 //! other and delivers. So an alert goes from the socket to the sink without a change of threads, and while the sink is busy the
 //! socket is still read: Suricata is never held up by what its alerts cause.
 
+mod settings;
+#[cfg(test)]
+mod tests;
+
 use std::io::IoSliceMut;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,14 +26,16 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
-use super::acl;
 use super::change::TagChange;
 use super::pending::Pending;
 use super::senders::Senders;
 use super::state::Source;
 use super::trial::Trials;
+use super::{acl, ending};
 use crate::expression::Variables;
 use crate::socket_file::SocketFile;
+
+pub(super) use settings::notes;
 
 /// Bytes of one record: Suricata's longest lines, with the payload of a packet in them, are far shorter.
 const RECORD: usize = 256 << 10;
@@ -118,10 +124,7 @@ impl Drop for Listener {
         self.shared.pending.stop();
         // Whoever waits for a datagram is woken. It cannot fail on a socket that is open.
         let _ = shutdown(self.shared.socket.as_raw_fd(), Shutdown::Both);
-        for thread in self.threads.drain(..) {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        ending::wait(self.threads.drain(..));
     }
 }
 
@@ -197,7 +200,8 @@ impl Shared {
     }
 
     fn receive(&self, buffer: &mut [u8]) -> Received {
-        // Room for the sender's user alone: file descriptors that somebody sends along find none, and the kernel closes them.
+        // Room for the sender's user alone, which the kernel puts first: file descriptors that somebody sends along find none, so the
+        // kernel closes them and says that something was cut off, and whose the datagram is is not looked at.
         let mut control = nix::cmsg_space!(nix::sys::socket::UnixCredentials);
         let mut parts = [IoSliceMut::new(buffer)];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
@@ -215,11 +219,6 @@ impl Shared {
         }
         let uid = message.cmsgs().ok().into_iter().flatten().find_map(|control| match control {
             ControlMessageOwned::ScmCredentials(sender) => Some(sender.uid()),
-            ControlMessageOwned::ScmRights(files) => {
-                // There is no room for any, see above; should there ever be, they must not stay open.
-                files.into_iter().for_each(close);
-                None
-            }
             _ => None,
         });
         Received::Datagram((!message.flags.contains(MsgFlags::MSG_TRUNC)).then_some(message.bytes), uid)
@@ -237,7 +236,7 @@ impl Shared {
                 return Vec::new();
             }
             None => {
-                source.refused("a datagram without its sender's user".to_owned());
+                source.refused("a datagram with more than a record in it, as file descriptors".to_owned());
                 return Vec::new();
             }
         }
@@ -291,11 +290,6 @@ fn looks_whole(record: &[u8]) -> bool {
     record.starts_with(b"{") && record.ends_with(b"}") && std::str::from_utf8(record).is_ok()
 }
 
-fn close(file: i32) {
-    // SAFETY: the kernel has just made it for this process, and nobody else knows of it.
-    drop(unsafe { OwnedFd::from_raw_fd(file) });
-}
-
 /// An alert as Suricata writes it, about addresses of documentation, with the mark of a trial.
 fn alert(mark: &str) -> Value {
     serde_json::json!({
@@ -312,6 +306,3 @@ fn alert(mark: &str) -> Value {
         super::trial::FIELD: mark
     })
 }
-
-#[cfg(test)]
-mod tests;

@@ -33,6 +33,8 @@ const CLAMAV: &str = include_str!("../../../policies/sources/clamav.yaml");
 pub(super) struct Taken {
     pub(super) changes: Mutex<Vec<TagChange>>,
     pub(super) lost: Mutex<Vec<(String, bool)>>,
+    /// Whoever holds it holds up every change.
+    pub(super) gate: Mutex<()>,
 }
 
 impl Sink for Taken {
@@ -43,6 +45,7 @@ impl Sink for Taken {
         if change.name == "panic" {
             panic!("as asked");
         }
+        drop(self.gate.lock().unwrap());
         if !change.is_trial() {
             self.changes.lock().unwrap().push(change);
         }
@@ -259,6 +262,9 @@ fn sources_follow_their_resources() {
     let inputs: Vec<String> =
         scene.sources.status().into_iter().map(|status| format!("{} {}", status.kind, status.input)).collect();
     assert_eq!(inputs, ["clamav /run/clamav/clamd.ctl", "json POST /v1/sources/s/events"]);
+    let operator = "apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: operator }\n";
+    scene.configure(&format!("{operator}spec: {{ type: operator, allow: [{{ tag: '*', maxSeverity: 3 }}] }}\n"));
+    assert_eq!((scene.status().state.as_str(), scene.status().input.as_str()), ("ok", "vnet-ctl tag"));
     scene.sources.configure(&[]);
     assert!(scene.sources.status().is_empty() && !scene.sources.may_send("s", 0));
     let error = scene.sources.ingest("s", b"{}").unwrap_err();

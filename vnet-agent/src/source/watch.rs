@@ -25,10 +25,10 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use super::acl;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
+use super::{acl, ending};
 use crate::expression::Variables;
 
 /// The name of the file that is being read.
@@ -43,6 +43,8 @@ const QUIET: Duration = Duration::from_secs(2);
 /// A directory that is watched. Ends with this value.
 pub(super) struct Watcher {
     path: PathBuf,
+    /// Device and inode: what somebody has put at the path since is another.
+    instance: (u64, u64),
     stop: Arc<Stop>,
     thread: Option<JoinHandle<()>>,
     users: Vec<u32>,
@@ -62,6 +64,7 @@ impl Watcher {
         let users = source.settings().senders.uids.clone();
         make(path, &users)?;
         let directory = Directory::open(path, source)?;
+        let instance = instance(&itself(&directory.own)).context("looking at it")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("making an event to end it by")?;
         let stop = Arc::new(Stop { wake, stopping: AtomicBool::new(false) });
         let seen = Arc::clone(&stop);
@@ -71,7 +74,7 @@ impl Watcher {
             }
         };
         let thread = std::thread::Builder::new().name("tag-directory".to_owned()).spawn(run).context("starting its thread")?;
-        Ok(Self { path: path.to_owned(), stop, thread: Some(thread), users })
+        Ok(Self { path: path.to_owned(), instance, stop, thread: Some(thread), users })
     }
 
     /// Where it is.
@@ -87,9 +90,10 @@ impl Watcher {
         }
     }
 
-    /// It is being watched.
+    /// What is at its path is being watched.
     pub(super) fn is_well(&self) -> bool {
-        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+        let runs = self.thread.as_ref().is_some_and(|thread| !thread.is_finished());
+        runs && instance(&self.path).is_ok_and(|at| at == self.instance)
     }
 }
 
@@ -98,10 +102,7 @@ impl Drop for Watcher {
         self.stop.stopping.store(true, Ordering::Release);
         // It fails only if it was written to 2^64 times.
         let _ = self.stop.wake.write(1);
-        if let Some(thread) = self.thread.take() {
-            // A panic has been reported by the thread itself.
-            let _ = thread.join();
-        }
+        ending::wait(self.thread.take());
     }
 }
 
@@ -137,11 +138,7 @@ impl Directory {
         let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_RDONLY;
         let own = open(path, flags, Mode::empty()).with_context(|| format!("opening the directory {shown}"))?;
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK).context("asking for inotify")?;
-        let events = AddWatchFlags::IN_CLOSE_WRITE
-            | AddWatchFlags::IN_MOVED_TO
-            | AddWatchFlags::IN_DELETE_SELF
-            | AddWatchFlags::IN_MOVE_SELF
-            | AddWatchFlags::IN_ONLYDIR;
+        let events = AddWatchFlags::IN_CLOSE_WRITE | AddWatchFlags::IN_MOVED_TO | AddWatchFlags::IN_ONLYDIR;
         // What was opened, not what is at the path by now.
         inotify.add_watch(&itself(&own), events).with_context(|| format!("watching the directory {shown}"))?;
         Ok(Self { path: path.to_owned(), own, inotify, source })
@@ -176,9 +173,6 @@ impl Directory {
         };
         let mut waiting = false;
         for event in events {
-            if event.mask.intersects(AddWatchFlags::IN_DELETE_SELF | AddWatchFlags::IN_MOVE_SELF | AddWatchFlags::IN_IGNORED) {
-                bail!("it was removed or renamed");
-            }
             if event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW) {
                 waiting |= self.read_all(stop, variables)?;
             }
@@ -309,6 +303,10 @@ impl Directory {
         ensure!(nix::unistd::geteuid().as_raw() == owner, "it belongs to user {owner}: remove it");
         Ok(folder.into())
     }
+}
+
+fn instance(path: &Path) -> std::io::Result<(u64, u64)> {
+    std::fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
 /// By which the directory that was opened is found, wherever it has gone.

@@ -27,6 +27,8 @@ pub const MEMBER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 pub const PORT: u16 = 80;
 pub const CLIENT_ID: u32 = 7;
 
+pub mod policing;
+
 const CHILD: &str = "VNET_TEST_CHILD";
 
 /// The directory that is the test's own: `/run` of its mount namespace.

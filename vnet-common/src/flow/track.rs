@@ -154,6 +154,14 @@ pub fn hit<A: Address, M: FlowMaps<A> + HostMaps>(
     })?
 }
 
+/// The [`flags`] of a flow that this CPU has cached, of any generation; nothing is counted.
+#[inline(always)]
+pub fn cached_flags<A: Address, M: FlowMaps<A>>(m: &M, key: &FlowKey<A>) -> Option<u16> {
+    let hash = hash::flow(key);
+    let stamp = m.stamp(hash);
+    m.cached(hash, way(m, hash, key)?, |s| (s.stamp == stamp).then_some(s.flags))?
+}
+
 #[inline(always)]
 fn from_main<A, M>(m: &M, slot: u32, w: &mut Work<A>) -> Course
 where
@@ -162,9 +170,9 @@ where
 {
     let (seen, e) = (&w.seen, &w.entry);
     let fresh_syn = seen.tcp & u32::from(tcp::SYN | tcp::ACK) == u32::from(tcp::SYN);
-    if fresh_syn && from_opener(&seen.key, e.flags) && state::is_closed(e.tcp) {
+    if fresh_syn && state::is_closed(e.tcp) {
         w.partner = seen.key.partner(&e.rewrite);
-        forget(m, slot, Table::Main, &w.seen.key, &w.partner); // the client reuses the port
+        forget(m, slot, Table::Main, &w.seen.key, &w.partner); // either side opens another connection between the same ports
         return Course::None;
     }
     if is_amid(seen) {

@@ -105,6 +105,14 @@ where
     }
     (w.group.table, w.group.flags) = (group.table, group.flags); // read once: the agent may switch the table at any time
     if w.group.table as u32 == 0 {
+        if ep.flags & endpoint_flags::POLICED != 0 && bits & u32::from(flags::STEERED) == 0 {
+            match judge::admit_unbalanced(m, ep, w) {
+                Admission::Allowed => {}
+                Admission::Denied => return Outcome::Drop,
+                Admission::Rejected => return Outcome::Reject,
+                Admission::Steered => return Outcome::Steer,
+            }
+        }
         w.reason = Reason::NoMember;
         return if w.group.flags & group_bits::EMPTY_DROP != 0 { Outcome::Drop } else { Outcome::Reject };
     }

@@ -36,15 +36,14 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    if !tracked || !(w.headers.is_tcp() || w.headers.is_udp()) {
-        return unbalanced(m, ep, w);
-    }
-    match pick::new_flow(m, ep, w) {
+    let balanced = tracked && (w.headers.is_tcp() || w.headers.is_udp());
+    let outcome = if balanced { pick::new_flow(m, ep, w) } else { Outcome::NoGroup };
+    match outcome {
         Outcome::Picked => Decision::Forward,
         Outcome::NoGroup => unbalanced(m, ep, w),
         Outcome::Reject => Decision::Reject,
         Outcome::Drop => Decision::Drop,
-        Outcome::Steer => pick::steer(m, ep, w),
+        Outcome::Steer => Decision::Steer,
     }
 }
 
@@ -59,7 +58,7 @@ fn unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &Endpoint
             Admission::Allowed => {}
             Admission::Rejected => return Decision::Reject,
             Admission::Denied => return Decision::Drop,
-            Admission::Steered => return Decision::NotOurs,
+            Admission::Steered => return Decision::Steer,
         }
     }
     let h = &w.headers;

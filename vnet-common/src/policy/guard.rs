@@ -1,8 +1,10 @@
 //! What comes before all rules: an endpoint sends as itself, and what keeps a network going may pass.
 //!
-//! - Anti-spoofing: the source MAC and address are the endpoint's own (a link-local IPv6 address may be any, for as long as the packet
-//!   stays on the link); so are those inside of ARP (RFC 826) and neighbour discovery (RFC 4861). Only a router advertises itself as one.
+//! - Anti-spoofing: the source MAC and address are the endpoint's own (a link-local IPv6 address may be any that nobody else is known to
+//!   have, for as long as the packet stays on the link); so are those inside of ARP (RFC 826) and neighbour discovery (RFC 4861). Only a
+//!   router advertises itself as one.
 //! - ARP, neighbour and multicast listener discovery, and a DHCP client's packets are let through, unless a quarantine says otherwise.
+//!   What only looks like them, having come or going further than the link, is left to the rules.
 //! - An endpoint that may not is kept from originating tunnel packets: whoever receives them would take them for another host's.
 
 use crate::addr::{Address, V6};
@@ -11,7 +13,7 @@ use crate::lb::{LbMaps, LocalKey};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
 use crate::policy::{MARK_OURS, MARK_PROBE};
-use crate::verdict::Reason;
+use crate::verdict::{Direction, Reason};
 
 /// Link-layer options in one neighbour discovery message that are looked at; further ones are refused.
 const ND_OPTIONS: usize = 4;
@@ -50,11 +52,11 @@ impl Guard {
     }
 }
 
-/// Is the frame marked as one of ours, and as what?
+/// Is the frame marked as one of ours, and as what? Probes only come to endpoints, never from them.
 #[inline(always)]
-pub fn marked<P: Packet>(p: &P) -> Option<Reason> {
+pub fn marked<P: Packet>(p: &P, direction: Direction) -> Option<Reason> {
     match p.mark() {
-        MARK_PROBE => Some(Reason::Probe),
+        MARK_PROBE if direction == Direction::Ingress => Some(Reason::Probe),
         MARK_OURS => Some(Reason::Ours),
         _ => None,
     }
@@ -79,6 +81,10 @@ pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard
     if !is_own_mac(p, ep) {
         return Guard::Mac;
     }
+    // Of Ethernet and IPv4, else the fields are elsewhere.
+    if p.read(ETH + 2) != Some([8, 0, 6, 4]) {
+        return Guard::Neighbor;
+    }
     let (Some([a, b, c, d]), Some([e, f]), Some(ip)) = (p.read::<4>(ETH + 8), p.read::<2>(ETH + 12), p.read::<4>(ETH + 14))
     else {
         return Guard::Neighbor;
@@ -87,7 +93,7 @@ pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard
         return Guard::Neighbor;
     }
     let sender = crate::addr::V4::from(ip);
-    if ep.flags & flags::CHECK_IP != 0 && ip != [0; 4] && !is_own(m, ep, &sender) { Guard::Neighbor } else { Guard::Pass }
+    if ip != [0; 4] && !claims(m, ep, &sender, false) { Guard::Neighbor } else { Guard::Pass }
 }
 
 /// Judges an IP packet from an endpoint.
@@ -101,16 +107,24 @@ where
     if !is_own_mac(p, ep) {
         return Guard::Mac;
     }
-    if ep.flags & flags::DHCP != 0 && is_dhcp(h, true) && (h.src == A::default() || owns(m, ep, h)) {
-        return Guard::Pass;
+    if is_dhcp(h, true) {
+        // A quarantined client's go to all on the link only: who is asked by name could be anyone.
+        let to_all = h.dst.widen()[0] == 0xff;
+        let named = ep.flags & flags::QUARANTINED != 0 && !to_all;
+        if ep.flags & flags::DHCP == 0 && h.src == A::default() {
+            return Guard::Quarantine;
+        }
+        if ep.flags & flags::DHCP != 0 && !named && (h.src == A::default() || owns(m, ep, h)) {
+            return Guard::Pass;
+        }
     }
     if A::VERSION == 6 && is_discovery(h) {
         return discovery_egress(p, m, h, ep);
     }
-    if ep.flags & flags::CHECK_IP != 0 && !owns(m, ep, h) {
+    if !owns(m, ep, h) {
         return Guard::Address;
     }
-    if ep.flags & flags::TUNNELS == 0 && h.is_udp() && is_tunnel(p, m, h) {
+    if ep.flags & flags::TUNNELS == 0 && is_tunnel(p, m, h) {
         return Guard::Tunnel;
     }
     Guard::Ask
@@ -129,21 +143,22 @@ pub fn ingress<A: Address>(h: &Headers<A>, ep: &EndpointRow) -> Guard {
     }
 }
 
-/// Is it the endpoint's address?
-#[inline(always)]
-fn is_own<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, addr: &A) -> bool {
-    let key = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: addr.widen() };
-    m.local(&key) == Some(ep.ifindex)
-}
-
 /// May the endpoint send from the packet's source address?
 #[inline(always)]
 fn owns<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, h: &Headers<A>) -> bool {
-    if ep.flags & flags::CHECK_IP == 0 {
-        return true;
-    }
-    let stays_on_link = A::VERSION == 6 && is_link_local(&h.src) && (is_link_local(&h.dst) || h.dst.widen()[0] == 0xff);
-    stays_on_link || is_own(m, ep, &h.src)
+    let stays_on_link = is_link_local(&h.dst) || h.dst.widen()[0] == 0xff;
+    claims(m, ep, &h.src, stays_on_link)
+}
+
+/// May the endpoint call the address its own? One that nobody is known to have it may if it is a link-local one, where those are taken.
+#[inline(always)]
+fn claims<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, addr: &A, on_link: bool) -> bool {
+    let key = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: addr.widen() };
+    ep.flags & flags::CHECK_IP == 0
+        || match m.local(&key) {
+            Some(ifindex) => ifindex == ep.ifindex,
+            None => on_link && A::VERSION == 6 && is_link_local(addr),
+        }
 }
 
 #[inline(always)]
@@ -160,11 +175,13 @@ fn is_dhcp<A: Address>(h: &Headers<A>, from_client: bool) -> bool {
     h.is_udp() && !h.fragment && h.sport == sport.to_be_bytes() && h.dport == dport.to_be_bytes()
 }
 
-/// Neighbour discovery (RFC 4861) or multicast listener discovery (RFC 2710, 3810)?
+/// Neighbour discovery (RFC 4861) or multicast listener discovery (RFC 2710, 3810)? Both stay on the link: their hop limits say so.
 #[inline(always)]
 fn is_discovery<A: Address>(h: &Headers<A>) -> bool {
     let kind = h.dport[0];
-    h.protocol == protocol::ICMPV6 && !h.fragment && (matches!(kind, 130..=137) || kind == 143)
+    let neighbors = h.ttl == 255 && matches!(kind, 133..=137);
+    let listeners = h.ttl == 1 && (matches!(kind, 130..=132) || kind == 143) && h.dst.widen()[0] == 0xff;
+    h.protocol == protocol::ICMPV6 && !h.fragment && (neighbors || listeners)
 }
 
 /// Judges neighbour discovery from an endpoint: advertisements are for its own addresses, and every link-layer address in it is its own.
@@ -182,8 +199,7 @@ where
     if matches!(kind, 134 | 137) && ep.flags & flags::ROUTER == 0 {
         return Guard::Neighbor;
     }
-    let own_source = h.src == A::default() || owns(m, ep, h) || is_link_local(&h.src);
-    if !own_source {
+    if h.src != A::default() && !claims(m, ep, &h.src, true) {
         return Guard::Address;
     }
     let options = match kind {
@@ -197,7 +213,7 @@ where
         if !read_address(p, l4 + 8, &mut target) {
             return Guard::Neighbor;
         }
-        if !is_link_local(&target) && !is_own(m, ep, &target) {
+        if !claims(m, ep, &target, true) {
             return Guard::Neighbor;
         }
     }
@@ -247,15 +263,16 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
     at + (usize::from(units) << 3)
 }
 
-/// Is a UDP packet for a tunnel's port? A fragment has its ports only in the first one; one that is too short for them is none to be
-/// let through.
+/// Is a packet for a tunnel's port, or could it be? A fragment has its ports only in the first one; one that is too short for them, or has
+/// further extension headers in front of them (RFC 7112), is none to be let through.
 #[inline(always)]
-fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
+pub fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
     if !h.fragment {
-        return m.is_tunnel_port(h.dport);
+        return h.is_udp() && m.is_tunnel_port(h.dport);
     }
     let offset = if A::VERSION == 4 { p.read(ETH + 6) } else { p.read(h.l4 - 6) };
     let mask = if A::VERSION == 4 { 0x1fff } else { 0xfff8 };
     let first = offset.is_none_or(|o: [u8; 2]| u16::from_be_bytes(o) & mask == 0);
-    first && p.read(h.l4 + 2).is_none_or(|port| m.is_tunnel_port(port))
+    let hidden = A::VERSION == 6 && matches!(h.protocol, 0 | 43 | 44 | 60);
+    first && (hidden || h.is_udp() && p.read(h.l4 + 2).is_none_or(|port| m.is_tunnel_port(port)))
 }

@@ -1,18 +1,22 @@
 //! What the agent answers about tags, quarantine, rules and events: made up, and changed by requests where a test looks at that.
+//!
+//! Most of it is behind the agent's real routes. [`router`] has what those cannot give: events with gaps and with odd contents, and
+//! what comes with them.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Path, Query, State};
+use axum::extract::{Query, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde::Deserialize;
 use serde_json::Value;
-use vnet_agent::api::{Control, Refusal};
+use vnet_agent::api::{Control, Quarantine, Refusal, Sources};
 use vnet_common::api::*;
 
 use crate::support::{Memory, now_ms};
@@ -24,45 +28,21 @@ type Answer<T> = Result<Json<T>, Refusal>;
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 struct Asked {
-    subject: Option<String>,
     endpoint: Option<String>,
     limit: Option<usize>,
     follow: bool,
     since: Option<u64>,
     kind: Option<String>,
     reason: Option<String>,
-    config: Option<String>,
 }
 
 /// The routes.
 pub fn router(memory: Arc<Memory>) -> Router {
+    let flows = async |State(memory): Fake, Query(asked): Query<Asked>| memory.endpoint_flows(&asked).map(Json);
     Router::new()
-        .route("/v1/resources/{kind}", get(resources))
-        .route("/v1/resources/{kind}/{name}", get(resource))
-        .route("/v1/delete", post(async |State(memory): Fake, Json(request)| memory.delete(request).map(Json)))
-        .route("/v1/groups", get(async |State(memory): Fake| Json(memory.groups())))
-        .route(
-            "/v1/rules",
-            get(async |State(memory): Fake, Query(asked): Query<Asked>| Json(memory.rules(asked.endpoint.as_deref()))),
-        )
-        .route(
-            "/v1/tags",
-            get(async |State(memory): Fake, Query(asked): Query<Asked>| memory.tags(asked.subject.as_deref()).map(Json))
-                .post(set_tag),
-        )
-        .route("/v1/tags/remove", post(remove_tag))
-        .route("/v1/sources", get(async |State(memory): Fake| Json(memory.sources())))
-        .route("/v1/sources/{name}/{verb}", post(source))
-        .route("/v1/quarantine", get(async |State(memory): Fake| Json(memory.quarantine.lock().unwrap().clone())))
-        .route("/v1/quarantine/{endpoint}/{verb}", post(quarantine))
-        .route("/v1/audit", get(audit))
         .route("/v1/events", get(events))
-        .route(
-            "/v1/endpoint-flows",
-            get(async |State(memory): Fake, Query(asked): Query<Asked>| memory.endpoint_flows(&asked).map(Json)),
-        )
+        .route("/v1/endpoint-flows", get(flows))
         .route("/v1/explain", post(explain))
-        .route("/v1/endpoints/attach", post(attach))
         .with_state(memory)
 }
 
@@ -148,21 +128,8 @@ pub fn event(number: u64) -> Event {
 }
 
 impl Memory {
-    fn groups(&self) -> Vec<GroupStatus> {
-        let group = |name: &str, id, endpoints: &[&str], default: &str| GroupStatus {
-            name: name.to_owned(),
-            id,
-            quarantine: name == "strict",
-            built_in: name == "default",
-            endpoints: endpoints.iter().map(ToString::to_string).collect(),
-            rules: 2 * u32::from(name == "web"),
-            defaults: [default.to_owned(), "allow".to_owned()],
-            transfers: (name == "web").then(|| "infected".to_owned()).into_iter().collect(),
-        };
-        vec![group("default", 1, &[], "allow"), group("web", 2, &["tap0"], "deny"), group("strict", 3, &[], "deny")]
-    }
-
-    fn rules(&self, endpoint: Option<&str>) -> Vec<RuleStatus> {
+    /// All rules, or those about one endpoint.
+    pub fn rules_about(&self, endpoint: Option<&str>) -> Vec<RuleStatus> {
         let hits = self.looks.fetch_add(1, Ordering::Relaxed) * 100;
         let status = |name: &str, tier: &str, hits, would_hit| RuleStatus {
             rule: rule(name),
@@ -177,19 +144,62 @@ impl Memory {
         all.into_iter().filter(|status| endpoint.is_none() || status.tier != "app").collect()
     }
 
-    fn tags(&self, subject: Option<&str>) -> Result<Vec<Tag>, Refusal> {
-        if subject.is_some_and(|subject| self.unknown(subject)) {
-            return Err(Refusal::not_found("no such endpoint"));
+    /// Devices are those of a network namespace of their own: the first has index 2. The first two requests about `tap8` come too
+    /// early.
+    pub fn attached(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
+        self.note("attach", &request);
+        let tries = self.asked.lock().unwrap().iter().filter(|(path, _)| path == "attach").count();
+        match request.device.as_str() {
+            "tap8" if tries < 3 => return Err(anyhow::anyhow!("the datapath is being loaded").into()),
+            "tap7" => return Err(Refusal::conflict("device 'tap7' is that of endpoint 'db-1'")),
+            _ => {}
         }
-        let tags = self.tags.lock().unwrap().clone();
-        Ok(tags.into_iter().filter(|tag| subject.is_none_or(|subject| tag.subject == subject)).collect())
+        let ifindex = if request.device.ends_with("i1") { 3 } else { 2 };
+        let state = if request.device == "tap6" { "failed: another program is in the way" } else { "attached" };
+        Ok(EndpointStatus {
+            name: request.endpoint.unwrap_or(request.device.clone()),
+            device: request.device,
+            ifindex,
+            state: state.to_owned(),
+            group: "strict".to_owned(),
+            policy: "quarantined".to_owned(),
+            ..EndpointStatus::default()
+        })
     }
 
-    fn unknown(&self, endpoint: &str) -> bool {
-        self.endpoints().unwrap().iter().all(|ep| ep.name != endpoint)
+    fn endpoint_flows(&self, asked: &Asked) -> Result<EndpointFlowList, Refusal> {
+        asked.endpoint.as_deref().map_or(Ok(()), |name| self.known(name))?;
+        let grown = self.looks.fetch_add(1, Ordering::Relaxed);
+        let mut busy = flow("10.0.0.9:443");
+        (busy.bytes[0], busy.packets[0]) = (busy.bytes[0] + (grown << 20), busy.packets[0] + grown * 1000);
+        let mut balanced = flow("10.0.0.100:80");
+        (balanced.lb, balanced.member) = (Some("web".to_owned()), Some("10.0.0.11:8080".to_owned()));
+        balanced.verdict = "redirected".to_owned();
+        let flows: Vec<_> = [busy, balanced].into_iter().take(asked.limit.unwrap_or(100)).collect();
+        Ok(EndpointFlowList { flows, total: 2 })
     }
 
-    fn sources(&self) -> Vec<SourceStatus> {
+    fn known(&self, endpoint: &str) -> Result<(), Refusal> {
+        match self.endpoints()?.iter().any(|ep| ep.name == endpoint) {
+            true => Ok(()),
+            false => Err(Refusal::not_found("no such endpoint")),
+        }
+    }
+
+    fn note<T: serde::Serialize>(&self, path: &str, request: &T) {
+        self.asked.lock().unwrap().push((path.to_owned(), serde_json::to_value(request).unwrap()));
+    }
+
+    fn source(&self, name: &str) -> Result<(), Refusal> {
+        match self.sources()?.iter().any(|source| source.name == name) {
+            true => Ok(()),
+            false => Err(Refusal::not_found("no such source")),
+        }
+    }
+}
+
+impl Sources for Memory {
+    fn sources(&self) -> Result<Vec<SourceStatus>, Refusal> {
         let source = |name: &str, kind: &str, state: &str| SourceStatus {
             name: name.to_owned(),
             kind: kind.to_owned(),
@@ -201,180 +211,157 @@ impl Memory {
         (suricata.events, suricata.tags, suricata.malformed) = (12, 3, 1);
         suricata.last_error = Some("line 7 is no JSON".to_owned());
         suricata.last_event_ms = Some(now_ms() - 7_530_000);
-        vec![suricata, source("clamav", "clamav", "silent"), source("falco", "json", "lost")]
+        Ok(vec![suricata, source("clamav", "clamav", "silent"), source("falco", "json", "lost")])
     }
 
-    fn endpoint_flows(&self, asked: &Asked) -> Result<EndpointFlowList, Refusal> {
-        if asked.endpoint.as_deref().is_some_and(|name| self.unknown(name)) {
-            return Err(Refusal::not_found("no such endpoint"));
+    fn may_send(&self, _: &str, _: u32) -> bool {
+        false
+    }
+
+    fn ingest(&self, source: &str, text: &[u8]) -> Result<IngestResponse, Refusal> {
+        self.source(source)?;
+        let text = String::from_utf8_lossy(text);
+        let (good, bad): (Vec<_>, Vec<_>) = text.lines().partition(|line| serde_json::from_str::<Value>(line).is_ok());
+        let faults = bad.iter().map(|line| format!("event {} is no JSON: {line}", good.len() + 1)).collect();
+        Ok(IngestResponse { events: good.len() as u64, tags: 1, faults })
+    }
+
+    fn scan(&self, source: &str, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+        self.source(source)?;
+        self.known(&request.endpoint)?;
+        self.note("scan", request);
+        let named = |part: &str, what: &str| -> Vec<_> {
+            request.paths.iter().filter(|path| path.contains(part)).map(|path| (path.clone(), what.to_owned())).collect()
+        };
+        let (infected, failed) = (named("eicar", "Eicar-Signature"), named("secret", "permission denied"));
+        let tag = Tag { subject: request.endpoint.clone(), name: "clamav.clean".to_owned(), ..Tag::default() };
+        let tags = if infected.is_empty() && failed.is_empty() { vec![tag] } else { Vec::new() };
+        Ok(ScanReport { scanned: 3, bytes: 2048, infected, failed, tags })
+    }
+
+    fn test(&self, source: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {
+        self.source(source)?;
+        if source != "suricata" {
+            return Ok(SourceTest { trials: 3, latencies_us: Vec::new(), notes: vec!["nobody sends to its socket".to_owned()] });
         }
-        let grown = self.looks.fetch_add(1, Ordering::Relaxed);
-        let mut busy = flow("10.0.0.9:443");
-        (busy.bytes[0], busy.packets[0]) = (busy.bytes[0] + (grown << 20), busy.packets[0] + grown * 1000);
-        let mut balanced = flow("10.0.0.100:80");
-        (balanced.lb, balanced.member, balanced.verdict) =
-            (Some("web".to_owned()), Some("10.0.0.11:8080".to_owned()), "redirected".to_owned());
-        let flows: Vec<_> = [busy, balanced].into_iter().take(asked.limit.unwrap_or(100)).collect();
-        Ok(EndpointFlowList { flows, total: 2 })
-    }
-
-    fn note<T: serde::Serialize>(&self, path: &str, request: &T) {
-        self.asked.lock().unwrap().push((path.to_owned(), serde_json::to_value(request).unwrap()));
+        let config = config.unwrap_or(Path::new("suricata.yaml")).display();
+        let notes = vec![format!("{config}: threaded is off: alerts wait for others")];
+        Ok(SourceTest { trials: 5, latencies_us: vec![900, 215, 1300, 300], notes })
     }
 }
 
-/// Of any kind: that the real server knows it is for its own tests.
-async fn resources(State(memory): Fake, Path(kind): Path<String>) -> Answer<Vec<Value>> {
-    memory.resources((kind != "all").then_some(kind.as_str())).map(Json)
-}
-
-async fn resource(State(memory): Fake, Path((kind, name)): Path<(String, String)>) -> Answer<Value> {
-    let all = memory.resources(Some(&kind))?;
-    let found = all.into_iter().find(|resource| resource["metadata"]["name"] == name.as_str());
-    found.map(Json).ok_or_else(|| Refusal::not_found("no such resource"))
-}
-
-async fn set_tag(State(memory): Fake, Json(request): Json<TagRequest>) -> Answer<Vec<Tag>> {
-    memory.note("tags", &request);
-    if memory.unknown(&request.subject) {
-        return Err(Refusal::not_found("no such endpoint"));
+impl Quarantine for Memory {
+    fn groups(&self) -> Result<Vec<GroupStatus>, Refusal> {
+        let group = |name: &str, id, endpoints: &[&str], default: &str| GroupStatus {
+            name: name.to_owned(),
+            id,
+            quarantine: name == "strict",
+            built_in: name == "default",
+            endpoints: endpoints.iter().map(ToString::to_string).collect(),
+            rules: 2 * u32::from(name == "web"),
+            defaults: [default.to_owned(), "allow".to_owned()],
+            transfers: (name == "web").then(|| "infected".to_owned()).into_iter().collect(),
+        };
+        Ok(vec![group("default", 1, &[], "allow"), group("web", 2, &["tap0"], "deny"), group("strict", 3, &[], "deny")])
     }
-    let tag = Tag {
-        subject: request.subject,
-        name: request.name,
-        value: request.value,
-        instance: request.instance,
-        severity: request.severity,
-        confidence: request.confidence.unwrap_or(100),
-        source: "operator".to_owned(),
-        evidence: request.evidence,
-        set_at_ms: now_ms(),
-        expires_at_ms: request.ttl_seconds.map(|seconds| now_ms() + u64::from(seconds) * 1000),
-        hold_on_expiry: request.hold_on_expiry,
-        expired: false,
-    };
-    memory.tags.lock().unwrap().push(tag.clone());
-    Ok(Json(vec![tag]))
-}
 
-async fn remove_tag(State(memory): Fake, Json(request): Json<TagRequest>) -> Answer<Vec<Tag>> {
-    if memory.unknown(&request.subject) {
-        return Err(Refusal::not_found("no such endpoint"));
+    fn tags(&self, subject: Option<&str>) -> Result<Vec<Tag>, Refusal> {
+        subject.map_or(Ok(()), |subject| self.known(subject))?;
+        let tags = self.tags.lock().unwrap().clone();
+        Ok(tags.into_iter().filter(|tag| subject.is_none_or(|subject| tag.subject == subject)).collect())
     }
-    let source = request.source.as_deref().unwrap_or("operator");
-    let is = |tag: &Tag| {
-        (&tag.subject, &tag.name, &tag.instance, tag.source.as_str())
-            == (&request.subject, &request.name, &request.instance, source)
-    };
-    let mut tags = memory.tags.lock().unwrap();
-    let removed = tags.iter().filter(|tag| is(tag)).cloned().collect();
-    tags.retain(|tag| !is(tag));
-    Ok(Json(removed))
-}
 
-async fn source(
-    State(memory): Fake,
-    Path((name, verb)): Path<(String, String)>,
-    Query(asked): Query<Asked>,
-    body: String,
-) -> Result<Response, Refusal> {
-    if memory.sources().iter().all(|source| source.name != name) {
-        return Err(Refusal::not_found("no such source"));
+    fn set_tag(&self, _: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
+        self.note("tags", request);
+        self.known(&request.subject)?;
+        let request = request.clone();
+        let tag = Tag {
+            subject: request.subject,
+            name: request.name,
+            value: request.value,
+            instance: request.instance,
+            severity: request.severity,
+            confidence: request.confidence.unwrap_or(100),
+            source: "operator".to_owned(),
+            evidence: request.evidence,
+            set_at_ms: now_ms(),
+            expires_at_ms: request.ttl_seconds.map(|seconds| now_ms() + u64::from(seconds) * 1000),
+            hold_on_expiry: request.hold_on_expiry,
+            expired: false,
+        };
+        self.tags.lock().unwrap().push(tag.clone());
+        Ok(vec![tag])
     }
-    Ok(match (verb.as_str(), name.as_str()) {
-        ("test", "suricata") => {
-            let config = asked.config.unwrap_or_else(|| "suricata.yaml".to_owned());
-            let notes = vec![format!("{config}: threaded is off: alerts wait for others")];
-            Json(SourceTest { trials: 5, latencies_us: vec![900, 215, 1300, 300], notes }).into_response()
-        }
-        ("test", _) => {
-            Json(SourceTest { trials: 3, latencies_us: Vec::new(), notes: vec!["nobody sends to its socket".to_owned()] })
-                .into_response()
-        }
-        ("scan", _) => {
-            let request: ScanRequest = serde_json::from_str(&body).unwrap();
-            if memory.unknown(&request.endpoint) {
-                return Err(Refusal::not_found("no such endpoint"));
+
+    fn remove_tag(&self, _: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
+        self.known(&request.subject)?;
+        let source = request.source.as_deref().unwrap_or("operator");
+        let is = |tag: &Tag| {
+            (&tag.subject, &tag.name, &tag.instance, tag.source.as_str())
+                == (&request.subject, &request.name, &request.instance, source)
+        };
+        let mut tags = self.tags.lock().unwrap();
+        let removed = tags.iter().filter(|tag| is(tag)).cloned().collect();
+        tags.retain(|tag| !is(tag));
+        Ok(removed)
+    }
+
+    fn quarantine(&self) -> Result<QuarantineStatus, Refusal> {
+        Ok(self.quarantine.lock().unwrap().clone())
+    }
+
+    fn operate(&self, who: &str, endpoint: &str, verb: &str, request: &QuarantineRequest) -> Result<QuarantineStatus, Refusal> {
+        assert!(who.starts_with("user "), "{who}");
+        self.note(&format!("quarantine/{endpoint}/{verb}"), request);
+        self.known(endpoint)?;
+        let mut status = self.quarantine.lock().unwrap();
+        let held = |group: &str, reason: &str| Held {
+            endpoint: endpoint.to_owned(),
+            group: group.to_owned(),
+            from: "web".to_owned(),
+            since_ms: now_ms() - 7_530_000,
+            not_before_ms: now_ms() + 12_630_000,
+            reason: reason.to_owned(),
+            tags: vec!["suricata/ids.malware=x".to_owned()],
+            state: "enforced".to_owned(),
+            ..Held::default()
+        };
+        match verb {
+            "hold" if request.group.as_deref() == Some("web") => {
+                return Err(Refusal::invalid("group 'web' is no quarantine group"));
             }
-            memory.note("scan", &request);
-            let named = |part: &str, what: &str| {
-                request
-                    .paths
-                    .iter()
-                    .filter(|path| path.contains(part))
-                    .map(|path| (path.clone(), what.to_owned()))
-                    .collect::<Vec<_>>()
-            };
-            let (infected, failed) = (named("eicar", "Eicar-Signature"), named("secret", "permission denied"));
-            let tag = Tag { subject: request.endpoint.clone(), name: "clamav.clean".to_owned(), ..Tag::default() };
-            let tags = if infected.is_empty() && failed.is_empty() { vec![tag] } else { Vec::new() };
-            Json(ScanReport { scanned: 3, bytes: 2048, infected, failed, tags }).into_response()
+            "hold" => status.held.push(held(request.group.as_deref().unwrap_or_default(), &request.reason)),
+            "release" => status.held.retain(|held| held.endpoint != endpoint),
+            "approve" => {
+                status.pending.retain(|pending| pending.endpoint != endpoint);
+                status.held.push(held("strict", "approved"));
+            }
+            "dismiss" => status.pending.retain(|pending| pending.endpoint != endpoint),
+            "never" => status.never.push(endpoint.to_owned()),
+            "unnever" => status.never.retain(|never| *never != endpoint),
+            _ => return Err(Refusal::bad_request(format!("no verb {verb}"))),
         }
-        ("events", _) => {
-            let (good, bad): (Vec<_>, Vec<_>) = body.lines().partition(|line| serde_json::from_str::<Value>(line).is_ok());
-            let faults = bad.iter().map(|line| format!("event {} is no JSON: {line}", good.len() + 1)).collect();
-            Json(IngestResponse { events: good.len() as u64, tags: 1, faults }).into_response()
-        }
-        _ => return Err(Refusal::not_found("nothing here")),
-    })
-}
+        Ok(status.clone())
+    }
 
-async fn quarantine(
-    State(memory): Fake,
-    Path((endpoint, verb)): Path<(String, String)>,
-    Json(request): Json<QuarantineRequest>,
-) -> Answer<QuarantineStatus> {
-    memory.note(&format!("quarantine/{endpoint}/{verb}"), &request);
-    if memory.unknown(&endpoint) {
-        return Err(Refusal::not_found("no such endpoint"));
+    fn audit(&self, endpoint: Option<&str>, limit: usize) -> Result<Vec<AuditRecord>, Refusal> {
+        endpoint.map_or(Ok(()), |name| self.known(name))?;
+        let record = |number: u64, action: &str, who: &str| AuditRecord {
+            number,
+            at_ms: 1_700_000_000_000,
+            endpoint: "tap0".to_owned(),
+            action: action.to_owned(),
+            from: "web".to_owned(),
+            to: "strict".to_owned(),
+            transfer: "infected".to_owned(),
+            who: who.to_owned(),
+            reason: "malware".to_owned(),
+            evidence: vec!["suricata/ids.malware=x: sid 2027865".to_owned()],
+        };
+        let mut all = vec![record(1, "move", "transfer"), record(2, "break-glass", "user alice (1000)")];
+        all.drain(..all.len().saturating_sub(limit));
+        Ok(all)
     }
-    let mut status = memory.quarantine.lock().unwrap();
-    let held = |group: &str, reason: &str| Held {
-        endpoint: endpoint.clone(),
-        group: group.to_owned(),
-        from: "web".to_owned(),
-        since_ms: now_ms() - 7_530_000,
-        not_before_ms: now_ms() + 12_630_000,
-        reason: reason.to_owned(),
-        tags: vec!["suricata/ids.malware=x".to_owned()],
-        state: "enforced".to_owned(),
-        ..Held::default()
-    };
-    match verb.as_str() {
-        "hold" if request.group.as_deref() == Some("web") => return Err(Refusal::invalid("group 'web' is no quarantine group")),
-        "hold" => status.held.push(held(request.group.as_deref().unwrap_or_default(), &request.reason)),
-        "release" => status.held.retain(|held| held.endpoint != endpoint),
-        "approve" => {
-            status.pending.retain(|pending| pending.endpoint != endpoint);
-            status.held.push(held("strict", "approved"));
-        }
-        "dismiss" => status.pending.retain(|pending| pending.endpoint != endpoint),
-        "never" => status.never.push(endpoint.clone()),
-        "unnever" => status.never.retain(|never| *never != endpoint),
-        _ => return Err(Refusal::bad_request(format!("no verb {verb}"))),
-    }
-    Ok(Json(status.clone()))
-}
-
-async fn audit(State(memory): Fake, Query(asked): Query<Asked>) -> Answer<Vec<AuditRecord>> {
-    if asked.endpoint.as_deref().is_some_and(|name| memory.unknown(name)) {
-        return Err(Refusal::not_found("no such endpoint"));
-    }
-    let record = |number: u64, action: &str, who: &str| AuditRecord {
-        number,
-        at_ms: 1_700_000_000_000,
-        endpoint: "tap0".to_owned(),
-        action: action.to_owned(),
-        from: "web".to_owned(),
-        to: "strict".to_owned(),
-        transfer: "infected".to_owned(),
-        who: who.to_owned(),
-        reason: "malware".to_owned(),
-        evidence: vec!["suricata/ids.malware=x: sid 2027865".to_owned()],
-    };
-    let mut all = vec![record(1, "move", "transfer"), record(2, "break-glass", "user alice (1000)")];
-    all.drain(..all.len().saturating_sub(asked.limit.unwrap_or(100)));
-    Ok(Json(all))
 }
 
 /// Events 1, 2, 3, 5 and 6 (the fourth was too much). With `follow`, one every 20 ms, and no end; or an end, if it is about `vm-end`.
@@ -429,27 +416,5 @@ async fn explain(State(memory): Fake, Json(request): Json<ExplainRequest>) -> An
         hops: vec![hop],
         notes: vec!["a flow of these addresses is alive".to_owned()],
         differences,
-    }))
-}
-
-/// Devices are those of a network namespace of their own: the first has index 2. The first two requests about `tap8` come too early.
-async fn attach(State(memory): Fake, Json(request): Json<AttachRequest>) -> Answer<EndpointStatus> {
-    memory.note("attach", &request);
-    let tries = memory.asked.lock().unwrap().iter().filter(|(path, _)| path == "attach").count();
-    match request.device.as_str() {
-        "tap8" if tries < 3 => return Err(anyhow::anyhow!("the datapath is being loaded").into()),
-        "tap7" => return Err(Refusal::conflict("device 'tap7' is that of endpoint 'db-1'")),
-        _ => {}
-    }
-    let ifindex = if request.device.ends_with("i1") { 3 } else { 2 };
-    let state = if request.device == "tap6" { "failed: another program is in the way" } else { "attached" };
-    Ok(Json(EndpointStatus {
-        name: request.endpoint.unwrap_or(request.device.clone()),
-        device: request.device,
-        ifindex,
-        state: state.to_owned(),
-        group: "strict".to_owned(),
-        policy: "quarantined".to_owned(),
-        ..EndpointStatus::default()
     }))
 }

@@ -1,5 +1,5 @@
 //! A served API in a directory of its own, and the built program against it. Behind the API is a control logic that keeps
-//! resources in memory and has made-up counters. In front of it is a server that answers what [`crate::fake`] knows.
+//! resources in memory and has made-up counters. In front of it is a server with the routes of [`crate::fake`].
 
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
@@ -16,7 +16,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
-use vnet_agent::api::{Control, Refusal, Socket, serve_on};
+use vnet_agent::api::{Control, Quarantine, Refusal, Routes, Socket, Sources, serve_on};
 use vnet_common::api::*;
 
 use crate::fake;
@@ -67,7 +67,7 @@ spec:
   - {name: alerts, when: 'event.event_type == \"alert\"', subject: {addressFrom: event.src_ip}, tag: ids.malware}
 ";
 
-/// Keeps resources, the members of `web`, and what [`crate::fake`] keeps.
+/// Keeps resources, the members of `web`, and what `fake` keeps.
 pub struct Memory {
     resources: Mutex<Vec<Value>>,
     members: Mutex<Vec<MemberStatus>>,
@@ -247,6 +247,12 @@ impl Control for Memory {
         };
         Ok(applied.chain([found]).collect())
     }
+    fn attach(&self, request: AttachRequest) -> Result<EndpointStatus, Refusal> {
+        self.attached(request)
+    }
+    fn rules(&self, endpoint: Option<&str>) -> Result<Vec<RuleStatus>, Refusal> {
+        Ok(self.rules_about(endpoint))
+    }
     fn lbs(&self) -> Result<Vec<LbStatus>, Refusal> {
         Ok(self.resources(Some("LoadBalancer"))?.iter().map(|resource| self.status_of(resource)).collect())
     }
@@ -309,7 +315,7 @@ pub struct Host {
     pub directory: PathBuf,
     /// Everything.
     pub socket: PathBuf,
-    /// The agent's own server: without what [`crate::fake`] knows, but it sees who asks.
+    /// The agent's own server: without the routes of [`crate::fake`], but it sees who asks.
     pub agent: PathBuf,
     pub memory: Arc<Memory>,
     _runtime: Runtime,
@@ -339,8 +345,10 @@ impl Host {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let (memory, agent) = (Arc::new(Memory::new()), directory.join("real.sock"));
         let bound = runtime.block_on(async { Socket::bind(&agent) }).unwrap();
-        let control: Arc<dyn Control> = memory.clone();
-        runtime.spawn(serve_on(bound, control, std::future::pending()));
+        let (control, sources, quarantine): (Arc<dyn Control>, Arc<dyn Sources>, Arc<dyn Quarantine>) =
+            (memory.clone(), memory.clone(), memory.clone());
+        let routes = Routes::from(control).with(sources).with(quarantine);
+        runtime.spawn(serve_on(bound, routes, std::future::pending()));
         let inner = agent.clone();
         let front = fake::router(memory.clone()).fallback(async move |request: Request| forward(&inner, request).await);
         let listener = runtime.block_on(async { UnixListener::bind(&socket) }).unwrap();

@@ -1,6 +1,8 @@
 //! `vnet-bench`: what the datapath costs. `cargo xtask bench` builds and runs it; `docs/BENCH.md` says how it measures.
 
 mod lb;
+mod packets;
+mod policy;
 mod report;
 
 use anyhow::{Context as _, Result};
@@ -18,6 +20,8 @@ struct Args {
 enum Suite {
     /// The load balancer: ns per packet, and traffic end to end.
     Lb(Options),
+    /// Rules: ns per packet.
+    Policy(Options),
 }
 
 /// What every suite takes.
@@ -38,8 +42,10 @@ struct Options {
 }
 
 fn main() -> Result<()> {
-    let Args { suite: Suite::Lb(options) } = Args::parse();
-    let rows = lb::run(&options)?;
+    let (rows, options) = match Args::parse().suite {
+        Suite::Lb(options) => (lb::run(&options)?, options),
+        Suite::Policy(options) => (policy::run(&options)?, options),
+    };
     if options.json { report::print_json(&rows) } else { report::print_table(&rows) }
 }
 

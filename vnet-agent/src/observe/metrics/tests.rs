@@ -141,3 +141,40 @@ fn durations_are_histograms() {
     has(&text, r#"vnet_quarantine_enforce_duration_seconds_bucket{le="0.0001"} 0"#);
     has(&text, r#"vnet_quarantine_enforce_duration_seconds_bucket{le="0.0002"} 1"#);
 }
+
+/// Words that look like metrics.
+fn named(text: &str) -> impl Iterator<Item = &str> {
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+    words.filter(|w| w.starts_with("vnet_") && !w.contains(':'))
+}
+
+#[test]
+fn what_is_documented_is_given_and_the_other_way_round() {
+    let text = text(Snapshot::default(), &Timings::default()).unwrap();
+    let given: Vec<&str> = text.lines().filter_map(|l| l.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let documents = [include_str!("../../../../docs/OPERATIONS.md"), include_str!("../../../dist/prometheus-rules.yaml")];
+    for document in documents {
+        for name in named(document) {
+            let base = name.strip_suffix("_bucket").unwrap_or(name);
+            assert!(given.contains(&base), "{name} is no metric");
+        }
+    }
+    for name in given {
+        // Of a family of names only the first is written out.
+        let shortened = name.strip_prefix("vnet_tag_source").is_some_and(|rest| documents[0].contains(&format!("`…{rest}`")));
+        assert!(shortened || named(documents[0]).any(|n| n == name), "{name} is not in docs/OPERATIONS.md");
+    }
+}
+
+#[test]
+fn the_recorded_rules_are_well_formed() {
+    let rules: serde_json::Value = serde_saphyr::from_str(include_str!("../../../dist/prometheus-rules.yaml")).unwrap();
+    let all = rules["groups"].as_array().unwrap().iter().flat_map(|g| g["rules"].as_array().unwrap());
+    let (mut recorded, mut alerts) = (0, 0);
+    for rule in all {
+        assert!(rule["expr"].as_str().is_some_and(|e| !e.is_empty()), "{rule}");
+        recorded += u32::from(rule["record"].is_string());
+        alerts += u32::from(rule["alert"].is_string() && rule["annotations"]["summary"].is_string());
+    }
+    assert!(recorded >= 5 && alerts >= 8, "{recorded} {alerts}");
+}

@@ -10,12 +10,23 @@ use crate::quarantine::clock::Now;
 use crate::quarantine::model::{Group, Transfer};
 use crate::quarantine::state::{Because, Hold, Holder, Waiting};
 
+/// What the datapath is to do once something is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Then {
+    /// Let go.
+    Release,
+    /// Hold in this group.
+    Hold(String),
+}
+
 /// Who moves an endpoint, and why.
 pub(super) struct Cause<'a> {
     pub(super) who: &'a str,
     pub(super) reason: String,
     /// Nobody was asked: brakes count it.
     pub(super) automatic: bool,
+    /// The rules may become laxer by it.
+    pub(super) laxer: bool,
 }
 
 impl Engine {
@@ -25,7 +36,7 @@ impl Engine {
         self.say_would(name, base, &decision, now);
         self.set_waiting(name, base, &decision, now);
         let Some(live) = self.live.get_mut(name) else { return false };
-        live.waiting_for = decision.waiting_for;
+        (live.waiting_for, live.aging) = (decision.waiting_for, decision.aging);
         let before = (live.row.dismissed.len(), live.row.waived);
         for i in &decision.ended {
             if let Some(t) = base.transfers.get(*i) {
@@ -45,12 +56,12 @@ impl Engine {
             Verdict::Stay => return false,
             Verdict::Move(i) => {
                 let Some(t) = base.transfers.get(i) else { return false };
-                let cause = Cause { who: "transfer", reason: format!("`{}`", t.when.text()), automatic: true };
+                let cause = Cause { who: "transfer", reason: format!("`{}`", t.when.text()), automatic: true, laxer: false };
                 self.move_by(name, base, t, &cause, now);
             }
-            Verdict::TakeOver(i) => {
+            Verdict::TakeOver(i, laxer) => {
                 let Some(t) = base.transfers.get(i) else { return false };
-                let cause = Cause { who: "transfer", reason: format!("`{}`", t.when.text()), automatic: false };
+                let cause = Cause { who: "transfer", reason: format!("`{}`", t.when.text()), automatic: false, laxer };
                 self.move_by(name, base, t, &cause, now);
             }
             Verdict::Release(reason) => self.release(name, "release", "transfer", &reason, now),
@@ -99,17 +110,21 @@ impl Engine {
     /// Holds an endpoint, or holds it in another way.
     pub(super) fn hold(&mut self, name: &str, hold: Hold, action: &str, cause: &Cause<'_>, now: Now) {
         let Some(live) = self.live.get_mut(name) else { return };
+        let from = live.holder().map_or_else(|| live.row.base.clone(), |hold| hold.group.clone());
         let row = &mut live.row;
-        let was = row.held.as_ref().or(live.leaving.as_ref());
-        let from = was.map_or_else(|| row.base.clone(), |hold| hold.group.clone());
         row.moves += 1;
         (row.opening, row.waived) = (false, None);
-        live.leaving = None;
         live.enforced = Enforced::Yes;
         let (group, transfer) = (hold.group.clone(), hold.transfer.clone());
-        row.held = Some(hold);
-        // First of all: what follows may take its time.
-        self.actions.push_back(Action { endpoint: name.to_owned(), group: group.clone(), moves: row.moves });
+        let old = row.held.replace(hold);
+        if cause.laxer {
+            // Like a release: first it is stored.
+            let moves = row.moves - 1;
+            live.leaving = live.leaving.take().or(old.map(|old| (old, moves)));
+        } else {
+            live.leaving = None;
+            self.actions.push_back(Action { endpoint: name.to_owned(), group: group.clone(), moves: row.moves });
+        }
         self.touched.insert(name.to_owned());
         self.changed.insert(name.to_owned());
         self.record(AuditRecord {
@@ -147,36 +162,42 @@ impl Engine {
             reason: reason.to_owned(),
             ..AuditRecord::default()
         };
-        live.leaving = Some(hold);
+        live.leaving = live.leaving.take().or(Some((hold, live.row.moves - 1)));
         self.touched.insert(name.to_owned());
         self.changed.insert(name.to_owned());
         let evidence = self.evidence(name);
         self.record(AuditRecord { evidence, ..record });
     }
 
-    /// May the datapath let it go? The release is stored, and nothing came in between.
-    pub fn may_open(&self, name: &str, moves: u32) -> bool {
-        self.live.get(name).is_some_and(|live| live.row.opening && live.row.held.is_none() && live.row.moves == moves)
+    /// What the datapath is to learn of an endpoint now that it is stored; `None`: something came in between.
+    #[must_use]
+    pub fn then(&self, name: &str, moves: u32) -> Option<Then> {
+        let live = self.live.get(name).filter(|live| live.leaving.is_some() && live.row.moves == moves)?;
+        Some(match &live.row.held {
+            None => Then::Release,
+            Some(hold) => Then::Hold(hold.group.clone()),
+        })
     }
 
-    /// The datapath has let it go, or could not.
-    pub fn opened(&mut self, name: &str, result: Result<bool, String>, now: Now) {
+    /// The datapath has done that, or could not.
+    pub fn done(&mut self, name: &str, result: Result<bool, String>, now: Now) {
         let Some(live) = self.live.get_mut(name) else { return };
         match result {
-            Ok(_) => {
+            Ok(there) => {
                 live.row.opening = false;
-                (live.leaving, live.enforced) = (None, Enforced::Yes);
+                live.leaving = None;
+                live.enforced = if there || live.row.held.is_none() { Enforced::Yes } else { Enforced::NoDevice };
                 self.touched.insert(name.to_owned());
                 self.changed.insert(name.to_owned());
             }
-            Err(why) => self.failed(name, format!("it cannot be let go: {why}"), now),
+            Err(why) => self.failed(name, format!("its rules cannot be changed back: {why}"), now),
         }
     }
 
     /// What became of an [`Action`].
     pub fn enforced(&mut self, action: &Action, result: Result<bool, String>, now: Now) {
         let Some(live) = self.live.get_mut(&action.endpoint) else { return };
-        if live.row.held.is_none() || live.row.moves != action.moves {
+        if live.leaving.is_some() || live.row.held.is_none() || live.row.moves != action.moves {
             return;
         }
         match result {
@@ -273,7 +294,7 @@ impl Engine {
     }
 
     fn set_waiting(&mut self, name: &str, base: &Group, decision: &Decision, now: Now) {
-        let wanted = decision.waiting.filter(|_| !matches!(decision.verdict, Verdict::Move(_) | Verdict::TakeOver(_)));
+        let wanted = decision.waiting.filter(|_| !matches!(decision.verdict, Verdict::Move(_) | Verdict::TakeOver(..)));
         let wanted = wanted.and_then(|(i, because)| Some((base.transfers.get(i)?, because)));
         let Some(live) = self.live.get(name) else { return };
         let waits = |w: &Waiting, t: &Transfer, because| (w.transfer == t.spec.name && w.to == t.spec.to) && w.because == because;

@@ -18,8 +18,8 @@ pub(super) enum Verdict {
     Stay,
     /// It is moved by this transfer of its base group.
     Move(usize),
-    /// It is held already, and this transfer takes over.
-    TakeOver(usize),
+    /// It is held already, and this transfer takes over; `true`: instead of a release.
+    TakeOver(usize, bool),
     /// It is let go, with why.
     Release(String),
 }
@@ -42,6 +42,8 @@ pub(super) struct Decision {
     pub(super) waiting_for: String,
     /// When time alone may change this.
     pub(super) next: Option<u64>,
+    /// Some criterion asks for ages.
+    pub(super) aging: bool,
 }
 
 /// What is known of the endpoint that is decided about.
@@ -73,6 +75,7 @@ impl Engine {
             (Some(hold), _) => case.held_by_hand(hold, &mut decision),
             (None, _) => case.free(&mut decision),
         }
+        decision.aging = aging;
         if aging && let Some(second) = case.next_second() {
             decision.next = Some(decision.next.map_or(second, |next| next.min(second)));
         }
@@ -122,7 +125,7 @@ impl Case<'_> {
             }
             match ((t.spec.priority, i) < rank, t.spec.mode) {
                 (true, TransferMode::Enforce) => {
-                    d.verdict = Verdict::TakeOver(i);
+                    d.verdict = Verdict::TakeOver(i, false);
                     return;
                 }
                 (true, TransferMode::RequireApproval) => drop(d.waiting.get_or_insert((i, Because::Mode))),
@@ -160,7 +163,7 @@ impl Case<'_> {
                     format!("source {source}, which had more tags for it than are kept, to clear them all")
                 }
                 (.., Some(i)) => {
-                    d.verdict = Verdict::TakeOver(i);
+                    d.verdict = Verdict::TakeOver(i, true);
                     return;
                 }
                 _ => {
@@ -181,7 +184,7 @@ impl Case<'_> {
         for (i, t) in self.base.transfers.iter().enumerate() {
             let fits = t.spec.to == hold.group && t.spec.mode == TransferMode::Enforce;
             if self.asks(i, t, d) && fits && !self.waived(t) && self.wants_on(t) && d.verdict == Verdict::Stay {
-                d.verdict = Verdict::TakeOver(i);
+                d.verdict = Verdict::TakeOver(i, false);
             }
         }
     }

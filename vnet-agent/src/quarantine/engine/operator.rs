@@ -123,12 +123,12 @@ impl Engine {
         if !model.group(&t.spec.to).is_some_and(|g| g.is_quarantine()) {
             return Err(Refusal::conflict(format!("there is no quarantine group `{}`", t.spec.to)));
         }
-        self.note("approve", name, &t.spec.to, &waiting.transfer, who, reason, now);
+        self.note("approve", name, (&t.spec.to, &waiting.transfer), (who, reason), now);
         let why = if reason.is_empty() { waiting.reason } else { format!("{}; approved: {reason}", waiting.reason) };
         if let Some(live) = self.live.get_mut(name) {
             live.row.waiting = None;
         }
-        self.move_by(name, group, t, &Cause { who, reason: why, automatic: false }, now);
+        self.move_by(name, group, t, &Cause { who, reason: why, automatic: false, laxer: false }, now);
         self.judge(name, now);
         Ok(())
     }
@@ -141,7 +141,7 @@ impl Engine {
         };
         live.row.dismissed.insert(format!("{}/{}", live.row.base, waiting.transfer), order);
         self.touched.insert(name.to_owned());
-        self.note("dismiss", name, &waiting.to, &waiting.transfer, who, reason, now);
+        self.note("dismiss", name, (&waiting.to, &waiting.transfer), (who, reason), now);
         self.judge(name, now);
         Ok(())
     }
@@ -173,7 +173,7 @@ impl Engine {
             reason: reason.to_owned(),
             ..Hold::default()
         };
-        self.hold(name, hold, "hold", &Cause { who, reason: reason.to_owned(), automatic: false }, now);
+        self.hold(name, hold, "hold", &Cause { who, reason: reason.to_owned(), automatic: false, laxer: false }, now);
         self.judge(name, now);
         Ok(())
     }
@@ -194,7 +194,7 @@ impl Engine {
         }
         live.row.never = Some(reason.to_owned());
         self.touched.insert(name.to_owned());
-        self.note("never", name, "", "", who, reason, now);
+        self.note("never", name, ("", ""), (who, reason), now);
         self.judge(name, now);
         Ok(())
     }
@@ -204,7 +204,7 @@ impl Engine {
             return Err(Refusal::conflict(format!("{name} is not on the list of those that are never moved")));
         }
         self.touched.insert(name.to_owned());
-        self.note("unnever", name, "", "", who, reason, now);
+        self.note("unnever", name, ("", ""), (who, reason), now);
         self.judge(name, now);
         Ok(())
     }
@@ -220,8 +220,8 @@ impl Engine {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn note(&mut self, action: &str, name: &str, to: &str, transfer: &str, who: &str, reason: &str, now: Now) {
+    /// Records what was asked about an endpoint, or about a move of it: where to, and by which transfer.
+    fn note(&mut self, action: &str, name: &str, (to, transfer): (&str, &str), cause: (&str, &str), now: Now) {
         let from = self.live.get(name).map(|live| live.row.held.as_ref().map_or(&live.row.base, |hold| &hold.group).clone());
         let evidence = self.evidence(name);
         self.record(AuditRecord {
@@ -231,8 +231,8 @@ impl Engine {
             from: from.unwrap_or_default(),
             to: to.to_owned(),
             transfer: transfer.to_owned(),
-            who: who.to_owned(),
-            reason: reason.to_owned(),
+            who: cause.0.to_owned(),
+            reason: cause.1.to_owned(),
             evidence,
             ..AuditRecord::default()
         });

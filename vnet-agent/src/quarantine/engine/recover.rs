@@ -75,7 +75,7 @@ impl Engine {
                 self.note_recovery(pin, "the datapath had a later move, and what led to it was not stored", now);
             }
             None if row.opening && pin.moves <= row.moves => {
-                live.leaving = Some(found);
+                live.leaving = Some((found, pin.moves));
                 self.touched.insert(pin.endpoint.clone());
                 self.note_recovery(pin, "its release was stored, and is completed now", now);
             }

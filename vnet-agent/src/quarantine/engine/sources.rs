@@ -57,8 +57,10 @@ pub enum Operation {
 pub enum Applied {
     /// Something is different now.
     Changed,
-    /// It was there like this; it counts as set anew.
+    /// It was there like this, but for its evidence; it counts as set anew.
     Refreshed,
+    /// Only the time differs; it counts as set anew.
+    Unchanged,
     /// What was to be cleared was not there.
     Absent,
     /// There are too many tags that are more severe.
@@ -128,10 +130,23 @@ impl Engine {
             Operation::Clear => self.clear_tag(&change.key(), who, now),
             Operation::Set { .. } => self.set_tag(change, who, now),
         };
-        if applied != Applied::Absent {
+        let matters = match applied {
+            Applied::Absent => false,
+            // Repeated alerts are most of a flood: they say something new to whom the same tags do not move, or who asks for ages.
+            Applied::Unchanged => self.minds_time(&change.subject),
+            Applied::Changed | Applied::Refreshed | Applied::Dropped => true,
+        };
+        if matters {
             self.judge(&change.subject, now);
         }
         Ok(applied)
+    }
+
+    /// Can it matter to the endpoint when its tags were set?
+    fn minds_time(&self, name: &str) -> bool {
+        let timed =
+            |live: &Live| live.aging || live.row.waived.is_some() || !live.row.dismissed.is_empty() || live.row.base.is_empty();
+        self.live.get(name).is_none_or(timed)
     }
 
     fn set_tag(&mut self, change: &TagChange, who: &str, now: Now) -> Applied {
@@ -160,6 +175,7 @@ impl Engine {
                 return Applied::Dropped;
             }
             SetOutcome::Refreshed => return Applied::Refreshed,
+            SetOutcome::Unchanged => return Applied::Unchanged,
             SetOutcome::New | SetOutcome::Changed => {}
         }
         self.counts(&change.source).tags += 1;

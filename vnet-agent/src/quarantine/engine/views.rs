@@ -32,9 +32,7 @@ impl Engine {
     pub fn reattach(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };
         if let Some(hold) = live.holder() {
-            let (group, moves) = (hold.group.clone(), live.row.moves);
-            // What is being let go is held with the moves from before: its release must come later.
-            let moves = if live.row.held.is_some() { moves } else { moves.saturating_sub(1) };
+            let (group, moves) = (hold.group.clone(), live.assignment().moves);
             self.actions.push_back(super::Action { endpoint: name.to_owned(), group, moves });
         }
     }
@@ -84,9 +82,9 @@ impl Engine {
             Enforced::NoDevice => "waiting".to_owned(),
             Enforced::Failed(why) => format!("failed: {why}"),
         };
-        let waiting_for = match live.row.held {
-            Some(_) => live.waiting_for.clone(),
-            None => "its release to be stored, and done".to_owned(),
+        let waiting_for = match live.leaving {
+            None => live.waiting_for.clone(),
+            Some(_) => "its release to be stored, and done".to_owned(),
         };
         Held {
             endpoint: name.to_owned(),
@@ -204,18 +202,17 @@ impl Engine {
 
 impl Live {
     /// Who holds it in the datapath, or is to.
-    fn holder(&self) -> Option<&Hold> {
-        self.row.held.as_ref().or(self.leaving.as_ref())
+    pub(super) fn holder(&self) -> Option<&Hold> {
+        self.leaving.as_ref().map(|(hold, _)| hold).or(self.row.held.as_ref())
     }
 
     fn assignment(&self) -> Assignment {
         let holder = self.holder();
-        let leaving = self.row.held.is_none() && holder.is_some();
         Assignment {
             base: self.row.base.clone(),
             group: holder.map_or_else(|| self.row.base.clone(), |hold| hold.group.clone()),
             quarantined: holder.is_some(),
-            moves: self.row.moves.saturating_sub(u32::from(leaving)),
+            moves: self.leaving.as_ref().map_or(self.row.moves, |(_, moves)| *moves),
         }
     }
 }

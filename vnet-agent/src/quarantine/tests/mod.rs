@@ -165,7 +165,7 @@ const COMMON: &str = r#"
 apiVersion: vnet/v1alpha1
 kind: TagSource
 metadata: { name: ids }
-spec: { type: json, allow: [{ tag: "*" }] }
+spec: { type: clamav, allow: [{ tag: "*" }] }
 ---
 apiVersion: vnet/v1alpha1
 kind: SecurityGroup
@@ -217,7 +217,7 @@ impl World {
     }
 
     /// With one group `web` for all, with these transfers.
-    fn with(transfers: &str) -> Self {
+    pub(crate) fn with(transfers: &str) -> Self {
         Self::new(&web(transfers))
     }
 
@@ -278,7 +278,7 @@ impl World {
         self.start();
     }
 
-    fn service(&self) -> &Arc<Service> {
+    pub(crate) fn service(&self) -> &Arc<Service> {
         self.service.as_ref().unwrap()
     }
 

@@ -135,7 +135,7 @@ fn who_comes_back_time_and_again_is_held_longer() {
 #[test]
 fn a_lost_source_keeps_whom_it_holds() {
     let mut w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
-    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: json, allow: [{ tag: '*' }], lostAfterSeconds: 60 }");
+    w.apply("apiVersion: vnet/v1alpha1\nkind: TagSource\nmetadata: { name: ids }\nspec: { type: clamav, allow: [{ tag: '*' }], lostAfterSeconds: 60 }");
     w.set_for("a", "bad", 9, Some(100), OnExpiry::Release);
     w.set_for("b", "bad", 9, Some(50), OnExpiry::Release);
     w.pass_ms(59_999);
@@ -167,6 +167,25 @@ fn a_lost_source_keeps_whom_it_holds() {
     w.service().heard("ids");
     w.pass_ms(0);
     assert_eq!(w.group("a"), "web");
+}
+
+#[test]
+fn many_expire_at_once() {
+    let mut w = World::with(BAD);
+    for n in 0..1000 {
+        w.endpoints.insert(format!("vm{n}"), BTreeMap::new());
+    }
+    w.set_inputs();
+    for n in 0..1000 {
+        w.set_for(&format!("vm{n}"), "x", 1, Some(10), OnExpiry::Release);
+    }
+    w.pass(9);
+    assert_eq!(w.service().numbers().0, 1000);
+    w.pass(1);
+    assert_eq!(w.service().numbers().0, 0);
+    w.endpoints.clear();
+    w.set_inputs();
+    assert!(w.journal.saved.lock().unwrap().members.is_empty(), "nothing is to be remembered of them");
 }
 
 #[test]

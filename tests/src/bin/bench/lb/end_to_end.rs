@@ -1,9 +1,8 @@
 //! Traffic over namespaces: a client, the host that routes for it, and members behind veths of the same host.
 
-use super::frames::Family;
-use super::kernel::Kernel;
 use super::traffic::{self, PORT, Server};
 use crate::Options;
+use crate::packets::{Family, Kernel};
 use crate::report::{Better, Row, median};
 use anyhow::{Context as _, Result, ensure};
 use std::net::{Ipv4Addr, SocketAddrV4};

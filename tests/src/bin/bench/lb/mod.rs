@@ -2,8 +2,6 @@
 
 mod cases;
 mod end_to_end;
-mod frames;
-mod kernel;
 mod traffic;
 
 use crate::Options;

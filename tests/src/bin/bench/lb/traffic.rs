@@ -1,10 +1,9 @@
 //! Servers and senders of the end-to-end cases.
 
+use crate::packets::stay_on;
 use anyhow::{Context as _, Result};
-use nix::sched::{CpuSet, sched_setaffinity};
 use nix::sys::socket::{setsockopt, sockopt};
 use nix::time::{ClockId, clock_gettime};
-use nix::unistd::Pid;
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
@@ -100,13 +99,6 @@ fn connect(to: SocketAddrV4) -> Result<TcpStream> {
     stream.write_all(&[0])?;
     stream.read_exact(&mut [0])?;
     Ok(stream)
-}
-
-/// Keeps this thread on a CPU.
-pub fn stay_on(cpu: usize) -> Result<()> {
-    let mut cpus = CpuSet::new();
-    cpus.set(cpu)?;
-    sched_setaffinity(Pid::from_raw(0), &cpus).with_context(|| format!("staying on CPU {cpu}"))
 }
 
 fn cpu_time() -> Result<Duration> {

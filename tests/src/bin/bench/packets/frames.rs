@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use etherparse::PacketBuilder;
 use vnet_common::addr::{Address, V4, V6};
-use vnet_common::bench::{FRAME, FRAME_AT, Plan};
+use vnet_common::bench::{FRAME, FRAME_AT, Plan, way};
 use vnet_common::flow::FlowKey;
 use vnet_common::lb::VipKey;
 use vnet_common::verdict::Direction;
@@ -39,6 +39,8 @@ pub enum Peer {
     Member,
     /// Nobody whom the load balancer knows.
     Stranger,
+    /// Each flow has another, up to [`PEERS`].
+    Many,
 }
 
 /// What kind of packets a run makes.
@@ -63,9 +65,12 @@ fn place(peer: Peer) -> (u8, u8) {
         Peer::Vip => (255, 1),
         Peer::Member => (1, 1),
         Peer::Stranger => (2, 1),
+        Peer::Many => (3, 0),
     }
 }
 const CLIENT: (u8, u8) = (0, 10);
+/// How many peers there are of [`Peer::Many`].
+pub const PEERS: u32 = 1 << 16;
 
 /// The client's first address, in IPv4 or in IPv6.
 pub fn client4() -> V4 {
@@ -91,6 +96,45 @@ pub fn member(family: Family, n: u32) -> [u8; 16] {
     }
 }
 
+/// The address of peer `n` of [`Peer::Many`], as in map rows.
+pub fn peer(family: Family, n: u32) -> [u8; 16] {
+    let [.., high, low] = n.to_be_bytes();
+    let mut addr = match family {
+        Family::V4 => peer4(Peer::Many).widen(),
+        Family::V6 => peer6(Peer::Many).widen(),
+    };
+    let end = if family == Family::V4 { 4 } else { 16 };
+    (addr[end - 2], addr[end - 1]) = (high, low);
+    addr
+}
+
+/// The addresses of the client's that are used by so many flows.
+pub fn clients(family: Family, flows: u32) -> Vec<[u8; 16]> {
+    let (mut addr, end) = match family {
+        Family::V4 => (client4().widen(), 4),
+        Family::V6 => (client6().widen(), 16),
+    };
+    let last = addr[end - 1];
+    let of = |n: u32| {
+        addr[end - 1] = last + n as u8;
+        addr
+    };
+    (0..flows.div_ceil(1 << 14)).map(of).collect()
+}
+
+/// The addresses of all members, and …
+pub fn members(family: Family) -> Vec<[u8; 16]> {
+    (0..MEMBERS).map(|n| member(family, n)).collect()
+}
+
+/// … that of the VIP.
+pub fn vip(family: Family) -> [u8; 16] {
+    match family {
+        Family::V4 => peer4(Peer::Vip).widen(),
+        Family::V6 => peer6(Peer::Vip).widen(),
+    }
+}
+
 impl Protocol {
     /// The IP protocol number.
     pub fn number(self) -> u8 {
@@ -99,6 +143,17 @@ impl Protocol {
 }
 
 impl Traffic {
+    /// The packets that these are of the flows of, as the client sends them.
+    pub fn request(self) -> Self {
+        let peer = if self.peer == Peer::Many { Peer::Many } else { Peer::Vip };
+        Self { direction: Direction::Egress, peer, ..self }
+    }
+    /// The answers to [`Traffic::request`].
+    pub fn answer(self) -> Self {
+        let peer = if self.peer == Peer::Many { Peer::Many } else { Peer::Member };
+        Self { direction: Direction::Ingress, peer, ..self }
+    }
+
     /// The key of the VIP's row.
     pub fn vip_key(self) -> VipKey {
         let (addr, version) = match self.family {
@@ -118,6 +173,7 @@ impl Traffic {
     pub fn frame(self) -> Result<Vec<u8>> {
         let ports = match (self.direction, self.peer) {
             (Direction::Egress, _) => (1 << 14, VIP_PORT),
+            (Direction::Ingress, Peer::Many) => (VIP_PORT, 1 << 14),
             (Direction::Ingress, _) => (MEMBER_PORT, 1 << 14),
         };
         let (client, peer) = ((client4(), client6()), (peer4(self.peer), peer6(self.peer)));
@@ -160,10 +216,14 @@ impl Traffic {
             multiplier: 1,
             increment: 1,
             state: u32::MAX,
-            reply: u32::from(self.direction == Direction::Ingress && self.peer == Peer::Member),
+            way: match (self.direction, self.peer) {
+                (Direction::Ingress, Peer::Member | Peer::Many) => way::FROM_PEERS,
+                (Direction::Egress, Peer::Many) => way::TO_PEERS,
+                _ => way::TO_ONE,
+            },
             slot: SLOT,
-            key4: self.key(client4(), peer4(Peer::Vip)),
-            key6: self.key(client6(), peer6(Peer::Vip)),
+            key4: self.key(client4(), peer4(self.request().peer)),
+            key6: self.key(client6(), peer6(self.request().peer)),
             members: self.members_at(),
         })
     }

@@ -1,8 +1,8 @@
 //! The datapath in the kernel with one endpoint, one group and a plan of packets; run by `BPF_PROG_TEST_RUN`.
 
-use super::frames::{self, ENDPOINT, Family, MEMBER_PORT, MEMBERS, Peer, Protocol, SLOT, Traffic};
+use super::frames::{self, ENDPOINT, Family, MEMBER_PORT, MEMBERS, PEERS, Peer, Protocol, SLOT, Traffic};
 use anyhow::{Context as _, Result, anyhow, ensure};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray};
+use aya::maps::{Array, HashMap, MapData, PerCpuArray, ProgramArray, RingBuf};
 use aya::programs::tc::SchedClassifierLinkId;
 use aya::programs::{SchedClassifier, TcAttachType, TestRun as _, TestRunOptions};
 use aya::util::nr_cpus;
@@ -142,15 +142,12 @@ impl Kernel {
 
     fn set_up(&mut self, past_the_stack: bool) -> Result<()> {
         self.set_up_config()?;
-        let row = EndpointRow { ifindex: DEVICE, id: ENDPOINT, slot: SLOT, mtu: 1500, ..EndpointRow::default() };
-        self.put("ENDPOINTS", DEVICE, row)?;
+        self.put_endpoint(EndpointRow::default())?;
         for family in [Family::V4, Family::V6] {
             self.set_up_group(family, past_the_stack)?;
-            let (addr, version) = match family {
-                Family::V4 => (frames::client4().widen(), 4),
-                Family::V6 => (frames::client6().widen(), 6),
-            };
-            self.insert("LOCALS", LocalKey { network: 0, version, addr }, DEVICE)?;
+            for addr in frames::clients(family, 1) {
+                self.put_local(family, addr)?;
+            }
         }
         self.check_strangers()
     }
@@ -200,6 +197,17 @@ impl Kernel {
         Ok(())
     }
 
+    /// Gives each flow of `t` a peer of its own.
+    pub fn note_peers(&mut self, t: Traffic) -> Result<()> {
+        let mut members: Array<_, [u8; 4]> = Array::try_from(self.map("BENCH_MEMBERS")?)?;
+        for flow in 0..t.flows {
+            let [a, b, c, d, .., w, x, y, z] = frames::peer(t.family, flow % PEERS);
+            let tail = if t.family == Family::V4 { [a, b, c, d] } else { [w, x, y, z] };
+            members.set(t.members_at() + flow, tail, 0)?;
+        }
+        Ok(())
+    }
+
     /// An address that shares its filter bit with a VIP or a member is looked up like one: a rare case, and not the one measured.
     fn check_strangers(&mut self) -> Result<()> {
         for (family, addr) in
@@ -219,7 +227,30 @@ impl Kernel {
         Ok(words.set(word, old | 1 << bit, 0)?)
     }
 
-    fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
+    /// Reads all events that were reported since this was asked last; says how many.
+    pub fn drain_events(&mut self) -> Result<u64> {
+        let mut ring = RingBuf::try_from(self.map("EVENTS")?)?;
+        let mut events = 0;
+        while ring.next().is_some() {
+            events += 1;
+        }
+        Ok(events)
+    }
+
+    /// Writes the endpoint's row.
+    pub fn put_endpoint(&mut self, row: EndpointRow) -> Result<()> {
+        let row = EndpointRow { ifindex: DEVICE, id: ENDPOINT, slot: SLOT, mtu: 1500, ..row };
+        self.put("ENDPOINTS", DEVICE, row)
+    }
+
+    /// An address of the endpoint's.
+    pub fn put_local(&mut self, family: Family, addr: [u8; 16]) -> Result<()> {
+        let version = if family == Family::V4 { 4 } else { 6 };
+        self.insert("LOCALS", LocalKey { network: 0, version, addr }, DEVICE)
+    }
+
+    /// A map.
+    pub fn map(&mut self, name: &str) -> Result<&mut aya::maps::Map> {
         self.ebpf.map_mut(name).with_context(|| format!("no map {name}"))
     }
 
@@ -267,7 +298,7 @@ impl Kernel {
 
     /// Makes all the flows of `t`, as their first packets do.
     pub fn establish(&mut self, t: Traffic) -> Result<()> {
-        let request = Traffic { direction: Direction::Egress, peer: Peer::Vip, ..t };
+        let request = t.request();
         if t.protocol == Protocol::Udp {
             self.send_in_order(request, 0, t.flows)?;
             return Ok(());
@@ -277,7 +308,7 @@ impl Kernel {
         for first in (0..t.flows).step_by(batch as usize) {
             let syn = Traffic { protocol: Protocol::Syn, ..request };
             self.send_in_order(syn, first, batch)?;
-            self.send_in_order(Traffic { direction: Direction::Ingress, peer: Peer::Member, ..syn }, first, batch)?;
+            self.send_in_order(syn.answer(), first, batch)?;
             self.send_in_order(request, first, batch)?;
         }
         Ok(())
@@ -285,7 +316,7 @@ impl Kernel {
 
     /// Removes all the flows of `t` from the tables.
     pub fn forget(&mut self, t: Traffic) -> Result<()> {
-        self.put("BENCH_PLAN", 0, in_order(t.plan()?))?;
+        self.put("BENCH_PLAN", 0, in_order(t.request().plan()?))?;
         self.test_run(if t.family == Family::V4 { "bench_forget4" } else { "bench_forget6" }, &[0; 100], t.flows)?;
         self.put("FLOW_COUNTS", SLOT, FlowCount::default())?;
         if t.protocol == Protocol::Udp {

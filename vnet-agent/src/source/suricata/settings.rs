@@ -17,7 +17,7 @@ const SHORT_QUEUE: u32 = 512;
 
 /// What should be known about the settings in `config` (default: Debian's), given that alerts are to come to `socket`: each a
 /// sentence with what to do.
-pub(super) fn notes(socket: &Path, config: Option<&Path>) -> Vec<String> {
+pub(in super::super) fn notes(socket: &Path, config: Option<&Path>) -> Vec<String> {
     let path = config.unwrap_or(Path::new(CONFIG));
     let mut notes = match load(path, DEEPEST) {
         Ok(config) => of(&config, socket),
@@ -132,7 +132,7 @@ fn is(value: Option<&Value>, wanted: bool) -> bool {
 mod tests {
     use super::*;
 
-    const GOOD: &str = include_str!("../../dist/suricata-vnet.yaml");
+    const GOOD: &str = include_str!("../../../dist/suricata-vnet.yaml");
 
     fn noted(text: &str, socket: &str) -> Vec<String> {
         let text = text.strip_prefix("%YAML 1.1").unwrap_or(text);

@@ -1,0 +1,90 @@
+//! The routes of tag sources, and who may send events.
+
+use super::*;
+use crate::api::Sources;
+
+/// Knows one source, `s`, whose user is 4711.
+pub(super) struct KnownSources;
+
+impl Sources for KnownSources {
+    fn sources(&self) -> Result<Vec<SourceStatus>, Refusal> {
+        Ok(vec![SourceStatus { name: "s".to_owned(), ..SourceStatus::default() }])
+    }
+    fn may_send(&self, source: &str, uid: u32) -> bool {
+        source == "s" && uid == 4711
+    }
+    fn ingest(&self, source: &str, text: &[u8]) -> Result<IngestResponse, Refusal> {
+        let faults = vec![format!("{source} {}", String::from_utf8_lossy(text).len())];
+        Ok(IngestResponse { events: 1, tags: 0, faults })
+    }
+    fn scan(&self, _: &str, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+        Err(Refusal::not_found(format!("no endpoint {}", request.endpoint)))
+    }
+    fn test(&self, _: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {
+        Ok(SourceTest { notes: vec![format!("{config:?}")], ..SourceTest::default() })
+    }
+}
+
+#[test]
+fn the_routes_of_tag_sources_answer() -> Result<()> {
+    let server = Server::start()?;
+    let lines = "{\"a\": 1}\n{\"a\": 2}\n";
+    let scan = r#"{"endpoint": "vm", "paths": []}"#;
+    let cases = [
+        (200, "GET", "/v1/sources", None, "/0/name", json!("s")),
+        (200, "POST", "/v1/sources/s/events", Some(lines), "/faults/0", json!("s 18")),
+        (200, "POST", "/v1/sources/s/events", None, "/faults/0", json!("s 0")),
+        (404, "POST", "/v1/sources/s/scan", Some(scan), "/error", json!("no endpoint vm")),
+        (422, "POST", "/v1/sources/s/scan", Some("{}"), "", json!(null)),
+        (200, "POST", "/v1/sources/s/test", None, "/notes/0", json!("None")),
+        (200, "POST", "/v1/sources/s/test?config=/a", None, "/notes/0", json!("Some(\"/a\")")),
+        (400, "POST", "/v1/sources/s/test?x=1", None, "", json!(null)),
+        (405, "GET", "/v1/sources/s/events", None, "/error", json!("GET cannot be done to /v1/sources/s/events")),
+        (404, "POST", "/v1/sources/s", None, "", json!(null)),
+    ];
+    for (expected, method, path, body, pointer, value) in cases {
+        let (status, answer) = server.ask(method, path, body)?;
+        let right = pointer.is_empty() || answer.pointer(pointer) == Some(&value);
+        assert!(status == expected && right, "{method} {path}: {status} {answer}");
+    }
+    // Whatever the client calls them.
+    let (status, _) = ask(&server.socket, "POST", "/v1/sources/s/events", Some(("application/x-ndjson", lines)))?;
+    assert_eq!(status, 200);
+    let large = "x".repeat(crate::source::BODY_LIMIT + 1);
+    let (status, answer) = server.ask("POST", "/v1/sources/s/events", Some(&large))?;
+    assert!(status == 413 && answer["error"].as_str().is_some_and(|why| why.contains("over 4 MiB")), "{status} {answer}");
+    Ok(())
+}
+
+#[test]
+fn users_of_a_source_may_send_its_events_and_nothing_else() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED users_of_a_source_may_send_its_events_and_nothing_else: needs root, to become someone else");
+        return Ok(());
+    }
+    let server = Server::start()?;
+    as_user(4711, || -> Result<()> {
+        assert_eq!(server.ask("POST", "/v1/sources/s/events", Some("{}"))?.0, 200);
+        for path in [
+            "/v1/sources/other/events",
+            "/v1/sources/s/scan",
+            "/v1/sources/s/test",
+            "/v1/sources/%73/events",
+            "/v1/sources//events",
+            "/v1/sources/s/x/events",
+            "/v1/sources/s%2F..%2Fs/events",
+            "/v1/apply/../sources/s/events",
+            "/v1/sources/s/events/",
+            "/v1/apply?/v1/sources/s/events",
+            "/v1/detach",
+        ] {
+            let (status, answer) = server.ask("POST", path, Some("{}"))?;
+            assert_eq!(status, 403, "{path}: {answer}");
+        }
+        Ok(())
+    })?;
+    as_user(4712, || -> Result<()> {
+        assert_eq!(server.ask("POST", "/v1/sources/s/events", Some("{}"))?.0, 403);
+        Ok(())
+    })
+}
