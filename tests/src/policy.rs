@@ -15,7 +15,7 @@ use vnet_agent::resource::{
 pub struct Scale {
     /// Endpoints.
     pub endpoints: u32,
-    /// Those of them on this host, spread over the groups.
+    /// Those of them on this host, each in another group.
     pub local: u32,
     /// Security groups.
     pub groups: u32,
@@ -51,11 +51,10 @@ impl World {
     #[must_use]
     pub fn new(scale: Scale) -> Self {
         let policies = scale.rules.saturating_sub(scale.groups * GROUP_RULES) / POLICY_RULES;
-        let step = scale.endpoints / scale.local.max(1);
         Self {
             groups: (0..scale.groups).map(|i| group(i, scale)).collect(),
             policies: (0..policies).map(|i| policy(i, scale)).collect(),
-            subjects: (0..scale.endpoints).map(|i| subject(i, scale, i % step.max(1) == 0)).collect(),
+            subjects: (0..scale.endpoints).map(|i| subject(i, scale, i < scale.local)).collect(),
         }
     }
 
@@ -84,9 +83,8 @@ fn group_name(i: u32) -> String {
     format!("app-{i}")
 }
 
-/// The endpoint's place among those of its group, and the group.
 fn subject(i: u32, scale: Scale, local: bool) -> Subject {
-    // Those of this host, which are equally far apart, are in different groups.
+    // Those of this host are in different groups: no two have the same set.
     let group = i.wrapping_mul(7) % scale.groups;
     let labels = [
         ("app", group_name(group)),
