@@ -28,6 +28,8 @@ pub struct Attachments {
 /// One device.
 #[derive(Clone, Debug)]
 pub struct Attachment {
+    /// Its endpoint; empty if an agent before this one left it.
+    endpoint: String,
     /// Its row.
     pub row: EndpointRow,
     /// What attaching gave.
@@ -98,11 +100,11 @@ impl Attachments {
     fn adopt(&mut self, dp: &Datapath) -> Result<()> {
         let unknown = || Err("left by an agent before this one".to_owned());
         for row in dp.maps().endpoints().context("reading the endpoint rows")? {
-            self.devices.insert(row.ifindex, Attachment { row, state: unknown() });
+            self.devices.insert(row.ifindex, Attachment { endpoint: String::new(), row, state: unknown() });
         }
         for ifindex in dp.devices().context("looking which devices have programs")? {
             let row = EndpointRow { ifindex, ..EndpointRow::default() };
-            self.devices.entry(ifindex).or_insert(Attachment { row, state: unknown() });
+            self.devices.entry(ifindex).or_insert(Attachment { endpoint: String::new(), row, state: unknown() });
         }
         self.locals = Some(dp.maps().locals().context("reading the addresses of endpoints")?.into_iter().collect());
         Ok(())
@@ -136,11 +138,11 @@ impl Attachments {
             }
         };
         let row = row(nic, id, slot, member);
-        let right = old.is_some_and(|a| a.row == row && a.state.is_ok());
+        let right = old.is_some_and(|a| a.endpoint == nic.name && a.row == row && a.state.is_ok());
         if right && !again {
             return Ok(());
         }
-        placements.put(&nic.name, row)?;
+        placements.put(&nic.name, row, old.map_or("", |a| &a.endpoint))?;
         let state = dp.attach(ifindex).map_err(|e| format!("{e:#}"));
         let failed = state.as_ref().err().cloned();
         match (&failed, old) {
@@ -156,7 +158,7 @@ impl Attachments {
                 placements.events().say(Saying::Device, &nic.name, "attached", what);
             }
         }
-        self.devices.insert(ifindex, Attachment { row, state });
+        self.devices.insert(ifindex, Attachment { endpoint: nic.name.clone(), row, state });
         failed.map_or(Ok(()), |e| Err(anyhow::anyhow!(e)))
     }
 

@@ -176,7 +176,12 @@ impl State {
             match assignments.get(&nic.name) {
                 Some(a) if a.quarantined => a.group.as_str().into(),
                 Some(a) if !rules => a.base.as_str().into(),
-                _ => membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name)).group,
+                was => {
+                    let found = membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name));
+                    // As the engine does: a group whose selector cannot be asked keeps whom it had.
+                    let kept = was.filter(|a| found.faults.iter().any(|(group, _)| **group == *a.base));
+                    kept.map_or(found.group, |a| a.base.as_str().into())
+                }
             }
         };
         let subjects = subjects(nics, group);

@@ -92,9 +92,13 @@ impl Placements {
         (inner.pinned, inner.numbers) = (pinned, numbers);
     }
 
-    /// Writes the row of an endpoint whose device is, or becomes, `base.ifindex`. Gives the row.
-    pub fn put(&self, name: &str, base: EndpointRow) -> Result<EndpointRow> {
+    /// Writes the row of an endpoint whose device is, or becomes, `base.ifindex`. Gives the row. `former`: whose device that was.
+    pub fn put(&self, name: &str, base: EndpointRow, former: &str) -> Result<EndpointRow> {
         let mut inner = self.lock();
+        // A device has one endpoint: under its name of before, that has none.
+        if let Some(e) = inner.endpoints.get_mut(former).filter(|e| former != name && e.base.ifindex == base.ifindex) {
+            (e.base, e.written) = (EndpointRow::default(), None);
+        }
         inner.endpoints.entry(name.to_owned()).or_default().base = base;
         let row = inner.kept(name, inner.row(name))?;
         inner.datapath()?.maps().set_endpoint(&row)?;
