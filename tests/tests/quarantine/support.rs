@@ -63,6 +63,15 @@ spec:
   members: [{ name: clean-1, address: 10.0.1.11 }]
 ---
 apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: remediation-udp }
+spec:
+  vips: [10.0.100.9]
+  protocol: UDP
+  ports: [53]
+  members: [{ name: clean-1, address: 10.0.1.11 }]
+---
+apiVersion: vnet/v1alpha1
 kind: SecurityGroup
 metadata: { name: web }
 spec:
@@ -91,7 +100,7 @@ apiVersion: vnet/v1alpha1
 kind: SecurityGroup
 metadata: { name: remediated }
 spec:
-  quarantine: { keepAlive: [neighbors], redirectTo: remediation }
+  quarantine: { keepAlive: [neighbors], redirectTo: [remediation, remediation-udp] }
 ---
 apiVersion: vnet/v1alpha1
 kind: TagSource
@@ -134,6 +143,7 @@ impl Suspect {
         let mut net = Routed::new(2)?;
         net.members[0].serve_http(80)?;
         net.members[0].serve_http(8080)?;
+        net.members[0].serve_dns(53)?;
         net.client.serve_http(22)?;
         let files = net.bystander.serve_http(80)?;
         std::fs::write(files.join("marked"), format!("here is the {MARK} of this file\n"))?;
