@@ -126,10 +126,28 @@ fn the_goal_is_compiled_in_time() {
     let start = now();
     let again = world.compile(Previous::Image(&image)).unwrap();
     println!("full compile after another: {:?}, {:?}", since(start), to(&mut applier, &maps, &again));
+
+    // A rule for everyone: every set is another, and the old ones are still there.
+    let mut world = world;
+    let mut everywhere = world.policies[1].clone();
+    everywhere.metadata.name = "everywhere".to_owned();
+    everywhere.spec.applied_to = Default::default();
+    world.policies.push(everywhere);
+    let start = now();
+    let everywhere = world.compile(Previous::Image(&again)).unwrap();
+    let compiled = since(start);
+    let planned = to(&mut applier, &maps, &everywhere);
+    let both = applier.usage();
+    println!("a rule for everyone: image {compiled:?}, plan and writes {planned:?}; before old sets are taken out {both:?}");
+    assert!(both.sets >= 400 && everywhere.rule_users().values().any(|n| *n == 200));
+    applier.sweep_all(&maps).unwrap();
+    assert_eq!(applier.usage().sets, 200);
+
     let start = now();
     let tables = maps.0.borrow().clone();
-    let adopted = world.compile(Previous::Start { ids: again.ids(), tables: &tables }).unwrap();
+    let adopted = world.compile(Previous::Start { ids: everywhere.ids(), tables: &tables }).unwrap();
     let mut applier = Applier::default();
     let (planned, writes) = to(&mut applier, &maps, &adopted);
     println!("after a restart: {:?}, of which the plan {planned:?}; {writes} writes", since(start));
+    assert_eq!(writes, 0, "what the agent before wrote is taken over");
 }
