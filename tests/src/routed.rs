@@ -33,7 +33,8 @@ impl Routed {
         let client = Machine::new("client", Ipv4Addr::new(10, 0, 0, 10), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10))?;
         connect((&host, "client0", &["10.0.0.1/24", "fd00::1/64"]), (&client.host, "eth0", &["10.0.0.10/24", "fd00::10/64"]))?;
         client.host.ip("route add default via 10.0.0.1\nroute add default via fd00::1")?;
-        let members = (1..=members).map(|number| machine_behind(&host, &format!("m{number}"), &format!("m{number}"), 10 + number));
+        let members =
+            (1..=members).map(|number| machine_behind(&host, &format!("m{number}"), &format!("m{number}"), 10 + number));
         let members = members.collect::<Result<_>>()?;
         let bystander = machine_behind(&host, "by", "bystander", 50)?;
         Ok(Self { host, client, members, bystander })

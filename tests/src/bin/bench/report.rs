@@ -52,7 +52,17 @@ impl Row {
         let mut v = values.to_vec();
         v.sort_by(f64::total_cmp);
         let at = |part: f64| v[((v.len() - 1) as f64 * part).round() as usize];
-        Self { suite, case: case.into(), unit, min: at(0.0), median: median(values), p90: at(0.9), p99: at(0.99), max: at(1.0), goal: None }
+        Self {
+            suite,
+            case: case.into(),
+            unit,
+            min: at(0.0),
+            median: median(values),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: at(1.0),
+            goal: None,
+        }
     }
 
     /// Sets what is hoped for.

@@ -91,7 +91,11 @@ fn through_suricata(scene: &Scene<'_>, trials: usize) -> Result<Vec<Row>> {
                 (None, sent)
             };
             let took = scene.held(before).with_context(|| ids.printed())?.duration_since(sent);
-            if by_file { files.push(took) } else { datagrams.push(took) }
+            if by_file {
+                files.push(took)
+            } else {
+                datagrams.push(took)
+            }
             std::thread::sleep(PAUSE);
             scene.clear()?;
             flow.passes()?;

@@ -22,7 +22,8 @@ pub fn show(once: bool) -> Result<bool> {
     let agent = Agent::start(&estate.host, &["tap-*"])?;
     print!("{}", estate.apply(&agent)?);
     let _ids = estate.suricata(&agent)?;
-    let mut scene = Scene { pins: Pins::open(&estate.host)?, table: Table::new(), faults: Vec::new(), estate: &estate, agent: &agent };
+    let mut scene =
+        Scene { pins: Pins::open(&estate.host)?, table: Table::new(), faults: Vec::new(), estate: &estate, agent: &agent };
     scene.play()?;
     let faults = scene.finish();
     crate::stay(once, &faults, || hands::print(&estate, &agent))
@@ -47,7 +48,11 @@ impl Scene<'_> {
         let (_open, sent) = server.fetch(&web.host)?;
         let held = || self.pins.is_held(self.estate.device).unwrap_or(false).then(|| sent.elapsed());
         let took = spin("web-1 to be held", held)?;
-        println!("\nweb-1 fetched a marked file from {}: held {:.2} ms after the server sent it", shop.v4, took.as_secs_f64() * 1e3);
+        println!(
+            "\nweb-1 fetched a marked file from {}: held {:.2} ms after the server sent it",
+            shop.v4,
+            took.as_secs_f64() * 1e3
+        );
         session.drain()?;
         let bytes = session.exchange(Duration::from_millis(500))?;
         println!("its open connection in the next half second: {} bytes from it, {} bytes to it", bytes[0], bytes[1]);
@@ -72,7 +77,10 @@ impl Scene<'_> {
         self.say(&["tag", "source", "scan", "clamav", "web-1"])?;
         let start = Instant::now();
         self.in_group("web")?;
-        println!("web-1 is in its own group again after {:.1} s (held for 5 s at least after an alert)", start.elapsed().as_secs_f64());
+        println!(
+            "web-1 is in its own group again after {:.1} s (held for 5 s at least after an alert)",
+            start.elapsed().as_secs_f64()
+        );
         self.table.look(self.estate, "clean")?;
         self.say(&["quarantine", "log", "web-1"]).map(drop)
     }
