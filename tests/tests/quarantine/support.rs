@@ -2,7 +2,9 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 pub use vnet_tests::wait_for_group;
 use vnet_tests::{Agent, Clamd, Host, MARK, Pins, Routed, Suricata, TempDir, wait_for};
@@ -222,6 +224,18 @@ pub fn scene() -> Result<Routed> {
 pub fn json(agent: &Agent<'_>, args: &[&str]) -> Result<Value> {
     let text = agent.ctl(&[args, &["-o", "json"]].concat())?;
     serde_json::from_str(&text).with_context(|| text)
+}
+
+/// Posts to the agent's API, without a program in between; gives the status of the answer.
+pub fn post(agent: &Agent<'_>, path: &str, body: &str) -> Result<u16> {
+    let mut stream = UnixStream::connect(agent.socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let head = "Host: vnet\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length:";
+    stream.write_all(format!("POST {path} HTTP/1.1\r\n{head} {}\r\n\r\n{body}", body.len()).as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).context("no answer")?;
+    status.parse().with_context(|| answer.clone())
 }
 
 /// Both families' addresses of a pair.

@@ -23,6 +23,8 @@ pub struct Attachments {
     locals: Option<HashMap<LocalKey, u32>>,
     /// Why something could not be brought to what it should be.
     trouble: Vec<String>,
+    /// Endpoints that were attached since somebody asked.
+    fresh: Vec<String>,
 }
 
 /// One device.
@@ -45,6 +47,11 @@ impl Attachments {
     /// How many devices have the programs.
     pub fn count(&self) -> usize {
         self.devices.values().filter(|a| a.state.is_ok()).count()
+    }
+
+    /// Endpoints that were attached since this was asked last.
+    pub fn take_fresh(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.fresh)
     }
 
     /// Why something is not as it should be.
@@ -153,6 +160,7 @@ impl Attachments {
             }
             (None, Some(a)) if a.state.is_ok() => {}
             (None, _) => {
+                self.fresh.push(nic.name.clone());
                 let what = format!("attached to {} (index {ifindex})", nic.device);
                 log::info!("endpoint {}: {what}", nic.name);
                 placements.events().say(Saying::Device, &nic.name, "attached", what);

@@ -89,6 +89,11 @@ impl Placements {
     /// What rows of an agent before this one say, with the names that their endpoints have now.
     pub fn recall(&self, pinned: Vec<Pinned>, numbers: HashMap<String, u32>) {
         let mut inner = self.lock();
+        for pin in &pinned {
+            // Whoever was held stays so, and moves are counted on, whatever comes first: the engine's word, or a device's new row.
+            let endpoint = inner.endpoints.entry(pin.endpoint.clone()).or_default();
+            (endpoint.held, endpoint.moves) = (pin.quarantined.then(|| pin.group.clone()), pin.moves);
+        }
         (inner.pinned, inner.numbers) = (pinned, numbers);
     }
 
