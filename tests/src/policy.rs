@@ -165,7 +165,7 @@ fn group(i: u32, scale: Scale) -> SecurityGroup {
 }
 
 fn policy(i: u32, scale: Scale) -> Policy {
-    let broad = i % BROAD == 0;
+    let broad = i.is_multiple_of(BROAD);
     let applied_to = if broad {
         AppliedTo { groups: Vec::new(), selector: Some(labelled(&[("team", format!("team-{}", i / BROAD % TEAMS))])) }
     } else {
@@ -176,14 +176,14 @@ fn policy(i: u32, scale: Scale) -> Policy {
         1 => selected(&[("app", group_name((i * 3 + n) % scale.groups)), ("zone", format!("zone-{}", n % 4))]),
         2 => selected(&[("team", format!("team-{}", (i + n) % TEAMS))]),
         3 => network((i * 10 + n) % 2000),
-        4 if broad && i % 50 == 0 => Peer {
+        4 if broad && i.is_multiple_of(50) => Peer {
             selector: Some(Selector { expression: Some("labels.env == 'test'".into()), ..Selector::default() }),
             ..Peer::default()
         },
         _ => Peer { entity: Some(Entity::World), ..Peer::default() },
     };
     let rules = |from: u32| -> Vec<Rule> {
-        let action = |n: u32| if n % 5 == 0 { Action::Deny } else { Action::Allow };
+        let action = |n: u32| if n.is_multiple_of(5) { Action::Deny } else { Action::Allow };
         let port = |n: u32| ("TCP", 1000 + ((i * 10 + n) % 3000) as u16);
         (from..from + POLICY_RULES / 2).map(|n| rule(format!("r{n}"), peer(n), &[port(n)], action(n))).collect()
     };
