@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use vnet_common::endpoint::{EndpointRow, flags};
 use vnet_tests::{Agent, Host, Pins, wait_for};
@@ -133,6 +134,7 @@ impl Random {
 struct Probe {
     arrived: Arc<Mutex<Vec<Instant>>>,
     stop: Arc<AtomicBool>,
+    sender: Option<JoinHandle<()>>,
 }
 
 impl Probe {
@@ -143,7 +145,7 @@ impl Probe {
         server.set_nonblocking(true)?;
         let (arrived, stop) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicBool::new(false)));
         let (at, done) = (arrived.clone(), stop.clone());
-        std::thread::spawn(move || {
+        let sender = std::thread::spawn(move || {
             while !done.load(Ordering::Relaxed) {
                 let sent = Instant::now();
                 // What passes has arrived when this returns.
@@ -154,7 +156,7 @@ impl Probe {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        Ok(Self { arrived, stop })
+        Ok(Self { arrived, stop, sender: Some(sender) })
     }
 
     /// How many of those sent since then have arrived.
@@ -166,6 +168,8 @@ impl Probe {
 impl Drop for Probe {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+        // Its sockets go with it: the next probe has the same addresses.
+        let _ = self.sender.take().map(JoinHandle::join);
     }
 }
 

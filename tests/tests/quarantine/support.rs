@@ -186,15 +186,15 @@ impl Suspect {
 /// Runs `act` in `host` as a user without any rights.
 pub fn as_stranger<T: Send>(host: &Host, act: impl FnOnce() -> T + Send) -> Result<T> {
     const NOBODY: libc::uid_t = 65534;
+    // Called like this, the kernel changes this one thread, which ends with `act`; libc would change all.
     host.run(|| {
-        // SAFETY: numbers are passed, and a list without members. Called like this, the kernel changes this one thread, which ends with
-        // `act`; libc would change all.
-        let changed = unsafe {
-            libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())
-                | libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY)
-                | libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY)
-        };
-        ensure!(changed == 0, "becoming another user: {}", std::io::Error::last_os_error());
+        // SAFETY: an empty list is passed, which nothing is read of.
+        let groups = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) };
+        // SAFETY: only numbers are passed.
+        let group = unsafe { libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY) };
+        // SAFETY: only numbers are passed.
+        let user = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        ensure!(groups | group | user == 0, "becoming another user: {}", std::io::Error::last_os_error());
         Ok(act())
     })?
 }

@@ -68,8 +68,7 @@ fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal
 fn rename(names: &mut Names, preview: &Preview) {
     let addresses = preview.nics.iter().flat_map(|n| n.addresses.iter().map(|a| (*a, n.name.as_str().into())));
     names.addresses = Arc::new(names.addresses.iter().map(|(a, n)| (*a, Arc::clone(n))).chain(addresses).collect());
-    let rules = preview.image.rules().map(|(rule, _)| (rule.id, Arc::new(rule.clone())));
-    names.rules = Arc::new(rules.collect());
+    names.rules = preview.image.rules_by_number();
 }
 
 /// The maps as they would be.

@@ -247,7 +247,8 @@ fn program(written: &Written<'_>, networks: &[Cidr], previous: Previous<'_>) -> 
     let atoms = Atoms::new(rules::atoms(written), before.map(|b| &b.atoms), (&mut ready, known));
     let rules = Rules::new(written, &ids, &atoms, (&mut ready, known));
     let networks = Networks::new(atoms.networks(), networks);
-    Ok(Program { rules, atoms, ids, networks, ready })
+    let by_number = Arc::new(rules.references().map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
+    Ok(Program { rules, by_number, atoms, ids, networks, ready })
 }
 
 /// Numbers for all that there is, those before kept where they can be.

@@ -27,6 +27,7 @@ const NAMED: usize = 5;
 #[derive(Debug)]
 pub struct Program {
     pub(super) rules: Rules,
+    pub(super) by_number: Arc<HashMap<u32, Arc<RuleRef>>>,
     pub(super) atoms: Atoms,
     pub(super) ids: RuleIds,
     pub(super) networks: Networks,
@@ -168,6 +169,11 @@ impl Image {
     /// Every rule likewise.
     pub fn rules(&self) -> impl Iterator<Item = (&RuleRef, &'static str)> {
         self.program.rules.references().map(|(rule, tier)| (rule, *tier))
+    }
+
+    /// All rules by their numbers. A change of endpoints leaves it as it is.
+    pub fn rules_by_number(&self) -> Arc<HashMap<u32, Arc<RuleRef>>> {
+        Arc::clone(&self.program.by_number)
     }
 
     /// How many endpoints of this host have each rule in their set, by the rule's number.

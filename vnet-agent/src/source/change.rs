@@ -12,7 +12,7 @@ pub const TRIAL_SUBJECT: &str = "vnet/trial";
 pub const TRIAL_TAG: &str = "vnet.trial";
 
 /// Bytes of a tag's value.
-pub(super) const VALUE: usize = 256;
+pub(super) const VALUE: usize = 1 << 10;
 /// Bytes of its instance.
 pub(super) const INSTANCE: usize = 256;
 /// Bytes of its evidence: as much as the tag keeps.

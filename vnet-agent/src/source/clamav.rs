@@ -69,9 +69,10 @@ pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport,
     let tally = scan_all(&clamd, &scope.paths, most(&input));
     let mut report = tally.finish();
     for change in changes(source, request, &report, &scope, &version, now) {
-        let tag = as_tag(&change);
+        let (tag, is_set) = (as_tag(&change), change.operation == Operation::Set);
         match source.deliver(change) {
-            Ok(()) => report.tags.push(tag),
+            Ok(()) if is_set => report.tags.push(tag),
+            Ok(()) => report.cleared.push(tag),
             Err(why) => report.failed.push((String::new(), why)),
         }
     }

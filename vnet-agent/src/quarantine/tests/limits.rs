@@ -104,6 +104,23 @@ fn sources_do_what_they_may() {
 }
 
 #[test]
+fn a_long_value_keeps_no_tag_from_being_set() {
+    let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
+    let long = |length: usize| {
+        let mut operation = set(9, None, OnExpiry::Release);
+        if let Operation::Set { value, .. } = &mut operation {
+            *value = "x".repeat(length);
+        }
+        w.change("a", "bad", operation)
+    };
+    // Sources cut theirs to 1 KiB.
+    assert!(long(1025).is_err_and(|why| why.to_string().contains("more than 1024 characters")));
+    assert_eq!(w.group("a"), "web");
+    long(1024).unwrap();
+    assert_eq!(w.group("a"), "strict");
+}
+
+#[test]
 fn a_flood_is_taken_and_bounded() {
     let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad" && t.value == "")' }"#);
     w.set("a", "bad", 9);
