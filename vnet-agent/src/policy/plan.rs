@@ -1,10 +1,10 @@
 //! From what is in the maps to an image: what to write, in an order in which each write leaves the datapath right.
 //!
 //! 1. Sets that are not there, and rows of new identities in all that are: nothing leads there yet.
-//! 2. Addresses and networks get their identities. Sets that are still in force know the new ones too ([`Atoms`](super::peers::Atoms)).
+//! 2. Addresses and networks get their identities. Sets that are still in force know the new ones too (`Atoms`).
 //! 3. The caller leads endpoints to their sets.
 //! 4. A new generation: flows are judged again.
-//! 5. What nothing leads to any more is taken out ([`Known::sweep`]), once no program can be reading it.
+//! 5. What nothing leads to any more is taken out (`Known::sweep`), once no program can be reading it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

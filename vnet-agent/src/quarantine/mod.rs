@@ -1,6 +1,6 @@
 //! Tags, quarantine and which group each endpoint is in.
 //!
-//! [`tags`] says what is known of endpoints, [`engine`] what follows, [`Service`] does it: [`Enforce`] first, then
+//! `tags` says what is known of endpoints, `engine` what follows, [`Service`] does it: [`Enforce`] first, then
 //! [`Journal`], for moves into quarantine; the other way round for releases.
 
 pub mod clock;

@@ -59,15 +59,15 @@ pub struct TagChange {
     pub operation: Operation,
     /// The tag's name: that of a tag, as resources have them.
     pub name: String,
-    /// Its value: at most [`VALUE`] bytes.
+    /// Its value: at most 1 KiB.
     pub value: String,
-    /// Its instance: at most [`INSTANCE`] bytes.
+    /// Its instance: at most 256 bytes.
     pub instance: String,
     /// 0 to 10.
     pub severity: u8,
     /// In per cent.
     pub confidence: u8,
-    /// What shows it: at most [`EVIDENCE`] bytes.
+    /// What shows it: at most 512 bytes.
     pub evidence: String,
     /// Until it expires; `None`: never.
     pub ttl: Option<Duration>,
