@@ -254,7 +254,11 @@ where
     }
     match proceed(m, ep.slot, w) {
         Course::Valid => Known::Valid,
-        Course::Refused => Known::Refused,
+        Course::Refused => {
+            (w.judged.identity, w.judged.rule.id) = (0, 0);
+            report(m, ep, w, kind::DROP, 0);
+            Known::Refused
+        }
         Course::None => Known::None,
     }
 }
@@ -472,7 +476,12 @@ where
         Admission::Allowed => {
             w.reason = Reason::Allowed;
             w.treatment.flags = 0;
-            if makes_flow(&w.headers) && !open(m, ep, w, 0) { Decision::Drop } else { Decision::Forward }
+            if !makes_flow(&w.headers) || open(m, ep, w, 0) {
+                return Decision::Forward;
+            }
+            let id = w.judged.rule.id;
+            report(m, ep, w, kind::DROP, id);
+            Decision::Drop
         }
     }
 }
