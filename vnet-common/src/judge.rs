@@ -214,15 +214,26 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    if is_tracked(&w.headers, ep) {
-        match Judge::<A>::known(m, ep, w) {
-            Known::Valid => return Decision::Forward,
-            Known::Refused | Known::Denied | Known::GoneReset | Known::GoneRepick => return Decision::Drop,
-            Known::Rejected => return Decision::Reject,
-            Known::None => {}
-        }
+    let decision = follow(m, ep, w);
+    if decision == Decision::NotOurs && is_policed(ep) { fresh(m, ep, w) } else { decision }
+}
+
+/// The same, by what is known of its flow only: enough for endpoints that are not policed.
+#[inline(always)]
+pub fn follow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
+where
+    A: Address,
+    M: Maps + FlowMaps<A> + Judge<A>,
+{
+    if !is_tracked(&w.headers, ep) {
+        return Decision::NotOurs;
     }
-    if is_policed(ep) { fresh(m, ep, w) } else { Decision::NotOurs }
+    match Judge::<A>::known(m, ep, w) {
+        Known::Valid => Decision::Forward,
+        Known::Refused | Known::Denied | Known::GoneReset | Known::GoneRepick => Decision::Drop,
+        Known::Rejected => Decision::Reject,
+        Known::None => Decision::NotOurs,
+    }
 }
 
 /// Finds the packet's flow; an entry of another generation is judged again. What may not stay is removed.

@@ -58,7 +58,7 @@ fn ifindex(ctx: &TcContext) -> u32 {
 #[inline(always)]
 fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
     if global(&TRACE) != 0 {
-        aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), verdict.reason() as u8);
+        trace(ctx, direction, verdict.reason() as u8);
     }
     match verdict {
         Verdict::Next(_) => NEXT,
@@ -78,6 +78,12 @@ fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
         // SAFETY: as above.
         Verdict::Redirect { ifindex, peer: false, .. } => unsafe { bpf_redirect(ifindex, 0) as i32 },
     }
+}
+
+/// A function of its own: its stack would add to that of every way.
+#[inline(never)]
+fn trace(ctx: &TcContext, direction: &str, reason: u8) {
+    aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), reason);
 }
 
 #[panic_handler]
