@@ -17,7 +17,7 @@ use crate::lb::vip;
 use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers};
-use crate::pipeline::{Maps, judge_ingress};
+use crate::pipeline::Maps;
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -105,7 +105,7 @@ where
         (w.treatment.flags, w.reason) = (0, Reason::Reply);
         return Todo::HandBack;
     }
-    match Judge::<A>::ingress(m, to, w) {
+    match judge::follow(m, to, w) {
         Decision::Forward => {
             if is_entered(to) {
                 m.count(to.slot, Direction::Ingress, w.reason, bytes);
@@ -242,7 +242,11 @@ fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
 ) -> Decision {
     let r = &w.treatment.rewrite;
     (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
-    let d = if vip::is_no_member(m, to, &w.headers.src) { Decision::NotOurs } else { judge_ingress(m, w, to, bytes) };
+    let mut d = Decision::NotOurs;
+    if !vip::is_no_member(m, to, &w.headers.src) {
+        judge::see(m, to, Direction::Ingress, bytes, w);
+        d = judge::follow(m, to, w);
+    }
     let reason = if matches!(d, Decision::Forward | Decision::Drop | Decision::Reject) { w.reason } else { Reason::NotOurs };
     m.count(to.slot, Direction::Ingress, reason, bytes);
     d

@@ -8,13 +8,13 @@ pub const WINDOW_JIFFIES: u32 = 64;
 
 /// Why an event was reported; bits of [`crate::map::Config::events`], and values of [`EventRow::kind`] (one bit).
 pub mod kind {
-    /// A packet was dropped or refused by policy, anti-spoofing or quarantine.
+    /// A packet was dropped or refused by policy, anti-spoofing or quarantine, or since there was no room for its flow.
     pub const DROP: u8 = 1;
     /// A rule that asks for it (`log: true`) decided about a flow.
     pub const LOG: u8 = 1 << 1;
     /// A staged rule would have decided otherwise.
     pub const STAGED: u8 = 1 << 2;
-    /// A flow was made.
+    /// A rule that does not ask for it decided that a flow, or a packet that makes none, may be.
     pub const FLOW: u8 = 1 << 3;
 }
 

@@ -214,15 +214,26 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    if is_tracked(&w.headers, ep) {
-        match Judge::<A>::known(m, ep, w) {
-            Known::Valid => return Decision::Forward,
-            Known::Refused | Known::Denied | Known::GoneReset | Known::GoneRepick => return Decision::Drop,
-            Known::Rejected => return Decision::Reject,
-            Known::None => {}
-        }
+    let decision = follow(m, ep, w);
+    if decision == Decision::NotOurs && is_policed(ep) { fresh(m, ep, w) } else { decision }
+}
+
+/// The same, by what is known of its flow only: enough for endpoints that are not policed.
+#[inline(always)]
+pub fn follow<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> Decision
+where
+    A: Address,
+    M: Maps + FlowMaps<A> + Judge<A>,
+{
+    if !is_tracked(&w.headers, ep) {
+        return Decision::NotOurs;
     }
-    if is_policed(ep) { fresh(m, ep, w) } else { Decision::NotOurs }
+    match Judge::<A>::known(m, ep, w) {
+        Known::Valid => Decision::Forward,
+        Known::Refused | Known::Denied | Known::GoneReset | Known::GoneRepick => Decision::Drop,
+        Known::Rejected => Decision::Reject,
+        Known::None => Decision::NotOurs,
+    }
 }
 
 /// Finds the packet's flow; an entry of another generation is judged again. What may not stay is removed.
@@ -254,7 +265,11 @@ where
     }
     match proceed(m, ep.slot, w) {
         Course::Valid => Known::Valid,
-        Course::Refused => Known::Refused,
+        Course::Refused => {
+            (w.judged.identity, w.judged.rule.id) = (0, 0);
+            report(m, ep, w, kind::DROP, 0);
+            Known::Refused
+        }
         Course::None => Known::None,
     }
 }
@@ -472,7 +487,12 @@ where
         Admission::Allowed => {
             w.reason = Reason::Allowed;
             w.treatment.flags = 0;
-            if makes_flow(&w.headers) && !open(m, ep, w, 0) { Decision::Drop } else { Decision::Forward }
+            if !makes_flow(&w.headers) || open(m, ep, w, 0) {
+                return Decision::Forward;
+            }
+            let id = w.judged.rule.id;
+            report(m, ep, w, kind::DROP, id);
+            Decision::Drop
         }
     }
 }

@@ -376,8 +376,10 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         }
     } else if vip::is_no_member(m, ep, &w.headers.src) {
         return Verdict::Next(Reason::NotOurs);
+    } else {
+        judge::see(m, ep, Direction::Ingress, p.size(), w);
     }
-    match judge_ingress(m, w, ep, p.size()) {
+    match Judge::<A>::ingress(m, ep, w) {
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
         Decision::Forward => FAILED,
         Decision::Drop => Verdict::Drop(w.reason),
@@ -594,16 +596,4 @@ fn judge_way_back<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
         Some(to) => deliver::route_back(m, w, ep, to, bytes, segment),
         None => Todo::Pass,
     };
-}
-
-/// Judges what reaches `ep`.
-#[inline(always)]
-pub(crate) fn judge_ingress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
-    m: &M,
-    w: &mut Work<A>,
-    ep: &EndpointRow,
-    bytes: u32,
-) -> Decision {
-    judge::see(m, ep, Direction::Ingress, bytes, w);
-    Judge::<A>::ingress(m, ep, w)
 }

@@ -13,9 +13,19 @@ use vnet_common::bench::{FRAME, FRAME_AT, Plan, way};
 use vnet_common::flow::track::forget;
 use vnet_common::flow::{FlowMaps, Table, Work};
 
-use crate::maps::{Kernel, scratch};
+use crate::maps::{Kernel, global, scratch};
 
 const NEXT: i32 = TC_ACT_UNSPEC;
+
+/// Not 0: no rule is asked, and everything may be. What remains of a new flow's cost is not policy's. Set by the benchmark at load time.
+#[unsafe(no_mangle)]
+static NO_RULES: u32 = 0;
+
+/// See [`NO_RULES`].
+#[inline(always)]
+pub fn has_rules() -> bool {
+    global(&NO_RULES) == 0
+}
 
 #[map]
 static BENCH_PLAN: Array<Plan> = Array::with_max_entries(1, 0);

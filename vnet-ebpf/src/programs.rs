@@ -58,7 +58,7 @@ fn ifindex(ctx: &TcContext) -> u32 {
 #[inline(always)]
 fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
     if global(&TRACE) != 0 {
-        aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), verdict.reason() as u8);
+        trace(ctx, direction, verdict.reason() as u8);
     }
     match verdict {
         Verdict::Next(_) => NEXT,
@@ -79,6 +79,12 @@ fn ours(ctx: &TcContext, flags: u64) -> i32 {
     unsafe { (*ctx.skb.skb).mark = MARK_OURS };
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect(ifindex(ctx), flags) as i32 }
+}
+
+/// A function of its own: its stack would add to that of every way.
+#[inline(never)]
+fn trace(ctx: &TcContext, direction: &str, reason: u8) {
+    aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), reason);
 }
 
 #[panic_handler]

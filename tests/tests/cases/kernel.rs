@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use aya::maps::lpm_trie::{Key, LpmTrie};
@@ -76,7 +77,12 @@ pub struct Kernel {
 /// The kernel, for one test at a time; the calling thread enters its namespace.
 pub fn lock() -> MutexGuard<'static, Kernel> {
     static KERNEL: OnceLock<Mutex<Kernel>> = OnceLock::new();
-    let kernel = KERNEL.get_or_init(|| Mutex::new(Kernel::with_devices()));
+    static TRIED: AtomicBool = AtomicBool::new(false);
+    let kernel = KERNEL.get_or_init(|| {
+        // The verifier takes seconds to refuse.
+        assert!(!TRIED.swap(true, Ordering::Relaxed), "the programs cannot be loaded: another test says why");
+        Mutex::new(Kernel::with_devices())
+    });
     // A test that failed has left nothing that `reset` does not clear.
     let k = kernel.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     setns(&k.namespace, CloneFlags::CLONE_NEWNET).expect("entering the tests' network namespace");

@@ -1,6 +1,7 @@
 //! Flows of policed endpoints from their first packet to their last: both sides at once, resets, ports that are used again, errors about
 //! them, and what there is no room for.
 
+use vnet_common::event::kind;
 use vnet_common::flow::FLUSH_JIFFIES;
 use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
@@ -294,6 +295,7 @@ fn quota_of_flows() {
     run(each(|f| {
         let mut w = open_world(f);
         w.maps.flow_quota = 2;
+        w.maps.events.set(kind::DROP);
         let ask = |port| Packet::udp(f.client(), port, f.ip(5, 1), 53);
         let ping = Packet::ping(f.client(), f.ip(5, 1));
         let t = Tcp { f, out: false };
@@ -307,21 +309,24 @@ fn quota_of_flows() {
             .egress(CLIENT, &ask(3))
             .dropped(Reason::FlowQuota)
             .decided(1)
+            .reported(kind::DROP, 1, Reason::FlowQuota)
             .ingress(CLIENT, &ask(4).back())
             .dropped(Reason::FlowQuota)
             .decided(2)
+            .reported(kind::DROP, 2, Reason::FlowQuota)
             .egress(CLIENT, &ping)
             .dropped(Reason::FlowQuota)
-            .decided(1);
+            .decided(1)
+            .reported(kind::DROP, 1, Reason::FlowQuota);
         // A connection may be opened, but not established.
         let r = t.gets(t.sends(r, SYN, Reason::Allowed).decided(2), SYN | ACK, Reason::HalfOpen);
-        let r = r.ingress(CLIENT, &t.there(ACK)).dropped(Reason::FlowQuota);
+        let r = r.ingress(CLIENT, &t.there(ACK)).dropped(Reason::FlowQuota).reported(kind::DROP, 0, Reason::FlowQuota);
         // A flow that is cut makes room.
         let r = r.change(|w| {
             w.set(SET, &[deny(3).port(UDP, 53), allow(1)], &[allow(2)]);
             w.bump();
         });
-        let r = r.egress(CLIENT, &ask(1)).dropped(Reason::Denied).decided(3);
+        let r = r.egress(CLIENT, &ask(1)).dropped(Reason::Denied).decided(3).reported(kind::DROP, 3, Reason::Denied);
         let r = r.egress(CLIENT, &ping).passes(Reason::Allowed).decided(1);
         r.holds(2, 1).quota(1, 2)
     }));

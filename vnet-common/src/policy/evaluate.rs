@@ -25,7 +25,7 @@ pub struct Judged {
     pub rule: RuleRow,
     /// The peer's identity.
     pub identity: u32,
-    /// The number of the staged rule that would decide otherwise, or 0.
+    /// The number of the staged rule that would decide in its place, or 0.
     pub staged: u32,
 }
 
@@ -43,7 +43,9 @@ pub fn evaluate<M: PolicyMaps>(m: &M, q: &Question, judged: &mut Judged) -> bool
     if by_port == NONE {
         return false;
     }
-    let mut search = Search { by_peer, by_port, enforced: side.enforced, words: side.words };
+    // A third row only where it has something to say.
+    let enforced = if set.flags & staged != 0 { side.enforced } else { ALL };
+    let mut search = Search { by_peer, by_port, enforced, words: side.words };
     let row = first(m, side, &search);
     let Some(rule) = m.rule(row) else { return false };
     judged.rule = *rule;

@@ -65,7 +65,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     }
     let net = Routed::new(MEMBERS)?;
     let _servers: Vec<Server> = net.members.iter().map(|m| Server::start(&m.host)).collect::<Result<_>>()?;
-    let mut kernel = Kernel::load_empty(&options.object()?, Some(ENTRIES))?;
+    let mut kernel = Kernel::load_empty(&options.object()?, Some(ENTRIES), true)?;
     fill(&mut kernel, &net)?;
     let (rounds, time) = if options.quick { (3, Duration::from_millis(300)) } else { (10, Duration::from_secs(1)) };
     let mut all: [Results; Way::ALL.len()] = Default::default();

@@ -39,7 +39,7 @@ pub enum Peer {
     Member,
     /// Nobody whom the load balancer knows.
     Stranger,
-    /// Each flow has another, up to [`PEERS`].
+    /// The flows have [`PEERS`] in turn.
     Many,
 }
 
@@ -70,7 +70,7 @@ fn place(peer: Peer) -> (u8, u8) {
 }
 const CLIENT: (u8, u8) = (0, 10);
 /// How many peers there are of [`Peer::Many`].
-pub const PEERS: u32 = 1 << 16;
+pub const PEERS: u32 = 10_000;
 
 /// The client's first address, in IPv4 or in IPv6.
 pub fn client4() -> V4 {

@@ -57,16 +57,24 @@ impl Kernel {
     /// Loads the object, with room for so many entries in the main tables instead of the default; sets up the endpoint, the
     /// group and its members: on other hosts, or behind veths of this one and delivered to past the stack.
     pub fn load(object: &[u8], entries: Option<u32>, past_the_stack: bool) -> Result<Self> {
-        let mut kernel = Self::load_empty(object, entries)?;
+        let mut kernel = Self::load_empty(object, entries, true)?;
         kernel.set_up(past_the_stack)?;
         Ok(kernel)
     }
 
-    /// The same with empty tables.
-    pub fn load_empty(object: &[u8], entries: Option<u32>) -> Result<Self> {
+    /// The same without that the endpoints' rules are ever asked.
+    pub fn load_without_rules(object: &[u8]) -> Result<Self> {
+        let mut kernel = Self::load_empty(object, None, false)?;
+        kernel.set_up(false)?;
+        Ok(kernel)
+    }
+
+    /// With empty tables. `rules`: are they asked?
+    pub fn load_empty(object: &[u8], entries: Option<u32>, rules: bool) -> Result<Self> {
         let cpus = u32::try_from(nr_cpus().map_err(|(file, e)| anyhow!("reading {file}: {e}"))?)?;
-        let (on, masks) = (1u32, CACHE.map(|slots| slots - 1));
+        let (on, no_rules, masks) = (1u32, u32::from(!rules), CACHE.map(|slots| slots - 1));
         let mut loader = EbpfLoader::new();
+        loader.override_global("NO_RULES", &no_rules, true);
         loader.override_global("CACHE_ON", &on, true).override_global("CACHE_MASK", &masks[0], true);
         loader.override_global("CACHE_MASK6", &masks[1], true);
         for &(name, _, size) in MAPS {

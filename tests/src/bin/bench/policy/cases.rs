@@ -19,6 +19,9 @@ const REPORTED: f64 = 60.0;
 const REPORTS: u32 = 8192;
 /// Runs of those a round.
 const REPORT_RUNS: u32 = 16;
+const TO_VIP: &str = "to a VIP";
+const TO_MANY: &str = "to many";
+const BY_NETWORK: &str = "to many, by network";
 const COUNTS: [(u32, &str); 2] = [(1 << 10, "1K"), (1 << 16, "64K")];
 
 /// How the endpoint is policed while a case is measured.
@@ -26,16 +29,19 @@ const COUNTS: [(u32, &str); 2] = [(1 << 10, "1K"), (1 << 16, "64K")];
 struct Setting {
     size: Size,
     known: Known,
+    /// Are the rules asked at all? Else this is only what a flow costs that is tracked.
+    asked: bool,
     set: Option<u32>,
     events: u8,
     rate: u32,
 }
 
-const TEN: Setting = Setting { size: Size::Ten, known: Known::Exactly, set: Some(SMALL), events: 0, rate: 0 };
+const TEN: Setting = Setting { size: Size::Ten, known: Known::Exactly, asked: true, set: Some(SMALL), events: 0, rate: 0 };
 const USUALLY: Setting = Setting { size: Size::TenThousand, set: Some(USUAL), ..TEN };
 const LARGELY: Setting = Setting { set: Some(LARGE), ..USUALLY };
 const UNPOLICED: Setting = Setting { set: None, ..USUALLY };
 const NETWORKS: Setting = Setting { known: Known::ByNetwork, ..TEN };
+const NOBODY_ASKED: Setting = Setting { asked: false, ..TEN };
 
 /// What a case is compared to: `times` that one, and `plus` ns.
 struct Goal {
@@ -65,16 +71,17 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     stay_on(0)?;
     let object = options.object()?;
     let mut kernels = Vec::new();
-    for kind in [(Size::Ten, Known::Exactly), (Size::TenThousand, Known::Exactly), (Size::Ten, Known::ByNetwork)] {
-        if all.iter().any(|m| (m.setting.size, m.setting.known) == kind) {
-            kernels.push((kind, set_up(&object, kind)?));
+    for setting in [TEN, USUALLY, NETWORKS, NOBODY_ASKED] {
+        let kind = setting.tables();
+        if all.iter().any(|m| m.setting.tables() == kind) {
+            kernels.push((kind, set_up(&object, setting)?));
         }
     }
     let (rounds, repeat) = if options.quick { (3, 200_000) } else { (15, 1_000_000) };
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
         for m in &mut all {
-            let kind = (m.setting.size, m.setting.known);
+            let kind = m.setting.tables();
             let kernel = kernels.iter_mut().find(|k| k.0 == kind).map(|k| &mut k.1).context("no datapath for this case")?;
             m.measure(kernel, repeat).with_context(|| format!("measuring {}", m.case.name))?;
         }
@@ -82,9 +89,16 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     Ok(all.iter().map(|m| m.row(&all)).collect())
 }
 
-fn set_up(object: &[u8], (size, known): (Size, Known)) -> Result<Kernel> {
-    let mut kernel = Kernel::load(object, None, false)?;
-    tables::write(&mut kernel, size, known, 1 << 16)?;
+impl Setting {
+    /// Of what its datapath is.
+    fn tables(self) -> (Size, Known, bool) {
+        (self.size, self.known, self.asked)
+    }
+}
+
+fn set_up(object: &[u8], setting: Setting) -> Result<Kernel> {
+    let mut kernel = if setting.asked { Kernel::load(object, None, false)? } else { Kernel::load_without_rules(object)? };
+    tables::write(&mut kernel, setting.size, setting.known, 1 << 16)?;
     for family in [Family::V4, Family::V6] {
         for protocol in [Protocol::Udp, Protocol::Ack] {
             kernel.note_peers(Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Many, flows: 1 << 16 })?;
@@ -114,21 +128,25 @@ fn cases() -> Vec<Measured> {
     all
 }
 
-/// New flows to a VIP, with and without rules; and to others, which without rules are not tracked at all: those are compared with the
-/// former, that make as many entries.
+/// New flows to a VIP, with and without rules; and to others, which without rules are not tracked at all: those are compared with the same
+/// flows when nobody is asked about them.
 fn new_flows(family: Family, f: &str) -> Vec<Measured> {
     let mut all = Vec::new();
     for (flows, count) in COUNTS {
-        let to = |peer| Traffic { family, protocol: Protocol::Udp, direction: Direction::Egress, peer, flows };
         let name = |kind: &str, rules: &str| format!("new flow, {f} UDP, {kind}, {count} flows, {rules}");
-        let base = name("to a VIP", "not policed");
-        all.push(measured(base.clone(), to(Peer::Vip), Reason::NewFlow, UNPOLICED, None));
-        let goal = || Some(Goal { with: base.clone(), times: 1.0, plus: NEW_FLOW });
-        for (setting, rules) in [(TEN, "10 rules"), (USUALLY, "10,000 rules"), (LARGELY, "4,000 rules in one set")] {
-            all.push(measured(name("to a VIP", rules), to(Peer::Vip), Reason::NewFlow, setting, goal()));
-            all.push(measured(name("to many", rules), to(Peer::Many), Reason::Allowed, setting, goal()));
+        let mut add = |kind: &str, setting, rules: &str, goal: Option<String>| {
+            let (peer, expect) = if kind == TO_VIP { (Peer::Vip, Reason::NewFlow) } else { (Peer::Many, Reason::Allowed) };
+            let traffic = Traffic { family, protocol: Protocol::Udp, direction: Direction::Egress, peer, flows };
+            let goal = goal.map(|with| Goal { with, times: 1.0, plus: NEW_FLOW });
+            all.push(measured(name(kind, rules), traffic, expect, setting, goal));
+        };
+        for (kind, base, none) in [(TO_VIP, UNPOLICED, "not policed"), (TO_MANY, NOBODY_ASKED, "nobody asked")] {
+            add(kind, base, none, None);
+            for (setting, rules) in [(TEN, "10 rules"), (USUALLY, "10,000 rules"), (LARGELY, "4,000 rules in one set")] {
+                add(kind, setting, rules, Some(name(kind, none)));
+            }
         }
-        all.push(measured(name("to many, by network", "10 rules"), to(Peer::Many), Reason::Allowed, NETWORKS, goal()));
+        add(BY_NETWORK, NETWORKS, "10 rules", Some(name(TO_MANY, "nobody asked")));
     }
     all
 }

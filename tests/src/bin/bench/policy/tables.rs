@@ -12,7 +12,7 @@ use vnet_common::policy::{
 };
 
 /// Identities that peers have.
-pub const IDENTITIES: u32 = 4096;
+pub const IDENTITIES: u32 = 1000;
 /// Peers are looked up by networks of so many addresses, where they are by networks.
 const NETWORK: u32 = 16;
 
@@ -141,7 +141,9 @@ impl Rows {
             kernel.put("PORTS", self.ports + n, PortRow { start, bits: if n == 0 { all } else { none } })?;
         }
         for n in 0..if last == 0 { 0 } else { IDENTITIES } {
-            let bits = self.bits(kernel, words, |rule| rule == n % last || rule == last)?;
+            // All over the list.
+            let own = n * last.div_ceil(IDENTITIES) % last;
+            let bits = self.bits(kernel, words, |rule| rule == own || rule == last)?;
             kernel.insert("PEERS", PeerKey { side, identity: identity::FIRST + n }, bits)?;
         }
         let ports = self.ports;
