@@ -26,7 +26,7 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     stay_on(0)?;
     let object = options.object()?;
     let mut usual = Kernel::load(&object, None, false)?;
-    let past = cases.iter().any(|case| is_past_the_stack(case));
+    let past = cases.iter().any(is_past_the_stack);
     let mut past = past.then(|| Kernel::load(&object, None, true)).transpose()?;
     let big = cases.iter().any(|case| case.traffic.flows > DEFAULT_FLOWS);
     let mut big = big.then(|| Kernel::load(&object, Some(MORE_ENTRIES), false)).transpose()?;
