@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use vnet_common::api::GroupStatus;
 
 /// The agent of a host. Killed with this value; what it pinned stays as long as the host.
 #[derive(Debug)]
@@ -150,11 +151,22 @@ impl<'host> Agent<'host> {
     /// # Errors
     /// It fails; the message has what it printed and what the agent logged.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
-        let mut all = vec![OsString::from("--socket"), self.socket().into_os_string()];
-        all.extend(args.iter().map(Into::into));
         self.host
-            .output(bin_dir()?.join("vnet-ctl"), &all)
+            .output(bin_dir()?.join("vnet-ctl"), &self.with_socket(args))
             .with_context(|| format!("vnet-ctl {}; the agent's log:\n{}", args.join(" "), self.logged()))
+    }
+
+    /// The same for one whose exit code says something, as that of `explain`.
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn ctl_printed(&self, args: &[&str]) -> Result<String> {
+        self.host.printed(bin_dir()?.join("vnet-ctl"), &self.with_socket(args))
+    }
+
+    fn with_socket(&self, args: &[&str]) -> Vec<OsString> {
+        let socket = [OsString::from("--socket"), self.socket().into_os_string()];
+        socket.into_iter().chain(args.iter().map(Into::into)).collect()
     }
 
     /// Applies YAML with `vnet-ctl apply`.
@@ -165,6 +177,18 @@ impl<'host> Agent<'host> {
         let file = self.dir.write("apply.yaml", yaml)?;
         self.ctl(&["apply", "-f", file.to_str().context("a temporary directory of plain letters")?])
     }
+}
+
+/// Waits until the endpoint is in this group, as `vnet-ctl group ls` says.
+///
+/// # Errors
+/// It is not within 10 s; the message has what the agent logged.
+pub fn wait_for_group(agent: &Agent<'_>, name: &str, group: &str) -> Result<()> {
+    let is_there = || {
+        let groups: Vec<GroupStatus> = serde_json::from_str(&agent.ctl(&["group", "ls", "-o", "json"]).ok()?).ok()?;
+        groups.iter().any(|g| g.name == group && g.endpoints.iter().any(|e| e == name)).then_some(())
+    };
+    wait_for(&format!("{name} to be in group {group}"), Duration::from_secs(10), is_there).with_context(|| agent.logged())
 }
 
 /// Where the agent and the CLI are: `VNET_BIN_DIR`, else where cargo built this program.

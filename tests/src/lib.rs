@@ -37,7 +37,7 @@ mod suricata;
 mod tempdir;
 mod wait;
 
-pub use agent::{Agent, bin_dir};
+pub use agent::{Agent, bin_dir, wait_for_group};
 pub use cable::connect;
 pub use capture::Capture;
 pub use clamd::Clamd;
@@ -46,7 +46,7 @@ pub use machine::Machine;
 pub use marked::Marked;
 pub use pins::Pins;
 pub use process::Process;
-pub use routed::Routed;
+pub use routed::{Routed, machine_behind};
 pub use session::Session;
 pub use suricata::{MARK, Suricata};
 pub use tempdir::TempDir;

@@ -15,7 +15,7 @@ use vnet_agent::resource::{
 pub struct Scale {
     /// Endpoints.
     pub endpoints: u32,
-    /// Those of them on this host, spread over the groups.
+    /// Those of them on this host, each in another group.
     pub local: u32,
     /// Security groups.
     pub groups: u32,
@@ -51,11 +51,10 @@ impl World {
     #[must_use]
     pub fn new(scale: Scale) -> Self {
         let policies = scale.rules.saturating_sub(scale.groups * GROUP_RULES) / POLICY_RULES;
-        let step = scale.endpoints / scale.local.max(1);
         Self {
             groups: (0..scale.groups).map(|i| group(i, scale)).collect(),
             policies: (0..policies).map(|i| policy(i, scale)).collect(),
-            subjects: (0..scale.endpoints).map(|i| subject(i, scale, i % step.max(1) == 0)).collect(),
+            subjects: (0..scale.endpoints).map(|i| subject(i, scale, i < scale.local)).collect(),
         }
     }
 
@@ -84,9 +83,8 @@ fn group_name(i: u32) -> String {
     format!("app-{i}")
 }
 
-/// The endpoint's place among those of its group, and the group.
 fn subject(i: u32, scale: Scale, local: bool) -> Subject {
-    // Those of this host, which are equally far apart, are in different groups.
+    // Those of this host are in different groups: no two have the same set.
     let group = i.wrapping_mul(7) % scale.groups;
     let labels = [
         ("app", group_name(group)),
@@ -165,7 +163,7 @@ fn group(i: u32, scale: Scale) -> SecurityGroup {
 }
 
 fn policy(i: u32, scale: Scale) -> Policy {
-    let broad = i % BROAD == 0;
+    let broad = i.is_multiple_of(BROAD);
     let applied_to = if broad {
         AppliedTo { groups: Vec::new(), selector: Some(labelled(&[("team", format!("team-{}", i / BROAD % TEAMS))])) }
     } else {
@@ -176,14 +174,14 @@ fn policy(i: u32, scale: Scale) -> Policy {
         1 => selected(&[("app", group_name((i * 3 + n) % scale.groups)), ("zone", format!("zone-{}", n % 4))]),
         2 => selected(&[("team", format!("team-{}", (i + n) % TEAMS))]),
         3 => network((i * 10 + n) % 2000),
-        4 if broad && i % 50 == 0 => Peer {
+        4 if broad && i.is_multiple_of(50) => Peer {
             selector: Some(Selector { expression: Some("labels.env == 'test'".into()), ..Selector::default() }),
             ..Peer::default()
         },
         _ => Peer { entity: Some(Entity::World), ..Peer::default() },
     };
     let rules = |from: u32| -> Vec<Rule> {
-        let action = |n: u32| if n % 5 == 0 { Action::Deny } else { Action::Allow };
+        let action = |n: u32| if n.is_multiple_of(5) { Action::Deny } else { Action::Allow };
         let port = |n: u32| ("TCP", 1000 + ((i * 10 + n) % 3000) as u16);
         (from..from + POLICY_RULES / 2).map(|n| rule(format!("r{n}"), peer(n), &[port(n)], action(n))).collect()
     };

@@ -33,15 +33,19 @@ impl Routed {
         let client = Machine::new("client", Ipv4Addr::new(10, 0, 0, 10), Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, 0x10))?;
         connect((&host, "client0", &["10.0.0.1/24", "fd00::1/64"]), (&client.host, "eth0", &["10.0.0.10/24", "fd00::10/64"]))?;
         client.host.ip("route add default via 10.0.0.1\nroute add default via fd00::1")?;
-        let members = (1..=members).map(|number| server(&host, &format!("m{number}"), &format!("m{number}"), 10 + number));
+        let members =
+            (1..=members).map(|number| machine_behind(&host, &format!("m{number}"), &format!("m{number}"), 10 + number));
         let members = members.collect::<Result<_>>()?;
-        let bystander = server(&host, "by", "bystander", 50)?;
+        let bystander = machine_behind(&host, "by", "bystander", 50)?;
         Ok(Self { host, client, members, bystander })
     }
 }
 
-/// A machine at 10.0.1.`last`, alone behind a device of the host.
-fn server(host: &Host, device: &str, name: &str, last: u8) -> Result<Machine> {
+/// A machine at 10.0.1.`last`, alone behind a device of the host, which routes for it.
+///
+/// # Errors
+/// Namespaces cannot be made, or the device's name is taken.
+pub fn machine_behind(host: &Host, device: &str, name: &str, last: u8) -> Result<Machine> {
     // fd00:1::11 is to look like 10.0.1.11.
     let digits = u16::from(last / 10) << 4 | u16::from(last % 10);
     let machine = Machine::new(name, Ipv4Addr::new(10, 0, 1, last), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, digits))?;

@@ -32,6 +32,12 @@ impl Session {
         Ok(Self { client, server })
     }
 
+    /// Sends some bytes each way, if there is room for them; `false`: an end is closed.
+    pub fn send(&mut self) -> bool {
+        let closed = |end: &mut TcpStream| end.write(&[0x55; 100]).is_err_and(|e| e.kind() != ErrorKind::WouldBlock);
+        ![&mut self.client, &mut self.server].into_iter().any(closed)
+    }
+
     /// Sends both ways; gives the bytes that arrive at the server and at the client within this time.
     ///
     /// # Errors
@@ -40,11 +46,8 @@ impl Session {
         let start = Instant::now();
         let mut arrived = [0; 2];
         while start.elapsed() < time {
-            for end in [&mut self.client, &mut self.server] {
-                match end.write(&[0x55; 100]) {
-                    Err(e) if e.kind() != ErrorKind::WouldBlock => return Ok(arrived),
-                    _ => {}
-                }
+            if !self.send() {
+                return Ok(arrived);
             }
             arrived[0] += received(&mut self.server)?;
             arrived[1] += received(&mut self.client)?;

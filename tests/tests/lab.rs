@@ -34,6 +34,17 @@ fn once_it_ends_by_itself_and_all_is_as_expected() -> Result<()> {
 }
 
 #[test]
+fn the_scene_of_quarantine_is_as_expected() -> Result<()> {
+    let mut lab = lab(&["quarantine", "--once"])?;
+    let status = lab.wait(Duration::from_secs(120))?;
+    let printed = lab.printed();
+    ensure!(status.success() && printed.contains("all as expected"), "{printed}");
+    ensure!(printed.contains("held") && printed.contains("after the server sent it"), "{printed}");
+    ensure!(directories_of(lab.pid())?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn it_stays_until_it_is_told_to_end_and_leaves_nothing() -> Result<()> {
     let mut lab = lab(&[])?;
     wait_for("what to try", Duration::from_secs(60), || {

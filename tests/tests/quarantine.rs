@@ -1,5 +1,7 @@
 //! Security groups, tags and quarantine, end to end: the real agent, the real CLI, real sockets, IDS and scanner.
 
+#[path = "quarantine/crash.rs"]
+mod crash;
 #[path = "quarantine/evidence.rs"]
 mod evidence;
 #[path = "quarantine/moves.rs"]

@@ -3,10 +3,13 @@
 //! Numbers of JSON that are whole are `int`, so that they can be calculated with whatever literals are written.
 
 use std::collections::HashMap;
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
-use cel::{Context, Env, IdedExpr, Program, Value};
+use cel::common::types::{CelBool, CelDouble, CelInt, CelList, CelMap, CelMapKey, CelNull, CelString, CelUInt};
+use cel::common::value::Val;
+use cel::objects::Key;
+use cel::{Context, IdedExpr, Program, Value};
 
 /// Brackets and prefix operators within each other, at most: the parser calls itself for each.
 const DEEPEST: usize = 32;
@@ -23,15 +26,15 @@ pub struct Expression {
     program: Program,
 }
 
-/// The standard functions and macros: making them takes a tenth of a millisecond.
-static STANDARD: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()));
+/// What all expressions can call. To make it takes longer than to evaluate most of them.
+static FUNCTIONS: LazyLock<Context<'static, 'static>> = LazyLock::new(Context::default);
 
 /// The values of an expression's variables.
 pub struct Variables(Context<'static, 'static>);
 
 impl Default for Variables {
     fn default() -> Self {
-        Self(Context::with_env(Arc::clone(&STANDARD)))
+        Self(FUNCTIONS.new_inner_scope())
     }
 }
 
@@ -77,7 +80,7 @@ impl Need {
 impl Variables {
     /// Gives a variable its value.
     pub fn set(&mut self, name: &str, value: &serde_json::Value) {
-        self.0.add_variable_from_value(name, of_json(value));
+        self.0.add_variable_as_val(name, of_json(value));
     }
 }
 
@@ -280,21 +283,21 @@ fn depth(text: &str) -> usize {
     deepest
 }
 
-fn of_json(value: &serde_json::Value) -> Value {
+fn of_json(value: &serde_json::Value) -> Box<dyn Val> {
     use serde_json::Value as Json;
     match value {
-        Json::Null => Value::Null,
-        Json::Bool(b) => Value::Bool(*b),
+        Json::Null => Box::new(CelNull),
+        Json::Bool(b) => Box::new(CelBool::from(*b)),
         Json::Number(n) => match (n.as_i64(), n.as_u64(), n.as_f64()) {
-            (Some(n), ..) => Value::Int(n),
-            (_, Some(n), _) => Value::UInt(n),
-            (.., n) => Value::Float(n.unwrap_or_default()),
+            (Some(n), ..) => Box::new(CelInt::from(n)),
+            (_, Some(n), _) => Box::new(CelUInt::from(n)),
+            (.., n) => Box::new(CelDouble::from(n.unwrap_or_default())),
         },
-        Json::String(s) => Value::String(Arc::new(s.clone())),
-        Json::Array(items) => Value::List(Arc::new(items.iter().map(of_json).collect())),
+        Json::String(s) => Box::new(CelString::from(s.clone())),
+        Json::Array(items) => Box::new(CelList::from(items.iter().map(of_json).collect::<Vec<_>>())),
         Json::Object(fields) => {
-            let fields: HashMap<String, Value> = fields.iter().map(|(name, value)| (name.clone(), of_json(value))).collect();
-            Value::from(fields)
+            let field = |(name, value): (&String, &Json)| (CelMapKey::from(Key::from(name.clone())), of_json(value));
+            Box::new(CelMap::from(fields.iter().map(field).collect::<HashMap<_, _>>()))
         }
     }
 }

@@ -5,7 +5,7 @@
 //! back. Such a shortcut behaves like the path it replaces: on a routed one the TTL drops and the MTU holds.
 //!
 //! The device's own program judges what is handed to a policed endpoint: rules, copies and counters are in one place. Only others are
-//! entered directly ([`is_entered`]).
+//! entered directly (`is_entered`).
 
 use crate::addr::Address;
 use crate::answer;

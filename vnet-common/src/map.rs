@@ -34,7 +34,7 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("RULES", "rules of policy sets", 1 << 17),
     ("PORTS", "ports of policy sets", 1 << 17),
     ("BITS", "which rules match, 64 a word", 1 << 20),
-    ("PEERS", "peers of policy sets", 1 << 20),
+    ("PEERS", "peers of policy sets, the old and the new ones during a change", 1 << 21),
     ("IPCACHE", "identities of addresses", 1 << 17),
     ("CIDRS", "identities of networks", 1 << 16),
     ("RULE_COUNTERS", "decisions by rule, per CPU", 1 << 16),

@@ -102,7 +102,7 @@ static PORTS: Array<PortRow> = Array::with_max_entries(1 << 17, MMAPABLE);
 #[map]
 static BITS: Array<u64> = Array::with_max_entries(1 << 20, MMAPABLE);
 #[map]
-static PEERS: HashMap<PeerKey, u32> = HashMap::with_max_entries(1 << 20, NO_PREALLOC);
+static PEERS: HashMap<PeerKey, u32> = HashMap::with_max_entries(1 << 21, NO_PREALLOC);
 #[map]
 static IPCACHE: HashMap<AddressKey, u32> = HashMap::with_max_entries(1 << 17, NO_PREALLOC);
 #[map]

@@ -63,17 +63,9 @@ fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
     match verdict {
         Verdict::Next(_) => NEXT,
         Verdict::Drop(_) => TC_ACT_SHOT,
-        // SAFETY: helpers without pointers.
-        Verdict::Reply(_) => unsafe {
-            (*ctx.skb.skb).mark = MARK_OURS;
-            bpf_redirect(ifindex(ctx), 0) as i32
-        },
-        // SAFETY: as above.
-        Verdict::Bounce(_) => unsafe {
-            (*ctx.skb.skb).mark = MARK_OURS;
-            bpf_redirect(ifindex(ctx), INGRESS) as i32
-        },
-        // SAFETY: as above.
+        Verdict::Reply(_) => ours(ctx, 0),
+        Verdict::Bounce(_) => ours(ctx, INGRESS),
+        // SAFETY: a helper without pointers.
         Verdict::Redirect { ifindex, peer: true, .. } => unsafe { bpf_redirect_peer(ifindex, 0) as i32 },
         // SAFETY: as above.
         Verdict::Redirect { ifindex, peer: false, .. } => unsafe { bpf_redirect(ifindex, 0) as i32 },
@@ -84,6 +76,15 @@ fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
 #[inline(never)]
 fn trace(ctx: &TcContext, direction: &str, reason: u8) {
     aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), reason);
+}
+
+/// Sends a packet of our own making out of the device it came on, marked as such.
+#[inline(always)]
+fn ours(ctx: &TcContext, flags: u64) -> i32 {
+    // SAFETY: the context is the kernel's, and this field may be written.
+    unsafe { (*ctx.skb.skb).mark = MARK_OURS };
+    // SAFETY: a helper without pointers.
+    unsafe { bpf_redirect(ifindex(ctx), flags) as i32 }
 }
 
 #[panic_handler]

@@ -62,8 +62,11 @@ pub struct Row {
     judged: bool,
     /// The row says what was reported.
     reported: bool,
-    at_end: Option<Box<dyn Fn(&World) -> Result<(), String>>>,
+    at_end: Option<Box<AtEnd>>,
 }
+
+/// What has to hold of the maps when all packets went through.
+type AtEnd = dyn Fn(&World) -> Result<(), String>;
 
 /// Starts a row.
 pub fn row(name: impl Into<String>, world: World) -> Row {

@@ -220,12 +220,9 @@ fn errors_about_flows() {
                 };
                 let r = row(format!("{f:?}, out: {out}: errors about {:?}", p.l4), w);
                 let mut r = sends(r, &p, true).passes(Reason::Allowed).decided(if out { 1 } else { 2 });
-                let close = |r: Row| {
-                    r.change(|w| {
-                        w.set(SET, &[deny(5)], &[deny(6)]);
-                    })
-                };
-                r = close(r);
+                r = r.change(|w| {
+                    w.set(SET, &[deny(5)], &[deny(6)]);
+                });
                 let back = answer_to(&p);
                 for kind in kinds {
                     // About the opener's packet, from a router, to the opener; and about the answer.

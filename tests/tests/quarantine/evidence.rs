@@ -85,6 +85,8 @@ fn whatever_it_connects_to_is_the_remediation_service() -> Result<()> {
         let answer = vm.output("curl", &["-sS", "--max-time", "3", &format!("http://{to}/")])?;
         ensure!(answer == "m1 10.0.1.11 10.0.0.10\n", "http://{to}/ was answered by {answer}");
     }
+    let name = vm.output("dig", &["@203.0.113.7", "+short", "+timeout=2", "+tries=1", "whoami.lab", "TXT"])?;
+    ensure!(name == "\"m1\"\n", "so was a question over UDP: {name}");
     let seen = packets.packets()?;
     let help: IpAddr = "10.0.1.11".parse()?;
     ensure!(seen.iter().all(|(from, to)| *from != help && *to != help), "the VM sees the addresses it asked for: {seen:?}");

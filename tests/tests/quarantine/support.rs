@@ -2,8 +2,11 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
+use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
+pub use vnet_tests::wait_for_group;
 use vnet_tests::{Agent, Clamd, Host, MARK, Pins, Routed, Suricata, TempDir, wait_for};
 
 /// The groups of most scenes: `web`, whose VM a tag `malware` moves into `isolated`, and `odd` into `limited`, which lets it reach m1's
@@ -62,6 +65,15 @@ spec:
   members: [{ name: clean-1, address: 10.0.1.11 }]
 ---
 apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: remediation-udp }
+spec:
+  vips: [10.0.100.9]
+  protocol: UDP
+  ports: [53]
+  members: [{ name: clean-1, address: 10.0.1.11 }]
+---
+apiVersion: vnet/v1alpha1
 kind: SecurityGroup
 metadata: { name: web }
 spec:
@@ -90,7 +102,7 @@ apiVersion: vnet/v1alpha1
 kind: SecurityGroup
 metadata: { name: remediated }
 spec:
-  quarantine: { keepAlive: [neighbors], redirectTo: remediation }
+  quarantine: { keepAlive: [neighbors], redirectTo: [remediation, remediation-udp] }
 ---
 apiVersion: vnet/v1alpha1
 kind: TagSource
@@ -133,6 +145,7 @@ impl Suspect {
         let mut net = Routed::new(2)?;
         net.members[0].serve_http(80)?;
         net.members[0].serve_http(8080)?;
+        net.members[0].serve_dns(53)?;
         net.client.serve_http(22)?;
         let files = net.bystander.serve_http(80)?;
         std::fs::write(files.join("marked"), format!("here is the {MARK} of this file\n"))?;
@@ -173,15 +186,15 @@ impl Suspect {
 /// Runs `act` in `host` as a user without any rights.
 pub fn as_stranger<T: Send>(host: &Host, act: impl FnOnce() -> T + Send) -> Result<T> {
     const NOBODY: libc::uid_t = 65534;
+    // Called like this, the kernel changes this one thread, which ends with `act`; libc would change all.
     host.run(|| {
-        // SAFETY: numbers are passed, and a list without members. Called like this, the kernel changes this one thread, which ends with
-        // `act`; libc would change all.
-        let changed = unsafe {
-            libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>())
-                | libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY)
-                | libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY)
-        };
-        ensure!(changed == 0, "becoming another user: {}", std::io::Error::last_os_error());
+        // SAFETY: an empty list is passed, which nothing is read of.
+        let groups = unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<libc::gid_t>()) };
+        // SAFETY: only numbers are passed.
+        let group = unsafe { libc::syscall(libc::SYS_setresgid, NOBODY, NOBODY, NOBODY) };
+        // SAFETY: only numbers are passed.
+        let user = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+        ensure!(groups | group | user == 0, "becoming another user: {}", std::io::Error::last_os_error());
         Ok(act())
     })?
 }
@@ -213,13 +226,16 @@ pub fn json(agent: &Agent<'_>, args: &[&str]) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| text)
 }
 
-/// Waits until the endpoint is in this group, as `vnet-ctl group ls` says.
-pub fn wait_for_group(agent: &Agent<'_>, name: &str, group: &str) -> Result<()> {
-    wait_for(&format!("{name} to be in group {group}"), Duration::from_secs(5), || {
-        let groups = json(agent, &["group", "ls"]).ok()?;
-        let of = groups.as_array()?.iter().find(|g| g["name"] == group)?;
-        of["endpoints"].as_array()?.iter().any(|e| e == name).then_some(())
-    })
+/// Posts to the agent's API, without a program in between; gives the status of the answer.
+pub fn post(agent: &Agent<'_>, path: &str, body: &str) -> Result<u16> {
+    let mut stream = UnixStream::connect(agent.socket())?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let head = "Host: vnet\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length:";
+    stream.write_all(format!("POST {path} HTTP/1.1\r\n{head} {}\r\n\r\n{body}", body.len()).as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).context("no answer")?;
+    status.parse().with_context(|| answer.clone())
 }
 
 /// Both families' addresses of a pair.

@@ -23,11 +23,15 @@ pub struct Attachments {
     locals: Option<HashMap<LocalKey, u32>>,
     /// Why something could not be brought to what it should be.
     trouble: Vec<String>,
+    /// Endpoints that were attached since somebody asked.
+    fresh: Vec<String>,
 }
 
 /// One device.
 #[derive(Clone, Debug)]
 pub struct Attachment {
+    /// Its endpoint; empty if an agent before this one left it.
+    endpoint: String,
     /// Its row.
     pub row: EndpointRow,
     /// What attaching gave.
@@ -43,6 +47,11 @@ impl Attachments {
     /// How many devices have the programs.
     pub fn count(&self) -> usize {
         self.devices.values().filter(|a| a.state.is_ok()).count()
+    }
+
+    /// Endpoints that were attached since this was asked last.
+    pub fn take_fresh(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.fresh)
     }
 
     /// Why something is not as it should be.
@@ -98,11 +107,11 @@ impl Attachments {
     fn adopt(&mut self, dp: &Datapath) -> Result<()> {
         let unknown = || Err("left by an agent before this one".to_owned());
         for row in dp.maps().endpoints().context("reading the endpoint rows")? {
-            self.devices.insert(row.ifindex, Attachment { row, state: unknown() });
+            self.devices.insert(row.ifindex, Attachment { endpoint: String::new(), row, state: unknown() });
         }
         for ifindex in dp.devices().context("looking which devices have programs")? {
             let row = EndpointRow { ifindex, ..EndpointRow::default() };
-            self.devices.entry(ifindex).or_insert(Attachment { row, state: unknown() });
+            self.devices.entry(ifindex).or_insert(Attachment { endpoint: String::new(), row, state: unknown() });
         }
         self.locals = Some(dp.maps().locals().context("reading the addresses of endpoints")?.into_iter().collect());
         Ok(())
@@ -136,11 +145,11 @@ impl Attachments {
             }
         };
         let row = row(nic, id, slot, member);
-        let right = old.is_some_and(|a| a.row == row && a.state.is_ok());
+        let right = old.is_some_and(|a| a.endpoint == nic.name && a.row == row && a.state.is_ok());
         if right && !again {
             return Ok(());
         }
-        placements.put(&nic.name, row)?;
+        placements.put(&nic.name, row, old.map_or("", |a| &a.endpoint))?;
         let state = dp.attach(ifindex).map_err(|e| format!("{e:#}"));
         let failed = state.as_ref().err().cloned();
         match (&failed, old) {
@@ -151,12 +160,13 @@ impl Attachments {
             }
             (None, Some(a)) if a.state.is_ok() => {}
             (None, _) => {
+                self.fresh.push(nic.name.clone());
                 let what = format!("attached to {} (index {ifindex})", nic.device);
                 log::info!("endpoint {}: {what}", nic.name);
                 placements.events().say(Saying::Device, &nic.name, "attached", what);
             }
         }
-        self.devices.insert(ifindex, Attachment { row, state });
+        self.devices.insert(ifindex, Attachment { endpoint: nic.name.clone(), row, state });
         failed.map_or(Ok(()), |e| Err(anyhow::anyhow!(e)))
     }
 

@@ -15,7 +15,7 @@ use crate::explain::rows::Balancing;
 use crate::observe::Saying;
 use crate::policy::membership::Membership;
 use crate::quarantine;
-use crate::resource::{self, Origin, Resource};
+use crate::resource::{Origin, Resource};
 use crate::source;
 
 /// How long an endpoint's device may take to be seen and attached.
@@ -87,7 +87,6 @@ impl State {
         let start = Instant::now();
         let after = edit.over(self.policy.inputs());
         let nics = after.endpoints();
-        keeps_the_needed(&edit.delete, &after)?;
         self.keeps_the_held(&after)?;
         let draft = self.draft(&after, &nics, edit.has_rules()).map_err(refusal)?;
         let mut warnings: Vec<String> = draft.image.warnings();
@@ -176,7 +175,12 @@ impl State {
             match assignments.get(&nic.name) {
                 Some(a) if a.quarantined => a.group.as_str().into(),
                 Some(a) if !rules => a.base.as_str().into(),
-                _ => membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name)).group,
+                was => {
+                    let found = membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name));
+                    // As the engine does: a group whose selector cannot be asked keeps whom it had.
+                    let kept = was.filter(|a| found.faults.iter().any(|(group, _)| **group == *a.base));
+                    kept.map_or(found.group, |a| a.base.as_str().into())
+                }
             }
         };
         let subjects = subjects(nics, group);
@@ -226,15 +230,6 @@ impl State {
         self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
     }
-}
-
-/// What others name cannot go while they stay.
-fn keeps_the_needed(deleted: &[Key], after: &Inputs) -> Result<(), Refusal> {
-    let needed = resource::needed(deleted, after.resources.values());
-    if needed.is_empty() {
-        return Ok(());
-    }
-    Err(Refusal::conflict(format!("{}: change what names it, or delete it too. Nothing was changed", needed.join("; "))))
 }
 
 /// Gives an endpoint a device, and waits until its state is in force there.

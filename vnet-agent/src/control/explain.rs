@@ -51,11 +51,6 @@ fn places(nics: &[Nic]) -> Vec<Place> {
 
 /// As if the request's files were applied.
 fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal> {
-    if request.live {
-        return Err(Refusal::bad_request(
-            "the kernel runs what is loaded: apply the files first, or explain them without 'live'",
-        ));
-    }
     let located = parse(&request.files)?;
     let mut names = agent.parts.observer.names.get();
     let (preview, host, datapath) = agent.ask(|s: &mut State| {
@@ -65,7 +60,7 @@ fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal
     rename(&mut names, &preview);
     let scene = Scene { places: places(&preview.nics), host, names };
     let live = Live::new(&datapath)?;
-    let explanation = explain::explain(&scene, &image(&live, &datapath, preview)?, request, None)?;
+    let explanation = explain::imagined(&datapath, &scene, &image(&live, &datapath, preview)?, request)?;
     live.check()?;
     Ok(explanation)
 }
@@ -73,8 +68,7 @@ fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal
 fn rename(names: &mut Names, preview: &Preview) {
     let addresses = preview.nics.iter().flat_map(|n| n.addresses.iter().map(|a| (*a, n.name.as_str().into())));
     names.addresses = Arc::new(names.addresses.iter().map(|(a, n)| (*a, Arc::clone(n))).chain(addresses).collect());
-    let rules = preview.image.rules().map(|(rule, _)| (rule.id, Arc::new(rule.clone())));
-    names.rules = Arc::new(rules.collect());
+    names.rules = preview.image.rules_by_number();
 }
 
 /// The maps as they would be.

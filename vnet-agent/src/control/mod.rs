@@ -272,6 +272,9 @@ impl State {
         let members = policy.desired().redirect_members();
         let id = |device: &str| policy.endpoint_id(device);
         attachments.reconcile(datapath, &parts.placements, policy.endpoints(), &members, id, again);
+        for name in attachments.take_fresh() {
+            parts.quarantine.attached(&name);
+        }
         self.parts.observer.names.update(|names| self.rename(names));
         let Self { policy, checker, .. } = self;
         let _runtime = self.runtime.enter();

@@ -38,8 +38,7 @@ impl State {
         names.members = Arc::new(views::member_names(self));
         let places = self.security.image().into_iter().flat_map(|image| image.places());
         names.places = Arc::new(places.filter_map(|(identity, place)| Some((identity, reserved(place)?))).collect());
-        let rules = self.security.image().into_iter().flat_map(|image| image.rules());
-        names.rules = Arc::new(rules.map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
+        names.rules = self.security.image().map(|image| image.rules_by_number()).unwrap_or_default();
     }
 }
 

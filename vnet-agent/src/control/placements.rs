@@ -89,12 +89,21 @@ impl Placements {
     /// What rows of an agent before this one say, with the names that their endpoints have now.
     pub fn recall(&self, pinned: Vec<Pinned>, numbers: HashMap<String, u32>) {
         let mut inner = self.lock();
+        for pin in &pinned {
+            // Whoever was held stays so, and moves are counted on, whatever comes first: the engine's word, or a device's new row.
+            let endpoint = inner.endpoints.entry(pin.endpoint.clone()).or_default();
+            (endpoint.held, endpoint.moves) = (pin.quarantined.then(|| pin.group.clone()), pin.moves);
+        }
         (inner.pinned, inner.numbers) = (pinned, numbers);
     }
 
-    /// Writes the row of an endpoint whose device is, or becomes, `base.ifindex`. Gives the row.
-    pub fn put(&self, name: &str, base: EndpointRow) -> Result<EndpointRow> {
+    /// Writes the row of an endpoint whose device is, or becomes, `base.ifindex`. Gives the row. `former`: whose device that was.
+    pub fn put(&self, name: &str, base: EndpointRow, former: &str) -> Result<EndpointRow> {
         let mut inner = self.lock();
+        // A device has one endpoint: under its name of before, that has none.
+        if let Some(e) = inner.endpoints.get_mut(former).filter(|e| former != name && e.base.ifindex == base.ifindex) {
+            (e.base, e.written) = (EndpointRow::default(), None);
+        }
         inner.endpoints.entry(name.to_owned()).or_default().base = base;
         let row = inner.kept(name, inner.row(name))?;
         inner.datapath()?.maps().set_endpoint(&row)?;

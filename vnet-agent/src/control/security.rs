@@ -46,7 +46,7 @@ pub struct Around {
 impl Around {
     /// This host's addresses, and the groups of load balancers that quarantines send flows to.
     pub fn new(inputs: &Inputs, desired: &Desired, known: Option<&Known>) -> Self {
-        let lbs = inputs.groups().filter_map(|g| g.spec.quarantine.as_ref()?.redirect_to.clone());
+        let lbs = inputs.groups().flat_map(|g| g.spec.quarantine.iter().flat_map(|q| q.redirect_to.clone()));
         let targets = lbs.map(|lb| (lb.clone(), known.map(|known| targets(&lb, desired, known)).unwrap_or_default()));
         Self { hosts: inputs.world.addresses.clone(), targets: targets.collect() }
     }

@@ -175,10 +175,10 @@ impl Maps {
         Ok(self.config.word32(0, EVENTS).context(NO_WORD)?.load(Ordering::Relaxed) as u8)
     }
 
-    /// Makes all switches those of others.
-    pub(super) fn copy_config(&self, of: &Self) -> Result<()> {
+    /// Makes all switches those of others, but for the generation.
+    pub(super) fn copy_config(&self, of: &Self, generation: u32) -> Result<()> {
         let config = of.config.load(0).context("map CONFIG has no row")?;
-        in_range("CONFIG", 0, self.config.store(0, &config))
+        in_range("CONFIG", 0, self.config.store(0, &Config { generation, ..config }))
     }
 
     /// Every VIP row.

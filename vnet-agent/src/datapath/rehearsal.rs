@@ -20,9 +20,12 @@ use super::load::load;
 use super::maps::Maps;
 use super::sys;
 
-/// What is the datapath's own: only read, or written only by the agent.
-const SHARED: [&str; 13] =
-    ["FILTERS", "LOCALS", "VIPS", "GROUPS", "MEMBERS", "MAGLEV", "SETS", "RULES", "PORTS", "BITS", "PEERS", "IPCACHE", "CIDRS"];
+/// Maps that the programs only read: those of load balancers, of addresses, and of rules.
+pub const BALANCING: [&str; 5] = ["FILTERS", "VIPS", "GROUPS", "MEMBERS", "MAGLEV"];
+/// See [`BALANCING`].
+pub const LOCALS: [&str; 1] = ["LOCALS"];
+/// See [`BALANCING`].
+pub const RULES: [&str; 7] = ["SETS", "RULES", "PORTS", "BITS", "PEERS", "IPCACHE", "CIDRS"];
 /// Slots of the endpoint that is asked about, and of all others.
 const SLOTS: u32 = 2;
 /// Entries that a flow table of its own has room for.
@@ -50,24 +53,29 @@ pub struct Ran {
     pub events: Vec<EventRow>,
 }
 
-/// Entries that flow tables should have.
+/// What a run meets, besides maps that were filled before.
 #[derive(Clone, Debug, Default)]
-pub struct Seeds {
-    /// IPv4.
+pub struct Setting {
+    /// The policy generation.
+    pub generation: u32,
+    /// Rows of endpoints.
+    pub endpoints: Vec<EndpointRow>,
+    /// IPv4 entries in the flow tables.
     pub v4: HashMap<(Table, FlowKey<V4>), FlowEntry<V4>>,
-    /// IPv6.
+    /// IPv6 entries likewise.
     pub v6: HashMap<(Table, FlowKey<V6>), FlowEntry<V6>>,
 }
 
 impl Datapath {
-    /// Loads the second instance: takes as long as loading the first did.
-    pub fn rehearsal(&self) -> Result<Rehearsal> {
+    /// Loads the second instance: takes as long as loading the first did. `shared` are the maps that are the datapath's own; others of
+    /// those that are only read are empty.
+    pub fn rehearsal(&self, shared: &[&str]) -> Result<Rehearsal> {
         let dir = self.root.complete(vnet_common::flow::ABI);
         let sizes = Sizes { cache: [0, 0], ..self.sizes.clone() };
         let mut wanted = super::layout::layouts(&sizes)?;
         let mut pins: BTreeMap<&'static str, PathBuf> = BTreeMap::new();
         for layout in &mut wanted {
-            match SHARED.contains(&layout.name) {
+            match shared.contains(&layout.name) {
                 true => {
                     pins.insert(layout.name, dir.join(layout.name));
                 }
@@ -93,9 +101,14 @@ fn own_size(layout: &Layout) -> u32 {
 }
 
 impl Rehearsal {
-    /// Runs the program of one direction at a device, as the endpoint tables are in `live` and with these flows.
-    pub fn run(&mut self, live: &Maps, direction: Direction, ifindex: u32, frame: &[u8], seeds: &Seeds) -> Result<Ran> {
-        self.prepare(live, ifindex, seeds)?;
+    /// The maps, to fill those that are not shared.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Runs the program of one direction at a device. `live` has the switches and the counts of flows.
+    pub fn run(&mut self, live: &Maps, setting: &Setting, direction: Direction, ifindex: u32, frame: &[u8]) -> Result<Ran> {
+        self.prepare(live, setting, ifindex)?;
         self.events.drain(usize::MAX, |_| {});
         let program = match direction {
             Direction::Egress => &self.programs.from_endpoint,
@@ -109,28 +122,28 @@ impl Rehearsal {
         Ok(Ran { action, reason: counted_reason(&counted, direction), bytes, events })
     }
 
-    /// Makes the tables those of `live`, but for slots and copies for service nodes.
-    fn prepare(&mut self, live: &Maps, ifindex: u32, seeds: &Seeds) -> Result<()> {
+    /// Makes the tables as they are to be, but for slots and copies for service nodes.
+    fn prepare(&mut self, live: &Maps, setting: &Setting, ifindex: u32) -> Result<()> {
         self.clear()?;
         for device in std::mem::take(&mut self.devices) {
             self.maps.remove_endpoint(device)?;
         }
-        for row in live.endpoints()? {
+        for row in &setting.endpoints {
             let asked = row.ifindex == ifindex;
             let slot = u32::from(!asked);
-            self.maps.set_endpoint(&EndpointRow { slot, ..row }.with_mirror(0))?;
+            self.maps.set_endpoint(&EndpointRow { slot, ..*row }.with_mirror(0))?;
             self.devices.push(row.ifindex);
             if asked && let Some(count) = live.flow_counts.load(row.slot) {
                 self.maps.flow_counts.store(0, &count);
             }
         }
         self.maps.flow_counts.store(1, &FlowCount::default());
-        self.maps.copy_config(live)?;
+        self.maps.copy_config(live, setting.generation)?;
         self.maps.set_events(u8::MAX, u32::MAX)?;
-        for ((table, key), entry) in &seeds.v4 {
+        for ((table, key), entry) in &setting.v4 {
             self.maps.flows4.entries(*table).put(key, entry)?;
         }
-        for ((table, key), entry) in &seeds.v6 {
+        for ((table, key), entry) in &setting.v6 {
             self.maps.flows6.entries(*table).put(key, entry)?;
         }
         Ok(())

@@ -21,7 +21,7 @@ use crate::api::Refusal;
 use crate::datapath::Datapath;
 use packet::Wanted;
 use rehearse::Stage;
-use rows::{Live, Rows};
+use rows::{Image, Live, Rows};
 use target::{Place, Scene};
 use walk::Entry;
 
@@ -41,6 +41,15 @@ pub fn loaded(
     };
     rows.check().context("reading the datapath's maps")?;
     Ok(explanation)
+}
+
+/// Explains on what would be loaded. With `live`, the kernel's programs are loaded with that, for this one answer.
+pub fn imagined(datapath: &Datapath, scene: &Scene, image: &Image<'_>, request: &ExplainRequest) -> Result<Explanation, Refusal> {
+    if !request.live {
+        return explain(scene, image, request, None);
+    }
+    let mut second = image.rehearsal(datapath)?;
+    explain(scene, image, request, Some(&mut Stage::new(&mut second, datapath)))
 }
 
 /// Explains on any rows. `live` of the request does not matter here: `stage` does.

@@ -10,7 +10,7 @@ use super::rows::Rows;
 use super::view::View;
 use super::walk::Entry;
 use crate::datapath::Datapath;
-use crate::datapath::rehearsal::{Ran, Rehearsal, Seeds};
+use crate::datapath::rehearsal::{BALANCING, LOCALS, RULES, Ran, Rehearsal, Setting};
 
 /// How long the second instance is kept after it was used last.
 const KEPT: Duration = Duration::from_secs(60);
@@ -35,9 +35,9 @@ impl Rehearsals {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut rehearsal = match kept.take() {
             Some((rehearsal, _)) => rehearsal,
-            None => datapath.rehearsal()?,
+            None => datapath.rehearsal(&[&BALANCING[..], &LOCALS, &RULES].concat())?,
         };
-        let done = f(&mut Stage { rehearsal: &mut rehearsal, datapath });
+        let done = f(&mut Stage::new(&mut rehearsal, datapath));
         *kept = Some((rehearsal, Instant::now()));
         done
     }
@@ -62,7 +62,12 @@ pub struct Stage<'a> {
     datapath: &'a Datapath,
 }
 
-impl Stage<'_> {
+impl<'a> Stage<'a> {
+    /// With an instance that is kept elsewhere.
+    pub(super) fn new(rehearsal: &'a mut Rehearsal, datapath: &'a Datapath) -> Self {
+        Self { rehearsal, datapath }
+    }
+
     /// Runs the kernel's program on the packet, and says what it does otherwise than the host's evaluation has done.
     pub fn compare<R: Rows>(
         &mut self,
@@ -73,7 +78,8 @@ impl Stage<'_> {
         after: &[u8],
     ) -> Result<Vec<String>> {
         let (v4, v6) = view.seen();
-        let ran = self.rehearsal.run(self.datapath.maps(), entry.direction, entry.ifindex, frame, &Seeds { v4, v6 })?;
+        let setting = Setting { generation: view.rows().generation(), endpoints: view.rows().endpoints(), v4, v6 };
+        let ran = self.rehearsal.run(self.datapath.maps(), &setting, entry.direction, entry.ifindex, frame)?;
         Ok(differences(&ran, entry.direction, verdict, after))
     }
 }

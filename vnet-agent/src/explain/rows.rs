@@ -9,9 +9,10 @@ use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
 use vnet_common::lb::{Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
-use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
+use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
 
 use crate::datapath::look::Family;
+use crate::datapath::rehearsal::{self, Rehearsal};
 use crate::datapath::{Datapath, Maps};
 use crate::lb;
 use crate::policy::live::Tables;
@@ -24,6 +25,8 @@ pub trait Rows {
     fn now(&self) -> u32;
     /// See [`vnet_common::endpoint::HostMaps`].
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool;
+    /// The endpoints of all devices.
+    fn endpoints(&self) -> Vec<EndpointRow>;
     /// The endpoint of a device.
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow>;
     /// May the endpoint with this slot have another flow?
@@ -105,6 +108,9 @@ impl Rows for Live<'_> {
     }
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
         self.tunnels.contains(&u16::from_be_bytes(port))
+    }
+    fn endpoints(&self) -> Vec<EndpointRow> {
+        self.noted(self.maps.endpoints().map(Some)).unwrap_or_default()
     }
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
         self.noted(self.maps.endpoint(ifindex))
@@ -191,6 +197,22 @@ impl Balancing {
         Self { rows, blocks: new }
     }
 
+    /// Writes them into empty maps. Pick tables that do not change are `live`'s.
+    fn fill(&self, maps: &Maps, live: &Maps) -> Result<()> {
+        self.rows.vips.iter().try_for_each(|(key, row)| maps.put_vip(key, row))?;
+        self.rows.members.iter().try_for_each(|(row, member)| maps.put_member(*row, member))?;
+        for (row, group) in &self.rows.groups {
+            maps.put_group(*row, &group.row)?;
+            for block in lb::live::table_blocks(group.row.table) {
+                match self.blocks.get(&block) {
+                    Some(new) => maps.put_maglev(block, &[*new])?,
+                    None => maps.put_maglev(block, &live.maglev(block, 1)?)?,
+                }
+            }
+        }
+        (0..).zip(&self.rows.filter).try_for_each(|(word, bits)| maps.set_filter_word(word, *bits))
+    }
+
     fn pick(&self, block: u32, slot: u32) -> Option<u32> {
         let members = self.blocks.get(&(block + slot / MAGLEV_BLOCK as u32))?;
         members.get(slot as usize % MAGLEV_BLOCK).copied()
@@ -201,6 +223,33 @@ impl<'a> Image<'a> {
     /// The policy's rows would be these.
     pub fn new(live: &'a Live<'a>, policy: Tables) -> Self {
         Self { live, policy, endpoints: HashMap::new(), locals: None, balancing: None }
+    }
+
+    /// A second instance of the programs that has these rows.
+    pub(super) fn rehearsal(&self, datapath: &Datapath) -> Result<Rehearsal> {
+        let mut shared: Vec<&str> = Vec::new();
+        if self.balancing.is_none() {
+            shared.extend(rehearsal::BALANCING);
+        }
+        if self.locals.is_none() {
+            shared.extend(rehearsal::LOCALS);
+        }
+        let second = datapath.rehearsal(&shared)?;
+        let maps = second.maps();
+        if let Some(balancing) = &self.balancing {
+            balancing.fill(maps, self.live.maps)?;
+        }
+        self.locals.iter().flatten().try_for_each(|(key, ifindex)| maps.put_local(key, *ifindex))?;
+        let p = &self.policy;
+        p.sets.iter().try_for_each(|(row, set)| maps.put_set(*row, set))?;
+        maps.put_rules(0, &p.rules)?;
+        maps.put_ports(0, &p.ports)?;
+        maps.put_bits(0, &p.bits)?;
+        maps.put_peers(&p.peers.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>())?;
+        maps.put_identities(&p.addresses.iter().map(|(k, v)| (*k, *v)).collect::<Vec<_>>())?;
+        let network = |(bits, address): &(u32, AddressKey)| NetworkKey { bits: *bits, address: *address };
+        maps.put_networks(&p.cidrs.iter().map(|(k, v)| (network(k), *v)).collect::<Vec<_>>())?;
+        Ok(second)
     }
 
     fn lb<T>(&self, image: impl FnOnce(&Balancing) -> T, live: impl FnOnce(&Live<'a>) -> T) -> T {
@@ -221,6 +270,10 @@ impl Rows for Image<'_> {
     }
     fn is_tunnel_port(&self, port: [u8; 2]) -> bool {
         self.live.is_tunnel_port(port)
+    }
+    fn endpoints(&self) -> Vec<EndpointRow> {
+        let stay = self.live.endpoints().into_iter().filter(|row| !self.endpoints.contains_key(&row.ifindex));
+        stay.chain(self.endpoints.values().copied()).collect()
     }
     fn endpoint(&self, ifindex: u32) -> Option<EndpointRow> {
         self.endpoints.get(&ifindex).copied().or_else(|| self.live.endpoint(ifindex))

@@ -122,6 +122,11 @@ impl<'r, R: Rows> View<'r, R> {
         }
     }
 
+    /// Where rows come from.
+    pub fn rows(&self) -> &R {
+        self.rows
+    }
+
     /// What was noted since the last time.
     pub fn take_steps(&self) -> Vec<Step> {
         self.steps.take()

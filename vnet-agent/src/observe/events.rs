@@ -315,11 +315,10 @@ impl Events {
         self.lock().put(now_ms(), count, what);
     }
 
-    /// Reads what is kept and, if `follow`, what comes. `since`: only events with larger numbers; else all that are kept, or with
-    /// `follow` none of them.
+    /// Reads what is kept and, if `follow`, what comes. `since`: only events with larger numbers.
     pub fn read(&self, filter: Filter, since: Option<u64>, follow: bool) -> Follower {
         let mut log = self.lock();
-        let since = since.unwrap_or(if follow { log.last } else { 0 });
+        let since = since.unwrap_or(0);
         let past = log.kept.iter().filter(|r| r.number > since && filter.wants(r)).cloned().collect();
         let queue = (follow && !log.closed).then(|| {
             let (to, from) = mpsc::channel(QUEUE);

@@ -21,7 +21,7 @@ use super::subject::{HostKind, Subject};
 
 pub use super::image::Image;
 
-use super::image::{Claim, Local, Placed, Program, Rank};
+use super::image::{Claim, Local, Placed, Program, Rank, Version};
 use super::refused::{Refused, rule_name};
 use crate::resource::{Cidr, Entity};
 
@@ -95,6 +95,9 @@ impl Image {
     /// The same with some endpoints added or changed, and others gone.
     pub fn with(&self, changed: Vec<Subject>, gone: &[Arc<str>]) -> Result<Self, Refused> {
         let mut image = Self { fresh: Vec::new(), ..self.clone() };
+        let keys = |placed: &Arc<Placed>| placed.claims.iter().map(|(key, _)| *key).collect::<Vec<_>>();
+        let names = changed.iter().map(|s| &s.name).chain(gone).cloned().collect::<Vec<_>>();
+        let mut touched: Vec<AddressKey> = names.iter().filter_map(|name| self.subjects.get(name)).flat_map(keys).collect();
         for subject in changed {
             let draft = image.program.draft(subject)?;
             let before = image.subjects.remove(&draft.subject.name);
@@ -106,7 +109,12 @@ impl Image {
         for before in gone.iter().filter_map(|name| image.subjects.remove(name)).collect::<Vec<_>>() {
             image.unclaim(&before);
             image.give_back(&before);
+            image.locals.remove(&before.subject.name);
         }
+        touched.extend(names.iter().filter_map(|name| image.subjects.get(name)).flat_map(keys));
+        touched.sort_unstable();
+        touched.dedup();
+        image.version = Arc::new(Version { from: Some(Arc::downgrade(&self.version)), touched });
         Ok(image)
     }
 
@@ -125,7 +133,12 @@ impl Image {
         }
         let identity = claims.first().map_or(identity::UNKNOWN, |(_, identity)| *identity);
         let placed = Placed { identity, claims, local, faults, subject };
-        self.subjects.insert(Arc::clone(&placed.subject.name), Arc::new(placed));
+        let (name, placed) = (Arc::clone(&placed.subject.name), Arc::new(placed));
+        match placed.local {
+            Some(_) => self.locals.insert(Arc::clone(&name), Arc::clone(&placed)),
+            None => self.locals.remove(&name),
+        };
+        self.subjects.insert(name, placed);
         Ok(())
     }
 
@@ -234,7 +247,8 @@ fn program(written: &Written<'_>, networks: &[Cidr], previous: Previous<'_>) -> 
     let atoms = Atoms::new(rules::atoms(written), before.map(|b| &b.atoms), (&mut ready, known));
     let rules = Rules::new(written, &ids, &atoms, (&mut ready, known));
     let networks = Networks::new(atoms.networks(), networks);
-    Ok(Program { rules, atoms, ids, networks, ready })
+    let by_number = Arc::new(rules.references().map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect());
+    Ok(Program { rules, by_number, atoms, ids, networks, ready })
 }
 
 /// Numbers for all that there is, those before kept where they can be.

@@ -1,6 +1,7 @@
 //! Numbers of rules, as counters, flows and events have them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use vnet_common::verdict::Direction;
@@ -29,10 +30,10 @@ impl RuleKey {
     }
 }
 
-/// Which rule has which number: the same for as long as there is the rule.
+/// Which rule has which number: the same for as long as there is the rule. Clones share it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RuleIds {
-    by_key: BTreeMap<RuleKey, u32>,
+    by_key: Arc<BTreeMap<RuleKey, u32>>,
     /// Given out last.
     last: u32,
 }
@@ -51,7 +52,7 @@ impl RuleIds {
     pub fn new(stored: impl IntoIterator<Item = (RuleKey, u32)>) -> Self {
         let by_key: BTreeMap<RuleKey, u32> = stored.into_iter().collect();
         let last = by_key.values().copied().max().unwrap_or(0);
-        Self { by_key, last }
+        Self { by_key: Arc::new(by_key), last }
     }
 
     /// The number of a rule.
@@ -67,24 +68,27 @@ impl RuleIds {
     pub fn of(&self, rules: impl IntoIterator<Item = RuleKey>) -> Result<Self, RuleKey> {
         let rules: Vec<RuleKey> = rules.into_iter().collect();
         let kept = rules.iter().filter_map(|key| Some((key.clone(), self.id(key)?)));
-        let mut ids = Self { by_key: kept.collect(), last: self.last };
-        let mut used: BTreeSet<u32> = ids.by_key.values().copied().collect();
+        let (mut by_key, mut last): (BTreeMap<RuleKey, u32>, u32) = (kept.collect(), self.last);
+        let mut used: BTreeSet<u32> = by_key.values().copied().collect();
         for key in rules {
-            if ids.by_key.contains_key(&key) {
+            if by_key.contains_key(&key) {
                 continue;
             }
-            let Some(id) = (1..MAX_ID).map(|step| (ids.last + step - 1) % (MAX_ID - 1) + 1).find(|id| !used.contains(id)) else {
+            let Some(id) = (1..MAX_ID).map(|step| (last + step - 1) % (MAX_ID - 1) + 1).find(|id| !used.contains(id)) else {
                 return Err(key);
             };
             used.insert(id);
-            ids.last = id;
-            ids.by_key.insert(key, id);
+            last = id;
+            by_key.insert(key, id);
         }
-        Ok(ids)
+        Ok(Self { by_key: Arc::new(by_key), last })
     }
 
     /// What is other than it was before.
     pub fn change_since(&self, before: &Self) -> IdChange {
+        if Arc::ptr_eq(&self.by_key, &before.by_key) {
+            return IdChange::default();
+        }
         let given = self.by_key.iter().filter(|(key, id)| before.id(key) != Some(**id));
         let freed = before.by_key.keys().filter(|key| !self.by_key.contains_key(*key));
         IdChange { given: given.map(|(key, id)| (key.clone(), *id)).collect(), freed: freed.cloned().collect() }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use vnet_common::api::RuleRef;
 use vnet_common::policy::AddressKey;
@@ -27,6 +27,7 @@ const NAMED: usize = 5;
 #[derive(Debug)]
 pub struct Program {
     pub(super) rules: Rules,
+    pub(super) by_number: Arc<HashMap<u32, Arc<RuleRef>>>,
     pub(super) atoms: Atoms,
     pub(super) ids: RuleIds,
     pub(super) networks: Networks,
@@ -38,6 +39,8 @@ pub struct Program {
 pub struct Image {
     pub(super) program: Arc<Program>,
     pub(super) subjects: HashMap<Arc<str>, Arc<Placed>>,
+    /// Those on this host.
+    pub(super) locals: BTreeMap<Arc<str>, Arc<Placed>>,
     /// Who claims an address; the first has it.
     pub(super) addresses: HashMap<AddressKey, Arc<[Claim]>>,
     pub(super) identities: Identities,
@@ -47,6 +50,15 @@ pub struct Image {
     pub(super) quarantine: BTreeMap<Arc<str>, Arc<Set>>,
     /// Numbers that rules have for the first time.
     pub(super) fresh: Vec<u32>,
+    /// Tells images apart.
+    pub(super) version: Arc<Version>,
+}
+
+/// Which image this is, and what of its addresses is other than in the one that it was made from.
+#[derive(Debug, Default)]
+pub struct Version {
+    pub(super) from: Option<Weak<Version>>,
+    pub(super) touched: Vec<AddressKey>,
 }
 
 /// How good a claim to an address is.
@@ -110,11 +122,13 @@ impl Image {
             program,
             identities,
             subjects: HashMap::new(),
+            locals: BTreeMap::new(),
             addresses: HashMap::new(),
             regions: Arc::default(),
             sets: HashMap::new(),
             quarantine: BTreeMap::new(),
             fresh: Vec::new(),
+            version: Arc::default(),
         }
     }
 
@@ -126,6 +140,20 @@ impl Image {
     /// Every endpoint.
     pub fn endpoints(&self) -> impl Iterator<Item = &Placed> {
         self.subjects.values().map(|placed| &**placed)
+    }
+
+    /// Those on this host, by their names.
+    pub fn locals(&self) -> impl Iterator<Item = (&Placed, &Local)> {
+        self.locals.values().filter_map(|placed| Some((&**placed, placed.local.as_ref()?)))
+    }
+
+    /// The addresses of which something may be other than in the image of this version; all, if that is not known.
+    pub(super) fn touched_since(&self, version: Option<&Arc<Version>>) -> Option<&[AddressKey]> {
+        if version.is_some_and(|v| Arc::ptr_eq(v, &self.version)) {
+            return Some(&[]);
+        }
+        let from = self.version.from.as_ref().filter(|from| version.is_some_and(|v| from.as_ptr() == Arc::as_ptr(v)));
+        from.map(|_| &self.version.touched[..])
     }
 
     /// The numbers of rules, to be stored.
@@ -143,10 +171,15 @@ impl Image {
         self.program.rules.references().map(|(rule, tier)| (rule, *tier))
     }
 
+    /// All rules by their numbers. A change of endpoints leaves it as it is.
+    pub fn rules_by_number(&self) -> Arc<HashMap<u32, Arc<RuleRef>>> {
+        Arc::clone(&self.program.by_number)
+    }
+
     /// How many endpoints of this host have each rule in their set, by the rule's number.
     pub fn rule_users(&self) -> HashMap<u32, u32> {
         let mut users = HashMap::new();
-        for local in self.endpoints().filter_map(|placed| placed.local.as_ref()) {
+        for (_, local) in self.locals() {
             let mut ids: Vec<u32> = local.set.sides.iter().flat_map(|side| &side.rules).map(|rule| rule.id).collect();
             ids.sort_unstable();
             ids.dedup();
@@ -192,9 +225,8 @@ impl Image {
     pub(super) fn wanted(&self, scope: Scope<'_>) -> Vec<(String, &Arc<Set>)> {
         let groups = self.quarantine.iter().filter(|_| matches!(scope, Scope::All));
         let groups = groups.map(|(name, set)| (format!("quarantine group `{name}`"), set));
-        let endpoints = self.subjects.values().filter(|p| scope.has(&p.subject.name));
-        let endpoints = endpoints.filter_map(|p| Some((format!("endpoint `{}`", p.subject.name), &p.local.as_ref()?.set)));
-        groups.chain(endpoints).collect()
+        let endpoints = self.locals().filter(|(p, _)| scope.has(&p.subject.name));
+        groups.chain(endpoints.map(|(p, local)| (format!("endpoint `{}`", p.subject.name), &local.set))).collect()
     }
 
     /// A rule that names this network.
@@ -237,8 +269,7 @@ impl Image {
 
     fn ties(&self) -> Vec<String> {
         let mut tied: BTreeMap<_, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
-        for placed in self.subjects.values() {
-            let Some(Local { combination: (policies, _), .. }) = &placed.local else { continue };
+        for (placed, Local { combination: (policies, _), .. }) in self.locals() {
             for (tier, priority, names) in self.program.rules.ties(policies) {
                 let (policies, endpoints) = tied.entry((tier, priority)).or_default();
                 policies.extend(names);

@@ -9,13 +9,14 @@ use vnet_common::policy::{AddressKey, PeerKey, SetRow, Side, identity, set_flags
 use vnet_common::verdict::Direction;
 
 use super::identity::RESERVED;
-use super::image::Image;
+use super::image::{Image, Version};
 use super::live::{CidrKey, Limits, Tables, Write};
 use super::peers::{AtomId, entity};
 use super::plan::{Plan, Scope};
 use super::rules::DIRECTIONS;
 use super::set::{Bits, Set, SideImage};
 use crate::lb::free::FreeBlocks;
+use crate::resource::Cidr;
 
 /// A set that is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,6 +84,10 @@ pub struct Known {
     garbage: Garbage,
     /// Rows of `PEERS`.
     pub peer_rows: u32,
+    /// The image whose addresses and networks those are.
+    pub version: Option<Arc<Version>>,
+    /// Its networks.
+    pub regions: Option<Arc<BTreeMap<Cidr, u32>>>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -102,9 +107,13 @@ impl Known {
         for (key, first) in &tables.peers {
             peers.entry(key.side).or_default().push((key.identity, *first));
         }
+        known.identities = image.meanings().map(|(number, _)| number).collect();
+        if tables == Tables::default() {
+            known.room = known.measure(limits);
+            return known;
+        }
         let index = PeerIndex::new(image);
         let wanted: HashSet<&Arc<Set>> = image.wanted(Scope::All).into_iter().map(|(_, set)| set).collect();
-        known.identities = image.meanings().map(|(number, _)| number).collect();
         for (row, set_row) in &tables.sets {
             let rows = DIRECTIONS.map(|d| peers.remove(&(row << 1 | d as u32)).unwrap_or_default());
             let found = wanted.iter().find(|set| says(&tables, set_row, set, &rows, &index, &known.identities));
@@ -189,6 +198,7 @@ impl Known {
         self.pool.extend(take(&mut plan.pool));
         self.room = take(&mut plan.room);
         self.serial = plan.serial;
+        (self.version, self.regions) = (Some(Arc::clone(&plan.version)), Some(Arc::clone(&plan.regions)));
         self.peer_rows += plan.added_peers;
         for row in &plan.leaving {
             if let Some(set) = self.sets.get(row).and_then(|loaded| loaded.set.as_ref()) {

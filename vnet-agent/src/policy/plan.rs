@@ -1,10 +1,10 @@
 //! From what is in the maps to an image: what to write, in an order in which each write leaves the datapath right.
 //!
 //! 1. Sets that are not there, and rows of new identities in all that are: nothing leads there yet.
-//! 2. Addresses and networks get their identities. Sets that are still in force know the new ones too ([`Atoms`](super::peers::Atoms)).
+//! 2. Addresses and networks get their identities. Sets that are still in force know the new ones too (`Atoms`).
 //! 3. The caller leads endpoints to their sets.
 //! 4. A new generation: flows are judged again.
-//! 5. What nothing leads to any more is taken out ([`Known::sweep`]), once no program can be reading it.
+//! 5. What nothing leads to any more is taken out (`Known::sweep`), once no program can be reading it.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use std::sync::Arc;
 use vnet_common::policy::{AddressKey, PeerKey, PortRow, SetRow, Side, action};
 
 use super::ids::RuleIds;
-use super::image::Image;
+use super::image::{Image, Version};
 use super::known::{Known, Loaded, PeerIndex, Room, flags, peer_key, side_row};
 use super::live::{CidrKey, Limits, Write, cidr_key};
 use super::refused::{Refused, rule_name};
 use super::rules::DIRECTIONS;
 use super::set::{Bits, Set, SideImage};
+use crate::resource::Cidr;
 
 /// What the datapath is to know of an endpoint of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +56,14 @@ pub struct Plan {
     pub(super) new_identities: Vec<u32>,
     pub(super) gone_identities: Vec<u32>,
     pub(super) addresses: Vec<(AddressKey, u32)>,
+    added_addresses: u32,
     pub(super) gone_addresses: Vec<AddressKey>,
     pub(super) cidrs: Vec<(CidrKey, u32)>,
     pub(super) gone_cidrs: Vec<CidrKey>,
     pub(super) room: Room,
     pub(super) serial: u32,
+    pub(super) version: Arc<Version>,
+    pub(super) regions: Arc<BTreeMap<Cidr, u32>>,
 }
 
 /// Whose sets are wanted.
@@ -76,6 +80,7 @@ pub fn plan(image: &Image, known: &Known, limits: &Limits, scope: Scope<'_>) -> 
     let mut planner = Planner { image, known, limits, out: Plan::default(), out_peers: Vec::new() };
     planner.out.room = known.room.clone();
     planner.out.serial = known.serial;
+    (planner.out.version, planner.out.regions) = (Arc::clone(&image.version), Arc::clone(&image.regions));
     let rows = planner.sets(scope)?;
     planner.identities()?;
     planner.places()?;
@@ -232,31 +237,50 @@ impl Planner<'_> {
 
     /// Identities of addresses and networks.
     fn places(&mut self) -> Result<(), Refused> {
-        let known = self.known;
-        let mut added = 0;
-        for (key, claims) in &self.image.addresses {
-            let Some(claim) = claims.first() else { continue };
-            let before = known.addresses.get(key);
-            if before == Some(&claim.identity) {
-                continue;
+        match self.image.touched_since(self.known.version.as_ref()) {
+            Some(touched) => touched.iter().try_for_each(|key| self.address(key))?,
+            None => {
+                let image = self.image;
+                image.addresses.keys().try_for_each(|key| self.address(key))?;
+                let gone = self.known.addresses.keys().filter(|key| !image.addresses.contains_key(key));
+                self.out.gone_addresses = gone.copied().collect();
             }
-            added += u32::from(before.is_none());
-            let free = self.limits.addresses.saturating_sub(known.addresses.len() as u32);
-            if added > free {
-                let cause = if claim.rank.is_host() { "a host".to_owned() } else { format!("endpoint `{}`", claim.owner) };
-                return Err(self.no_room(cause, "its addresses", "IPCACHE", (added, free, self.limits.addresses)));
-            }
-            self.out.addresses.push((*key, claim.identity));
         }
-        self.out.addresses.sort_unstable();
-        self.out.gone_addresses = known.addresses.keys().filter(|key| !self.image.addresses.contains_key(key)).copied().collect();
-        let regions: BTreeMap<CidrKey, u32> = self.image.regions.iter().map(|(cidr, number)| (cidr_key(cidr), *number)).collect();
+        self.networks()
+    }
+
+    fn address(&mut self, key: &AddressKey) -> Result<(), Refused> {
+        let before = self.known.addresses.get(key);
+        let Some(claim) = self.image.addresses.get(key).and_then(|claims| claims.first()) else {
+            self.out.gone_addresses.extend(before.map(|_| *key));
+            return Ok(());
+        };
+        if before == Some(&claim.identity) {
+            return Ok(());
+        }
+        self.out.added_addresses += u32::from(before.is_none());
+        let (added, capacity) = (self.out.added_addresses, self.limits.addresses);
+        let free = capacity.saturating_sub(self.known.addresses.len() as u32);
+        if added > free {
+            let cause = if claim.rank.is_host() { "a host".to_owned() } else { format!("endpoint `{}`", claim.owner) };
+            return Err(self.no_room(cause, "its addresses", "IPCACHE", (added, free, capacity)));
+        }
+        self.out.addresses.push((*key, claim.identity));
+        Ok(())
+    }
+
+    fn networks(&mut self) -> Result<(), Refused> {
+        let known = self.known;
+        if known.regions.as_ref().is_some_and(|regions| Arc::ptr_eq(regions, &self.image.regions)) {
+            return Ok(());
+        }
         let mut added = 0;
+        let free = self.limits.cidrs.saturating_sub(known.cidrs.len() as u32);
+        let mut wanted = HashSet::new();
         for (cidr, number) in self.image.regions.iter() {
             let key = cidr_key(cidr);
             let before = known.cidrs.get(&key);
             added += u32::from(before.is_none());
-            let free = self.limits.cidrs.saturating_sub(known.cidrs.len() as u32);
             if added > free {
                 let rule = self.image.rule_with(cidr).map(rule_name);
                 let cause = rule.unwrap_or_else(|| format!("the network {cidr}"));
@@ -265,16 +289,16 @@ impl Planner<'_> {
             if before != Some(number) {
                 self.out.cidrs.push((key, *number));
             }
+            wanted.insert(key);
         }
-        self.out.gone_cidrs = known.cidrs.keys().filter(|key| !regions.contains_key(key)).copied().collect();
+        self.out.gone_cidrs = known.cidrs.keys().filter(|key| !wanted.contains(key)).copied().collect();
         Ok(())
     }
 
     fn assign(&mut self, rows: &HashMap<Arc<Set>, u32>, scope: Scope<'_>) {
         let quarantine = self.image.quarantine.iter().filter_map(|(name, set)| Some((Arc::clone(name), *rows.get(set)?)));
         self.out.quarantine = quarantine.collect();
-        for placed in self.image.endpoints() {
-            let Some(local) = placed.local.as_ref().filter(|_| scope.has(&placed.subject.name)) else { continue };
+        for (placed, local) in self.image.locals().filter(|(placed, _)| scope.has(&placed.subject.name)) {
             let Some(set) = rows.get(&local.set).copied() else { continue };
             let name = Arc::clone(&placed.subject.name);
             let assignment = Assignment { name: Arc::clone(&name), set, identity: placed.identity, policed: local.set.decides() };

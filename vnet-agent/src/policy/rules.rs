@@ -226,7 +226,7 @@ pub fn keys(written: &Written<'_>) -> Vec<RuleKey> {
         add("Policy", &p.metadata.name, [&p.spec.egress, &p.spec.ingress], &[]);
     }
     for g in &written.groups {
-        let redirects = g.spec.quarantine.as_ref().is_some_and(|q| q.redirect_to.is_some());
+        let redirects = g.spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty());
         let more = [defaults[0], defaults[1], (Direction::Egress, REDIRECT_RULE)];
         add("SecurityGroup", &g.metadata.name, [&g.spec.egress, &g.spec.ingress], &more[..2 + usize::from(redirects)]);
     }
@@ -246,7 +246,7 @@ pub fn atoms(written: &Written<'_>) -> BTreeSet<Atom> {
     let policies = written.policies.iter().flat_map(|p| p.spec.egress.iter().chain(&p.spec.ingress));
     let groups = written.groups.iter().flat_map(|g| g.spec.egress.iter().chain(&g.spec.ingress));
     let mut atoms: BTreeSet<Atom> = policies.chain(groups).flat_map(|rule| &rule.peers).filter_map(atom).collect();
-    if written.groups.iter().any(|g| g.spec.quarantine.as_ref().is_some_and(|q| q.redirect_to.is_some())) {
+    if written.groups.iter().any(|g| g.spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty())) {
         atoms.extend([family(true), family(false)]);
     }
     atoms

@@ -12,6 +12,7 @@
 //! - An operator's hold ends by an operator's hand.
 
 mod act;
+mod batch;
 mod decide;
 mod operator;
 mod recover;
@@ -23,12 +24,12 @@ use std::sync::Arc;
 
 use vnet_common::api::AuditRecord;
 
-use super::clock::{Mark, Now};
+use super::clock::Now;
 use super::criteria::{Criteria, variables};
 use super::membership::membership;
-use super::model::Model;
-use super::state::{Batch, Common, Hold, Member, Saved};
-use super::tags::{TagTable, brief};
+use super::model::{Group, Model};
+use super::state::{Common, Hold, Member, Saved};
+use super::tags::TagTable;
 pub use act::Then;
 pub use sources::{Applied as TagApplied, Operation, Refused, SourceCounts, TagChange};
 use sources::{Bucket, Heard};
@@ -95,6 +96,8 @@ struct Live {
     timer: Option<u64>,
     /// Some criterion about it asks for ages.
     aging: bool,
+    /// When it was looked at last.
+    judged: u64,
     /// It counts as one of its base group.
     counted: bool,
 }
@@ -154,8 +157,13 @@ impl Engine {
             (Some(a), Some(b)) => Arc::ptr_eq(a, b),
             (a, b) => a.is_none() && b.is_none(),
         };
-        let names = old.all_groups().chain(model.all_groups()).map(|g| &g.name);
-        let changed: BTreeSet<&String> = names.filter(|name| !same(name)).collect();
+        let names = old.groups.keys().chain(model.groups.keys());
+        let mut changed: BTreeSet<&String> = names.filter(|name| !same(name)).collect();
+        let is_target = |model: &Model, name: &String| model.group(name).is_some_and(|g| g.is_quarantine());
+        let targets: BTreeSet<&String> =
+            changed.iter().copied().filter(|name| is_target(&old, name) != is_target(&model, name)).collect();
+        let leads_there = |group: &Group| group.transfers.iter().any(|t| targets.contains(&t.spec.to));
+        changed.extend(model.groups.iter().filter(|(_, group)| leads_there(group)).map(|(name, _)| name));
         for (name, endpoint) in &model.endpoints {
             if !old.endpoints.get(name).is_some_and(|e| Arc::ptr_eq(e, endpoint)) {
                 self.dirty.insert(name.clone());
@@ -253,6 +261,9 @@ impl Engine {
         let faults: Vec<(String, String)> =
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
+        if let Some(live) = self.live.get_mut(name) {
+            live.judged = now.at;
+        }
         let Some(group) = model.group(base.group) else { return };
         let Some(mut decision) = self.decide(name, endpoint, group, &known, now) else { return };
         decision.faults.extend(faults);
@@ -347,90 +358,5 @@ impl Engine {
     #[must_use]
     pub fn is_changed(&self) -> bool {
         !self.changed.is_empty()
-    }
-
-    /// What is to be stored, if anything is. What it gives must be stored, or given back, before this is asked again.
-    pub fn take_batch(&mut self, mark: Mark) -> Option<Batch> {
-        let touched = std::mem::take(&mut self.touched);
-        let leaving = |name: &String| Some((name.clone(), self.live.get(name).filter(|live| live.leaving.is_some())?.row.moves));
-        let then = touched.iter().filter_map(leaving).collect();
-        let members = touched.into_iter().map(|name| {
-            let row = self.live.get(&name).map(|live| live.row.clone()).filter(|row| *row != Member::default());
-            (name, row)
-        });
-        let lost = std::mem::take(&mut self.audit_lost);
-        if lost > 0 {
-            let reason = format!("{lost} records are missing here: the store took none, and no more could be kept");
-            let at_ms = self.audit.back().map_or(0, |record| record.at_ms);
-            self.audit.push_back(AuditRecord {
-                at_ms,
-                action: "error".into(),
-                who: "agent".into(),
-                reason,
-                ..AuditRecord::default()
-            });
-        }
-        let mut batch = Batch {
-            members: members.collect(),
-            tags: self.tags.take_touched(),
-            common: std::mem::take(&mut self.common_touched).then(|| self.common.clone()),
-            audit: std::mem::take(&mut self.audit).into(),
-            then,
-            mark,
-        };
-        if batch.is_empty() && batch.mark.at < self.last_write + HEARTBEAT {
-            return None;
-        }
-        for record in &mut batch.audit {
-            self.last_audit += 1;
-            record.number = self.last_audit;
-        }
-        Some(batch)
-    }
-
-    /// Is there something to store?
-    #[must_use]
-    pub fn has_batch(&self, now: Now) -> bool {
-        let changes = !self.touched.is_empty() || self.common_touched || !self.audit.is_empty() || self.tags.is_touched();
-        changes || now.at >= self.last_write + HEARTBEAT
-    }
-
-    /// It was stored.
-    pub fn stored(&mut self, batch: &Batch) {
-        self.trouble = None;
-        self.last_write = batch.mark.at;
-    }
-
-    /// It could not be stored.
-    pub fn give_back(&mut self, batch: Batch, why: String) {
-        self.last_audit -= batch.audit.len() as u64;
-        self.touched.extend(batch.members.into_keys());
-        self.tags.give_back(batch.tags);
-        self.common_touched |= batch.common.is_some();
-        for record in batch.audit.into_iter().rev() {
-            self.audit.push_front(record);
-        }
-        self.trouble = Some(why);
-    }
-
-    fn record(&mut self, record: AuditRecord) {
-        match self.audit.len() < AUDIT_QUEUE {
-            true => self.audit.push_back(record),
-            false => self.audit_lost += 1,
-        }
-    }
-
-    /// The tags of an endpoint, and what shows them.
-    fn evidence(&self, name: &str) -> Vec<String> {
-        let tags = self.tags.of(name).take(EVIDENCE).map(|(key, state)| match state.evidence.is_empty() {
-            true => format!("{} (severity {})", brief(key, state), state.severity),
-            false => format!("{} (severity {}): {}", brief(key, state), state.severity, state.evidence),
-        });
-        let mut tags: Vec<String> = tags.collect();
-        let all = self.tags.of(name).count();
-        if all > EVIDENCE {
-            tags.push(format!("and {} more", all - EVIDENCE));
-        }
-        tags
     }
 }

@@ -1,6 +1,6 @@
 //! Tags, quarantine and which group each endpoint is in.
 //!
-//! [`tags`] says what is known of endpoints, [`engine`] what follows, [`Service`] does it: [`Enforce`] first, then
+//! `tags` says what is known of endpoints, `engine` what follows, [`Service`] does it: [`Enforce`] first, then
 //! [`Journal`], for moves into quarantine; the other way round for releases.
 
 pub mod clock;
@@ -15,7 +15,7 @@ mod tags;
 pub(crate) mod tests;
 
 pub use engine::{Assignment, Engine, Operation, Refused, SourceCounts, TagApplied, TagChange};
-pub use membership::{DEFAULT, Membership, Place, membership};
+pub use membership::{DEFAULT, Membership, Place, Placing, membership};
 pub use model::{Inputs, Model, OPERATOR};
 pub use service::{Running, Service};
 pub use state::{Batch, Because, Common, Enforce, Hold, Holder, Journal, Member, Pinned, Saved, Waiting};

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::criteria::{Criteria, Criterion};
-use super::membership::{DEFAULT, Place};
+use super::membership::{DEFAULT, Place, Placing};
 use crate::control::glob::Pattern;
 use crate::resource::{SecurityGroup, SourceType, TagSource, Transfer as TransferSpec};
 
@@ -66,8 +66,9 @@ pub struct Source {
 #[derive(Debug, Default)]
 pub struct Model {
     /// By precedence, then name.
-    pub groups: Vec<Arc<Group>>,
-    by_name: HashMap<String, Arc<Group>>,
+    ordered: Vec<Arc<Group>>,
+    /// By name; the built-in `default` included.
+    pub groups: HashMap<String, Arc<Group>>,
     /// By name.
     pub endpoints: HashMap<String, Arc<Endpoint>>,
     /// By name.
@@ -190,24 +191,29 @@ impl Model {
     /// What follows from these inputs. What `old` has of it is taken from there.
     #[must_use]
     pub fn build(old: &Self, criteria: &Criteria, inputs: &Inputs<'_>) -> Self {
-        let mut groups: Vec<Arc<Group>> = inputs.groups.iter().map(|r| old.group_of(r, criteria)).collect();
-        groups.sort_by(|a, b| {
+        let mut ordered: Vec<Arc<Group>> = inputs.groups.iter().map(|r| old.group_of(r, criteria)).collect();
+        ordered.sort_by(|a, b| {
             let order = |g: &Group| g.resource.as_ref().map_or(u16::MAX, |r| r.spec.precedence);
             (order(a), &a.name).cmp(&(order(b), &b.name))
         });
-        let mut by_name: HashMap<String, Arc<Group>> = groups.iter().map(|g| (g.name.clone(), Arc::clone(g))).collect();
-        if !by_name.contains_key(DEFAULT) {
-            let known = old.by_name.get(DEFAULT).filter(|g| g.resource.is_none());
-            by_name.insert(DEFAULT.to_owned(), known.map_or_else(|| Arc::new(Group::built_in()), Arc::clone));
+        let mut groups: HashMap<String, Arc<Group>> = ordered.iter().map(|g| (g.name.clone(), Arc::clone(g))).collect();
+        if !groups.contains_key(DEFAULT) {
+            let known = old.groups.get(DEFAULT).filter(|g| g.resource.is_none());
+            groups.insert(DEFAULT.to_owned(), known.map_or_else(|| Arc::new(Group::built_in()), Arc::clone));
         }
         let same = |(a, b): (&Arc<Group>, &Arc<Group>)| Arc::ptr_eq(a, b) || a.selects_like(b);
-        let same_places = old.groups.len() == groups.len() && old.groups.iter().zip(&groups).all(same);
+        let same_places = old.ordered.len() == ordered.len() && old.ordered.iter().zip(&ordered).all(same);
+        let placing = Placing::among(&ordered);
         let mut endpoints = HashMap::with_capacity(inputs.endpoints.len());
         for (name, labels) in &inputs.endpoints {
             let known = old.endpoints.get(*name).filter(|e| &e.labels == *labels);
             let endpoint = match known {
                 Some(known) if same_places => Arc::clone(known),
-                _ => Arc::new(Endpoint { labels: (*labels).clone(), place: Place::of(&groups, name, labels) }),
+                _ => {
+                    let place = placing.place(name, labels);
+                    let known = known.filter(|known| known.place == place);
+                    known.map_or_else(|| Arc::new(Endpoint { labels: (*labels).clone(), place }), Arc::clone)
+                }
             };
             endpoints.insert((*name).to_owned(), endpoint);
         }
@@ -216,22 +222,17 @@ impl Model {
             let known = old.sources.get(name).filter(|s| &s.spec == *spec);
             (name.clone(), known.map_or_else(|| Arc::new(Source::new(spec)), Arc::clone))
         };
-        Self { groups, by_name, endpoints, sources: inputs.sources.iter().map(source).collect() }
+        Self { groups, endpoints, sources: inputs.sources.iter().map(source).collect(), ordered }
     }
 
     fn group_of(&self, resource: &SecurityGroup, criteria: &Criteria) -> Arc<Group> {
-        let known = self.by_name.get(&resource.metadata.name).filter(|g| g.resource.as_ref() == Some(resource));
+        let known = self.groups.get(&resource.metadata.name).filter(|g| g.resource.as_ref() == Some(resource));
         known.map_or_else(|| Arc::new(Group::new(resource, criteria)), Arc::clone)
     }
 
     /// A group, by its name; `default` is always there once there were inputs.
     #[must_use]
     pub fn group(&self, name: &str) -> Option<&Arc<Group>> {
-        self.by_name.get(name)
-    }
-
-    /// Every group, the built-in `default` included.
-    pub fn all_groups(&self) -> impl Iterator<Item = &Arc<Group>> {
-        self.by_name.values()
+        self.groups.get(name)
     }
 }

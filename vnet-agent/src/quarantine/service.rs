@@ -22,7 +22,7 @@ use super::model::{Inputs, Model};
 use super::state::{Enforce, Journal};
 
 /// Endpoints that are looked at before others get the lock.
-const CHUNK: usize = 32;
+const CHUNK: usize = 4;
 /// Between two writes of the journal, so that many changes go together.
 const GATHER: Duration = Duration::from_millis(5);
 /// After a failed write.

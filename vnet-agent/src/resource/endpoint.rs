@@ -39,7 +39,7 @@ pub struct EndpointSpec {
     /// Whether packets must come from the endpoint's own MAC and addresses.
     #[serde(default)]
     pub anti_spoofing: AntiSpoofing,
-    /// It may originate tunnel packets (UDP 4789 and 6081, see `vnet-agent --tunnel-port`).
+    /// It may originate tunnel packets (UDP 4789 and 6081, see `vnet-agent --tunnel-ports`).
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub allow_tunnels: bool,
     /// It is a router: it may send router advertisements, and forward packets of others (no check of IP addresses).

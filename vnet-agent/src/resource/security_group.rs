@@ -178,11 +178,12 @@ fn minute() -> u32 {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Quarantine {
-    /// TCP and UDP that its endpoints open and no rule allows goes to this load balancer's members instead, replies rewritten back: a
-    /// remediation service. Of its ports that which the packet is for, else its first.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(schema_with = "format::name")]
-    pub redirect_to: Option<String>,
+    /// TCP and UDP that its endpoints open and no rule decides about goes to members of these load balancers instead, replies rewritten
+    /// back: a remediation service. Of those with the packet's protocol to the one with its port, else to the first. One for each protocol
+    /// that is to be redirected will do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(schema_with = "format::names")]
+    pub redirect_to: Vec<String>,
     /// A copy of each packet from and to its endpoints goes out of this endpoint's device …
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "format::name")]

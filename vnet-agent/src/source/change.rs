@@ -11,6 +11,13 @@ pub const TRIAL_SUBJECT: &str = "vnet/trial";
 /// The tag of such changes.
 pub const TRIAL_TAG: &str = "vnet.trial";
 
+/// Bytes of a tag's value.
+pub(super) const VALUE: usize = 1 << 10;
+/// Bytes of its instance.
+pub(super) const INSTANCE: usize = 256;
+/// Bytes of its evidence: as much as the tag keeps.
+pub(super) const EVIDENCE: usize = 512;
+
 /// Who says something about a tag: the name of a [`TagSource`], never anything that an event contains.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SourceName(Arc<str>);
@@ -60,7 +67,7 @@ pub struct TagChange {
     pub severity: u8,
     /// In per cent.
     pub confidence: u8,
-    /// What shows it: at most 4 KiB.
+    /// What shows it: at most 512 bytes.
     pub evidence: String,
     /// Until it expires; `None`: never.
     pub ttl: Option<Duration>,

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use vnet_common::api::{ScanReport, ScanRequest};
 
-use super::change::TagChange;
+use super::change::{EVIDENCE, TagChange, VALUE};
 use super::state::{Source, as_tag};
 use super::text;
 use crate::api::Refusal;
@@ -43,9 +43,6 @@ const FILE_MIB: u32 = 100;
 const LISTED: usize = 1000;
 /// Bytes of a file's name in it.
 const NAME: usize = 1024;
-/// Of the value and evidence of a tag.
-const VALUE: usize = 1 << 10;
-const EVIDENCE: usize = 4 << 10;
 
 /// What the scanning threads find.
 #[derive(Default)]
@@ -72,9 +69,10 @@ pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport,
     let tally = scan_all(&clamd, &scope.paths, most(&input));
     let mut report = tally.finish();
     for change in changes(source, request, &report, &scope, &version, now) {
-        let tag = as_tag(&change);
+        let (tag, is_set) = (as_tag(&change), change.operation == Operation::Set);
         match source.deliver(change) {
-            Ok(()) => report.tags.push(tag),
+            Ok(()) if is_set => report.tags.push(tag),
+            Ok(()) => report.cleared.push(tag),
             Err(why) => report.failed.push((String::new(), why)),
         }
     }

@@ -4,15 +4,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use super::change::{EVIDENCE, INSTANCE, VALUE};
 use super::directory::Reference;
 use super::text;
 use crate::expression::{Expression, Need, Variables};
 use crate::resource::{self, Mapping, OnExpiry, Operation, parse_mac};
 
-/// Bytes of a tag's value, instance and evidence.
-const VALUE: usize = 1 << 10;
-const INSTANCE: usize = 256;
-const EVIDENCE: usize = 4 << 10;
 /// Endpoints that one event may be about by address.
 const ADDRESSES: usize = 16;
 /// The severity of a tag whose mapping does not say.

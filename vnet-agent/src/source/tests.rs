@@ -180,7 +180,7 @@ fn the_examples_turn_recorded_events_into_tags() {
         let changes = scene.taken();
         assert_eq!(changes.iter().map(shown).collect::<Vec<_>>(), tags, "{name}");
         assert_eq!(response, IngestResponse { events: count, tags: tags.len() as u64, faults: Vec::new() }, "{name}");
-        assert!(changes.iter().all(|change| change.source.as_str() == name && change.evidence.len() <= 4096), "{changes:?}");
+        assert!(changes.iter().all(|change| change.source.as_str() == name && change.evidence.len() <= 512), "{changes:?}");
         let status = scene.status();
         assert_eq!((status.events, status.malformed, status.tags), (count, 0, tags.len() as u64), "{status:?}");
     }

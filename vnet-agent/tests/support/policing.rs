@@ -57,8 +57,8 @@ pub fn names(image: &Image, endpoints: &[Endpoint<'_>], id: impl Fn(&str) -> u32
     Names {
         endpoints: Arc::new(here.map(|e| (id(e.0), e.0.into())).collect()),
         addresses: Arc::new(endpoints.iter().map(|e| (e.2, e.0.into())).collect()),
-        rules: Arc::new(image.rules().map(|(rule, _)| (rule.id, Arc::new(rule.clone()))).collect()),
-        members: Arc::default(),
+        rules: image.rules_by_number(),
+        ..Names::default()
     }
 }
 

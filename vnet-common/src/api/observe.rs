@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Something that the datapath or the agent reports. `GET /v1/events?follow=true&…` gives one JSON object a line.
+/// Something that the datapath or the agent reports. `GET /v1/events` gives those that are kept, one JSON object a line; with `follow=true` also
+/// those to come; with `since=N` only those numbered above N. `endpoint`, `kind` and `reason` are lists separated by commas, of which one must
+/// fit; that events were suppressed is told in any case.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// Its number since the agent started, from 1. A gap: more came than were kept.

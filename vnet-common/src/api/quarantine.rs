@@ -138,8 +138,11 @@ pub struct ScanReport {
     pub infected: Vec<(String, String)>,
     /// Files that could not be scanned, with the reason: then nothing is said to be clean.
     pub failed: Vec<(String, String)>,
-    /// The tags set or cleared.
+    /// The tags set.
     pub tags: Vec<Tag>,
+    /// The tags cleared.
+    #[serde(default)]
+    pub cleared: Vec<Tag>,
 }
 
 /// How long a source's way takes (`POST /v1/sources/{name}/test`).

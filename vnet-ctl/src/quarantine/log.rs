@@ -11,7 +11,7 @@ use crate::{get, time};
 
 /// Show the audit log: who or what moved which endpoint when, why, and on which evidence
 ///
-/// The newest comes last. Nothing is ever taken out of the log. -o wide adds the evidence.
+/// The newest comes last. The newest million records are kept. -o wide adds the evidence.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -208,7 +208,8 @@ fn report_text(endpoint: &str, report: &ScanReport, paint: Paint) -> String {
     let clean = report.infected.is_empty() && report.failed.is_empty();
     let verdict = if clean { paint.paint(Look::Green, ", clean") } else { String::new() };
     text += &format!("{} scanned ({}){verdict}\n", human::count(report.scanned, "file"), human::bytes(report.bytes));
-    text + &report.tags.iter().map(|tag| format!("endpoint/{endpoint} tagged {}\n", rule::tag(tag))).collect::<String>()
+    text += &report.tags.iter().map(|tag| format!("endpoint/{endpoint} tagged {}\n", rule::tag(tag))).collect::<String>();
+    text + &report.cleared.iter().map(|tag| format!("endpoint/{endpoint} tag {} cleared\n", rule::tag(tag))).collect::<String>()
 }
 
 async fn send(session: &Session, args: SendArgs) -> Result<u8> {

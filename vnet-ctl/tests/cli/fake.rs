@@ -234,9 +234,10 @@ impl Sources for Memory {
             request.paths.iter().filter(|path| path.contains(part)).map(|path| (path.clone(), what.to_owned())).collect()
         };
         let (infected, failed) = (named("eicar", "Eicar-Signature"), named("secret", "permission denied"));
-        let tag = Tag { subject: request.endpoint.clone(), name: "clamav.clean".to_owned(), ..Tag::default() };
-        let tags = if infected.is_empty() && failed.is_empty() { vec![tag] } else { Vec::new() };
-        Ok(ScanReport { scanned: 3, bytes: 2048, infected, failed, tags })
+        let tag = |name: &str| vec![Tag { subject: request.endpoint.clone(), name: name.to_owned(), ..Tag::default() }];
+        let clean = infected.is_empty() && failed.is_empty();
+        let (tags, cleared) = if clean { (tag("av.clean"), tag("av.malware")) } else { Default::default() };
+        Ok(ScanReport { scanned: 3, bytes: 2048, infected, failed, tags, cleared })
     }
 
     fn test(&self, source: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {

@@ -119,7 +119,8 @@ suricata: 5 trials, event to tag: min 215 µs, p50 300 µs, p99 900 µs, max 1.3
 fn a_scan_tells_by_its_exit_code() {
     let host = Host::start();
     let ran = host.run(&["tag", "source", "scan", "clamav", "tap0"]);
-    assert_eq!((ran.code, ran.out.as_str()), (0, "3 files scanned (2.0KiB), clean\nendpoint/tap0 tagged clamav.clean\n"));
+    let clean = "3 files scanned (2.0KiB), clean\nendpoint/tap0 tagged av.clean\nendpoint/tap0 tag av.malware cleared\n";
+    assert_eq!((ran.code, ran.out.as_str()), (0, clean));
     let ran = host.run(&["tag", "source", "scan", "clamav", "tap0", "eicar", "/srv/secret"]);
     let eicar = host.directory.canonicalize().unwrap().join("eicar");
     let expected = format!(

@@ -3,6 +3,7 @@
 mod lb;
 mod packets;
 mod policy;
+mod quarantine;
 mod report;
 
 use anyhow::{Context as _, Result};
@@ -22,12 +23,14 @@ enum Suite {
     Lb(Options),
     /// Rules: ns per packet.
     Policy(Options),
+    /// Quarantine: from an alert to the datapath, and back.
+    Quarantine(Options),
 }
 
 /// What every suite takes.
 #[derive(Debug, clap::Args)]
 struct Options {
-    /// Print a list of {suite, case, unit, min, median, p90, max} and, where there is a goal, {floor, goal, met}.
+    /// Print a list of {suite, case, unit, min, median, p90, p99, max} and, where there is a goal, {floor, of, goal, met}.
     #[arg(long)]
     json: bool,
     /// Fewer and shorter runs: good for a first look, too noisy to compare.
@@ -45,6 +48,7 @@ fn main() -> Result<()> {
     let (rows, options) = match Args::parse().suite {
         Suite::Lb(options) => (lb::run(&options)?, options),
         Suite::Policy(options) => (policy::run(&options)?, options),
+        Suite::Quarantine(options) => (quarantine::run(&options)?, options),
     };
     if options.json { report::print_json(&rows) } else { report::print_table(&rows) }
 }

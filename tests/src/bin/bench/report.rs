@@ -12,6 +12,7 @@ pub struct Row {
     pub min: f64,
     pub median: f64,
     pub p90: f64,
+    pub p99: f64,
     pub max: f64,
     #[serde(flatten)]
     pub goal: Option<Goal>,
@@ -22,9 +23,20 @@ pub struct Row {
 pub struct Goal {
     /// The median of what the goal is relative to.
     pub floor: f64,
-    /// The median is to be at most this, or, if more is better, at least.
+    /// What the goal is about.
+    pub of: Of,
+    /// It is to be at most this, or, if more is better, at least.
     pub goal: f64,
     pub met: bool,
+}
+
+/// What a goal is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Of {
+    Median,
+    P99,
+    Max,
 }
 
 /// How a goal is reached.
@@ -40,7 +52,17 @@ impl Row {
         let mut v = values.to_vec();
         v.sort_by(f64::total_cmp);
         let at = |part: f64| v[((v.len() - 1) as f64 * part).round() as usize];
-        Self { suite, case: case.into(), unit, min: at(0.0), median: median(values), p90: at(0.9), max: at(1.0), goal: None }
+        Self {
+            suite,
+            case: case.into(),
+            unit,
+            min: at(0.0),
+            median: median(values),
+            p90: at(0.9),
+            p99: at(0.99),
+            max: at(1.0),
+            goal: None,
+        }
     }
 
     /// Sets what is hoped for.
@@ -49,7 +71,18 @@ impl Row {
             Better::Less => self.median <= goal,
             Better::More => self.median >= goal,
         };
-        self.goal = Some(Goal { floor, goal, met });
+        self.goal = Some(Goal { floor, of: Of::Median, goal, met });
+        self
+    }
+
+    /// Sets what is hoped for of the slowest.
+    pub fn with_most(mut self, of: Of, goal: f64) -> Self {
+        let value = match of {
+            Of::Median => self.median,
+            Of::P99 => self.p99,
+            Of::Max => self.max,
+        };
+        self.goal = Some(Goal { floor: 0.0, of, goal, met: value <= goal });
         self
     }
 }
@@ -72,13 +105,20 @@ pub fn print_table(rows: &[Row]) -> Result<()> {
     let width = rows.iter().map(|r| r.case.len()).max().unwrap_or(0);
     for suite in rows.chunk_by(|a, b| (a.suite, a.unit) == (b.suite, b.unit)) {
         let title = format!("{}, {}", suite[0].suite, suite[0].unit);
-        println!("\n{title:width$}      min   median      p90      max    floor     goal");
+        println!("\n{title:width$}      min   median      p90      p99      max    floor     goal");
         for r in suite {
             let p = if r.max < 100.0 { 1 } else { 0 };
-            print!("{:width$} {:8.p$} {:8.p$} {:8.p$} {:8.p$}", r.case, r.min, r.median, r.p90, r.max);
+            print!("{:width$} {:8.p$} {:8.p$} {:8.p$} {:8.p$} {:8.p$}", r.case, r.min, r.median, r.p90, r.p99, r.max);
             match r.goal {
                 None => println!(),
-                Some(g) => println!(" {:8.p$} {:8.p$}{}", g.floor, g.goal, if g.met { "" } else { "  <- short of its goal" }),
+                Some(g) => {
+                    let floor = match g.of {
+                        Of::Median => format!("{:.p$}", g.floor),
+                        Of::P99 => "of p99".to_owned(),
+                        Of::Max => "of max".to_owned(),
+                    };
+                    println!(" {floor:>8} {:8.p$}{}", g.goal, if g.met { "" } else { "  <- short of its goal" });
+                }
             }
         }
     }

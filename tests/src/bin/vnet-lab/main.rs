@@ -1,11 +1,11 @@
 //! `cargo xtask lab`: a lab of network namespaces with the real agent in it.
 //!
-//! It makes the network, starts the agent, applies `policies/lb.yaml`, sends real traffic, says what happened, and stays up
+//! It makes the network, starts the agent, applies an example of `policies/`, sends real traffic, says what happened, and stays up
 //! until Ctrl-C.
 
-mod hands;
-mod report;
-mod traffic;
+mod lb;
+mod quarantine;
+mod scripts;
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
@@ -13,9 +13,9 @@ use nix::sys::signal::{SigSet, Signal};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU8, Ordering};
-use vnet_tests::{Agent, Routed, TempDir};
+use vnet_tests::TempDir;
 
-/// A lab of network namespaces: one host with the real agent, a client VM, three members, a bystander.
+/// A lab of network namespaces: a host with the real agent, VMs and servers.
 #[derive(Debug, Parser)]
 #[command(name = "cargo xtask lab")]
 struct Args {
@@ -30,8 +30,10 @@ struct Args {
 /// What can be shown.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Scene {
-    /// Inline load balancing.
+    /// Inline load balancing: a client VM, three members, a bystander.
     Lb,
+    /// A VM that fetches malware, is held, scanned and let go: with Suricata and clamd.
+    Quarantine,
 }
 
 /// The exit code once there is a verdict; until then, that of a program that was interrupted.
@@ -44,7 +46,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let shown = match args.scene {
-        Scene::Lb => balance(args.once),
+        Scene::Lb => lb::show(args.once),
+        Scene::Quarantine => quarantine::show(args.once),
     };
     match shown {
         Ok(true) => ExitCode::SUCCESS,
@@ -70,35 +73,26 @@ fn end_on_signals() -> Result<()> {
     Ok(())
 }
 
-/// The load balancer's scene; gives whether all was as expected. Unless `once`, it stays for a person to play.
-fn balance(once: bool) -> Result<bool> {
-    println!("making the network: a host that routes, and behind its devices a client, three members and a bystander");
-    let mut net = Routed::new(3)?;
-    for member in &mut net.members {
-        member.serve_http(80)?;
-        member.serve_dns(5353)?;
-    }
-    net.bystander.serve_http(80)?;
-    println!("starting the agent, attached to client0");
-    let agent = Agent::start(&net.host, &["client*"])?;
-    let policy = policy()?;
-    println!("applying {}", policy.strip_prefix(std::env::current_dir()?).unwrap_or(&policy).display());
-    print!("{}", agent.ctl(&["apply", "-f", &policy.to_string_lossy()])?);
-
-    println!("sending HTTP with curl and DNS queries with dig\n");
-    let rows = traffic::send_all(&net)?;
-    let faults = report::print(&net, &agent, &rows)?;
+/// Unless it ends here, stays for a person to play; gives whether all was as expected.
+fn stay(once: bool, faults: &[String], hands: impl FnOnce() -> Result<TempDir>) -> Result<bool> {
     VERDICT.store(u8::from(!faults.is_empty()), Ordering::Relaxed);
     if once {
         return Ok(faults.is_empty());
     }
-    let _scripts = hands::print(&net, &agent)?;
+    let _scripts = hands()?;
     loop {
         std::thread::park();
     }
 }
 
-fn policy() -> Result<PathBuf> {
+/// An example of this workspace.
+fn policy(name: &str) -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("this package lies in no workspace")?;
-    Ok(root.join("policies/lb.yaml"))
+    Ok(root.join("policies").join(name))
+}
+
+/// Its path as a person would write it.
+fn shown(path: &Path) -> Result<String> {
+    let here = std::env::current_dir().context("finding the working directory")?;
+    Ok(path.strip_prefix(here).unwrap_or(path).display().to_string())
 }

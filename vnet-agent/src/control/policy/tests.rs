@@ -208,7 +208,7 @@ fn resources_are_deleted_together_or_not_at_all() {
 fn what_others_need_is_not_deleted() {
     let mut rig = rig();
     let text =
-        "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: held }\nspec: { quarantine: { redirectTo: web } }\n";
+        "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: held }\nspec: { quarantine: { redirectTo: [web] } }\n";
     let file = vnet_common::api::File { name: "q.yaml".into(), text: text.into() };
     let group = crate::resource::parse(&[file]).unwrap().remove(0);
     let origin = (key(&group.resource), group.origin());

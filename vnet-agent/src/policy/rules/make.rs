@@ -62,9 +62,8 @@ impl<'a> Maker<'a> {
         let owner = Owner { kind: "SecurityGroup", name, origin, tier, rank: GROUP_RANK, flags };
         let mut egress = self.written(owner, Direction::Egress, &spec.egress);
         let mut ingress = self.written(owner, Direction::Ingress, &spec.ingress);
-        if let Some(lb) = spec.quarantine.as_ref().and_then(|q| q.redirect_to.as_deref()) {
-            egress.extend(self.redirects(owner, &targets(lb)));
-        }
+        let redirects = spec.quarantine.iter().flat_map(|q| &q.redirect_to).flat_map(|lb| targets(lb)).collect::<Vec<_>>();
+        egress.extend(self.redirects(owner, &redirects));
         let [to_outside, to_it] = defaults(spec);
         egress.push(self.default(owner, Direction::Egress, to_outside));
         ingress.push(self.default(owner, Direction::Ingress, to_it));
@@ -103,14 +102,14 @@ impl<'a> Maker<'a> {
         self.add(Owner { tier, ..owner }, direction, DEFAULT_RULE, owner.origin.map(|o| o.line), rule)
     }
 
-    /// To the load balancer's group for the port that the flow is for, else to its first.
+    /// To the load balancers' group for the port that the flow is for, else to the first of its protocol.
     fn redirects(&mut self, owner: Owner<'_>, targets: &[Target]) -> Vec<usize> {
         let mut rows = Vec::new();
-        for v4 in [true, false] {
-            let of_family: Vec<&Target> = targets.iter().filter(|t| t.v4 == v4).collect();
-            let exact = of_family.iter().map(|t| (**t, Some(t.port)));
-            for (target, port) in exact.chain(of_family.first().map(|t| (**t, None))) {
-                let number = if target.protocol == Protocol::Tcp { protocol::TCP } else { protocol::UDP };
+        let numbers = [(Protocol::Tcp, protocol::TCP), (Protocol::Udp, protocol::UDP)];
+        for (v4, (of, number)) in [true, false].into_iter().flat_map(|v4| numbers.map(|p| (v4, p))) {
+            let these: Vec<&Target> = targets.iter().filter(|t| t.v4 == v4 && t.protocol == of).collect();
+            let exact = these.iter().map(|t| (**t, Some(t.port)));
+            for (target, port) in exact.chain(these.first().map(|t| (**t, None))) {
                 let ports = vec![port_range(number, port, port)];
                 let peers = Some(self.atoms.id(&family(v4)).into_iter().collect());
                 let (id, action) = (0, action::REDIRECT);

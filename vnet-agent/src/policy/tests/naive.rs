@@ -127,7 +127,7 @@ impl World {
             return steps;
         };
         add(&group.metadata.name, 8, false, if egress { &group.spec.egress } else { &group.spec.ingress });
-        let redirects = egress && group.spec.quarantine.as_ref().is_some_and(|q| q.redirect_to.is_some());
+        let redirects = egress && group.spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty());
         for exact in [true, false] {
             for t in self.targets.iter().filter(|_| redirects) {
                 let protocol = if t.protocol == Protocol::Tcp { 6 } else { 17 };

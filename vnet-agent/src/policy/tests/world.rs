@@ -110,7 +110,7 @@ pub fn policy(random: &mut Random, name: &str) -> Policy {
 
 pub fn group(random: &mut Random, name: &str, quarantine: bool) -> SecurityGroup {
     let actions = [Some(DefaultAction::Allow), Some(DefaultAction::Deny), Some(DefaultAction::Reject), None];
-    let redirect_to = random.one_in(2).then(|| "lb".to_owned());
+    let redirect_to = Vec::from_iter(random.one_in(2).then(|| "lb".to_owned()));
     SecurityGroup {
         api_version: API_VERSION.into(),
         metadata: metadata(name),

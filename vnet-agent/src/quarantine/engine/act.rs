@@ -194,7 +194,7 @@ impl Engine {
         }
     }
 
-    /// What became of an [`Action`].
+    /// What became of an `Action`.
     pub fn enforced(&mut self, action: &Action, result: Result<bool, String>, now: Now) {
         let Some(live) = self.live.get_mut(&action.endpoint) else { return };
         if live.leaving.is_some() || live.row.held.is_none() || live.row.moves != action.moves {

@@ -149,7 +149,7 @@ impl Engine {
     fn hold_by_hand(&mut self, name: &str, group: Option<&str>, reason: &str, who: &str, now: Now) -> Result<(), Refusal> {
         let model = self.model.clone();
         let there = || {
-            let mut names: Vec<&str> = model.all_groups().filter(|g| g.is_quarantine()).map(|g| g.name.as_str()).collect();
+            let mut names: Vec<&str> = model.groups.values().filter(|g| g.is_quarantine()).map(|g| g.name.as_str()).collect();
             names.sort_unstable();
             if names.is_empty() { "there is none".to_owned() } else { format!("there are: {}", names.join(", ")) }
         };

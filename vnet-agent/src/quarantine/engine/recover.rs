@@ -35,8 +35,11 @@ impl Engine {
         let absent: Vec<String> = self.live.keys().filter(|name| !seen.contains(*name)).cloned().collect();
         for name in absent {
             let Some(live) = self.live.get_mut(&name) else { continue };
-            if live.row.held.is_some() {
+            if let Some(hold) = &live.row.held {
                 live.enforced = Enforced::NoDevice;
+                // Whoever writes its row has to know before it has a device.
+                let (group, moves) = (hold.group.clone(), live.row.moves);
+                self.actions.push_back(Action { endpoint: name.clone(), group, moves });
             }
             // Without a row in the datapath there is nothing to open.
             if std::mem::take(&mut live.row.opening) {
@@ -60,11 +63,15 @@ impl Engine {
         };
         match &mut row.held {
             Some(hold) if pin.moves <= row.moves => {
-                if hold.group == pin.group {
+                let same = hold.group == pin.group;
+                if same && pin.moves == row.moves {
                     return;
                 }
                 let (group, moves) = (hold.group.clone(), row.moves);
                 self.actions.push_back(Action { endpoint: pin.endpoint.clone(), group, moves });
+                if same {
+                    return;
+                }
                 self.note_recovery(pin, "the store knows of a later move to another quarantine group", now);
             }
             Some(hold) => {

@@ -10,8 +10,12 @@ use crate::quarantine::model::OPERATOR;
 use crate::quarantine::tags::{SetOutcome, TagKey, TagState, brief};
 use crate::resource::OnExpiry;
 
-/// Characters of a value or an instance, at most.
-const TEXT: usize = 256;
+/// Characters of an instance, at most.
+const INSTANCE: usize = 256;
+/// Characters of a value, at most: sources cut theirs to as many bytes. A long one must not keep a tag from being set.
+const VALUE: usize = 1024;
+/// With more tags, an endpoint is looked at only once in a millisecond.
+const MANY_TAGS: usize = 16;
 /// Characters of evidence that are kept.
 const EVIDENCE: usize = 512;
 
@@ -136,10 +140,19 @@ impl Engine {
             Applied::Unchanged => self.minds_time(&change.subject),
             Applied::Changed | Applied::Refreshed | Applied::Dropped => true,
         };
-        if matters {
-            self.judge(&change.subject, now);
+        match matters {
+            true if self.is_flooded(&change.subject, now) => drop(self.dirty.insert(change.subject.clone())),
+            true => self.judge(&change.subject, now),
+            false => {}
         }
         Ok(applied)
+    }
+
+    /// Was an endpoint with that many tags looked at in this millisecond? To look takes a while then: it is done again when there
+    /// is time, or by the first alert of the next millisecond.
+    fn is_flooded(&self, name: &str, now: Now) -> bool {
+        let judged = self.live.get(name).is_some_and(|live| live.judged == now.at);
+        judged && self.tags.of(name).nth(MANY_TAGS).is_some()
     }
 
     /// Can it matter to the endpoint when its tags were set?
@@ -217,9 +230,9 @@ impl Engine {
                     .to_owned(),
             );
         }
-        is_text("instance", instance)?;
+        is_text("instance", instance, INSTANCE)?;
         if let Operation::Set { value, severity, confidence, ttl_seconds, .. } = operation {
-            is_text("value", value)?;
+            is_text("value", value, VALUE)?;
             if *severity > 10 {
                 return Err(format!("severity {severity} is not one: 0 to 10"));
             }
@@ -379,12 +392,12 @@ fn is_tag_name(name: &str) -> bool {
     name.len() <= 63 && edge(name.chars().next()) && edge(name.chars().next_back()) && name.chars().all(inside)
 }
 
-fn is_text(what: &str, text: &str) -> Result<(), String> {
+fn is_text(what: &str, text: &str, most: usize) -> Result<(), String> {
     if text.chars().any(char::is_control) {
         return Err(format!("the {what} has control characters"));
     }
-    if text.chars().nth(TEXT).is_some() {
-        return Err(format!("the {what} has more than {TEXT} characters"));
+    if text.chars().nth(most).is_some() {
+        return Err(format!("the {what} has more than {most} characters"));
     }
     Ok(())
 }

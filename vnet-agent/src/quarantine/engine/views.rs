@@ -109,7 +109,7 @@ impl Engine {
             let group = live.holder().map_or(&live.row.base, |hold| &hold.group);
             members.entry(group).or_default().push(name.clone());
         }
-        let mut groups: Vec<GroupStatus> = self.model.all_groups().map(|g| status_of(g)).collect();
+        let mut groups: Vec<GroupStatus> = self.model.groups.values().map(|g| status_of(g)).collect();
         groups.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         for group in &mut groups {
             group.endpoints = members.remove(group.name.as_str()).unwrap_or_default();

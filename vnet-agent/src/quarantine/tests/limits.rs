@@ -104,6 +104,23 @@ fn sources_do_what_they_may() {
 }
 
 #[test]
+fn a_long_value_keeps_no_tag_from_being_set() {
+    let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad")' }"#);
+    let long = |length: usize| {
+        let mut operation = set(9, None, OnExpiry::Release);
+        if let Operation::Set { value, .. } = &mut operation {
+            *value = "x".repeat(length);
+        }
+        w.change("a", "bad", operation)
+    };
+    // Sources cut theirs to 1 KiB.
+    assert!(long(1025).is_err_and(|why| why.to_string().contains("more than 1024 characters")));
+    assert_eq!(w.group("a"), "web");
+    long(1024).unwrap();
+    assert_eq!(w.group("a"), "strict");
+}
+
+#[test]
 fn a_flood_is_taken_and_bounded() {
     let w = World::with(r#"    - { name: bad, to: strict, when: 'tags.exists(t, t.name == "bad" && t.value == "")' }"#);
     w.set("a", "bad", 9);
@@ -122,7 +139,7 @@ fn a_flood_is_taken_and_bounded() {
             w.store();
         }
     }
-    w.store();
+    w.pass_ms(0);
     assert_eq!(w.service().tags(Some("a")).unwrap().len(), 64);
     assert_eq!(w.service().source_counts("ids").dropped, u64::from(alerts) + 1 - 64);
     assert!(w.service().tags(Some("a")).unwrap().iter().any(|t| t.instance == (alerts / 2 - 1).to_string()));

@@ -62,6 +62,10 @@ fn quarantine(group: &SecurityGroup, report: Report<'_>) {
     if quarantine.mirror_to.is_some() && quarantine.mirror_device.is_some() {
         report("/spec/quarantine/mirrorDevice", "there is `mirrorTo` as well: keep one of the two".to_owned());
     }
+    for (index, _) in repeated(&quarantine.redirect_to) {
+        let name = &quarantine.redirect_to[index];
+        report(&format!("/spec/quarantine/redirectTo/{index}"), format!("`{name}` is listed twice: remove one"));
+    }
     for (index, _) in repeated(&quarantine.keep_alive.iter().map(|k| *k as u8).collect::<Vec<_>>()) {
         let name = if quarantine.keep_alive[index] == KeepAlive::Dhcp { "dhcp" } else { "neighbors" };
         report(&format!("/spec/quarantine/keepAlive/{index}"), format!("`{name}` is listed twice: remove one"));

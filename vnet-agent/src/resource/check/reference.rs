@@ -89,7 +89,9 @@ fn of_group(group: &SecurityGroup) -> Vec<Reference<'_>> {
     }
     if let Some(quarantine) = &spec.quarantine {
         let to = |kind, name, field: &str, what| Reference { kind, ..to_group(name, format!("/spec/quarantine/{field}"), what) };
-        all.extend(quarantine.redirect_to.as_deref().map(|name| to("LoadBalancer", name, "redirectTo", "redirects to")));
+        for (index, name) in quarantine.redirect_to.iter().enumerate() {
+            all.push(to("LoadBalancer", name, &format!("redirectTo/{index}"), "redirects to"));
+        }
         all.extend(quarantine.mirror_to.as_deref().map(|name| to("Endpoint", name, "mirrorTo", "mirrors to")));
     }
     all

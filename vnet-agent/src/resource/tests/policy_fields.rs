@@ -51,7 +51,7 @@ kind: SecurityGroup
 metadata: { name: held }
 spec:
   quarantine:
-    redirectTo: web
+    redirectTo: [web]
     mirrorTo: vm1
     keepAlive: [dhcp, neighbors]
 ---
@@ -276,8 +276,9 @@ pub(super) const GROUP_ROWS: &[Row] = &[
 ];
 
 pub(super) const QUARANTINE_ROWS: &[Row] = &[
-    ("redirectTo: web", "redirectTo: www", 6, 17, "there is no LoadBalancer `www`"),
-    ("redirectTo: web", "redirectTo: 1", 6, 17, "`redirectTo` must be text"),
+    ("redirectTo: [web]", "redirectTo: [web, www]", 6, 23, "there is no LoadBalancer `www`"),
+    ("redirectTo: [web]", "redirectTo: web", 6, 17, "`redirectTo` must be a list"),
+    ("redirectTo: [web]", "redirectTo: [web, web]", 6, 23, "`web` is listed twice"),
     ("mirrorTo: vm1", "mirrorTo: vm2", 7, 15, "there is no Endpoint `vm2`: did you mean `vm1`?"),
     ("mirrorTo: vm1", "mirrorTo: VM1", 7, 15, "`mirrorTo` must consist of lower-case letters"),
     ("mirrorTo: vm1", "mirrorTo: vm1\n    mirrorDevice: gre0", 8, 19, "there is `mirrorTo` as well: keep one of the two"),

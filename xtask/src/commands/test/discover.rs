@@ -63,13 +63,14 @@ pub fn list(long: bool, filter: Option<&str>) -> Result<Vec<Test>, String> {
 
 /// The agent and the CLI that end-to-end tests start, and the agent with the previous map layout that upgrades start from.
 fn build_programs() -> Result<(), String> {
-    let programs = ["build", "--quiet", "--package=vnet-agent", "--package=vnet-ctl", "--package=vnet-tests", "--bins"];
+    // The same packages each time: what they ask of dependencies is then the same as well.
+    let programs = ["build", "--quiet", "--package=vnet-agent", "--package=vnet-ctl", "--package=vnet-tests"];
     let debug = target_dir()?.join("debug");
     let (agent, previous) = (debug.join("vnet-agent"), debug.join("vnet-agent-previous-abi"));
-    build(cargo()?.args(programs).args(["--features", "vnet-agent/previous-abi"]))?;
+    build(cargo()?.args(programs).args(["--bin=vnet-agent", "--features=vnet-agent/previous-abi"]))?;
     std::fs::copy(&agent, &previous)
         .map_err(|error| format!("copying {} to {}: {error}", agent.display(), previous.display()))?;
-    build(cargo()?.args(programs))
+    build(cargo()?.args(programs).arg("--bins"))
 }
 
 fn build(cargo: &mut Command) -> Result<(), String> {

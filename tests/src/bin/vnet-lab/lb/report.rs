@@ -1,6 +1,6 @@
 //! What happened, and whether it should have.
 
-use crate::traffic::{REQUESTS, Row};
+use super::traffic::{REQUESTS, Row};
 use anyhow::{Context as _, Result};
 use vnet_common::api::LbStatus;
 use vnet_tests::{Agent, Routed};
