@@ -72,15 +72,12 @@ fn act(ctx: &TcContext, direction: &str, verdict: Verdict) -> i32 {
     }
 }
 
-<<<<<<< HEAD
-=======
 /// A function of its own: its stack would add to that of every way.
 #[inline(never)]
 fn trace(ctx: &TcContext, direction: &str, reason: u8) {
     aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), reason);
 }
 
->>>>>>> cases
 /// Sends a packet of our own making out of the device it came on, marked as such.
 #[inline(always)]
 fn ours(ctx: &TcContext, flags: u64) -> i32 {
@@ -88,15 +85,6 @@ fn ours(ctx: &TcContext, flags: u64) -> i32 {
     unsafe { (*ctx.skb.skb).mark = MARK_OURS };
     // SAFETY: a helper without pointers.
     unsafe { bpf_redirect(ifindex(ctx), flags) as i32 }
-<<<<<<< HEAD
-}
-
-/// A function of its own: its stack would add to that of every way.
-#[inline(never)]
-fn trace(ctx: &TcContext, direction: &str, reason: u8) {
-    aya_log_ebpf::trace!(ctx, "{} if {}: reason {}", direction, ifindex(ctx), reason);
-=======
->>>>>>> cases
 }
 
 #[panic_handler]
