@@ -401,3 +401,9 @@ pub fn brief(key: &TagKey, state: &TagState) -> String {
     let value = if state.value.is_empty() { String::new() } else { format!("={}", state.value) };
     format!("{}/{}{instance}{value}", key.source, key.name)
 }
+
+/// A tag, and what shows it.
+pub fn shown(key: &TagKey, state: &TagState) -> String {
+    let evidence = if state.evidence.is_empty() { String::new() } else { format!(": {}", state.evidence) };
+    format!("{} (severity {}){evidence}", brief(key, state), state.severity)
+}

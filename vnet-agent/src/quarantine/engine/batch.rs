@@ -5,7 +5,7 @@ use vnet_common::api::AuditRecord;
 use super::{AUDIT_QUEUE, EVIDENCE, Engine, HEARTBEAT};
 use crate::quarantine::clock::{Mark, Now};
 use crate::quarantine::state::{Batch, Member};
-use crate::quarantine::tags::brief;
+use crate::quarantine::tags::shown;
 
 impl Engine {
     /// What is to be stored, if anything is. What it gives must be stored, or given back, before this is asked again.
@@ -81,11 +81,7 @@ impl Engine {
 
     /// The tags of an endpoint, and what shows them.
     pub(super) fn evidence(&self, name: &str) -> Vec<String> {
-        let tags = self.tags.of(name).take(EVIDENCE).map(|(key, state)| match state.evidence.is_empty() {
-            true => format!("{} (severity {})", brief(key, state), state.severity),
-            false => format!("{} (severity {}): {}", brief(key, state), state.severity, state.evidence),
-        });
-        let mut tags: Vec<String> = tags.collect();
+        let mut tags: Vec<String> = self.tags.of(name).take(EVIDENCE).map(|(key, state)| shown(key, state)).collect();
         let all = self.tags.of(name).count();
         if all > EVIDENCE {
             tags.push(format!("and {} more", all - EVIDENCE));

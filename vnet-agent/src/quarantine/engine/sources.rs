@@ -7,7 +7,7 @@ use vnet_common::api::AuditRecord;
 use super::{Engine, Live};
 use crate::quarantine::clock::Now;
 use crate::quarantine::model::OPERATOR;
-use crate::quarantine::tags::{SetOutcome, TagKey, TagState, brief};
+use crate::quarantine::tags::{SetOutcome, TagKey, TagState, brief, shown};
 use crate::resource::OnExpiry;
 
 /// Characters of an instance, at most.
@@ -275,15 +275,21 @@ impl Engine {
     pub(super) fn audit_tag(&mut self, action: &str, key: &TagKey, state: &TagState, who: &str, reason: &str, now: Now) {
         let heard = self.heard.entry(key.source.clone()).or_default();
         let Some(more) = heard.records.take(100, 1000, now.at) else { return };
-        let more = if more == 0 { String::new() } else { format!("and {more} changes of tags before, which are not recorded") };
-        let evidence = format!("{} (severity {}): {}", brief(key, state), state.severity, state.evidence);
+        // The value may be long: it is with the evidence.
+        let mut why = format!("{} (severity {})", brief(key, &TagState::default()), state.severity);
+        if !reason.is_empty() {
+            why += &format!(": {reason}");
+        }
+        if more != 0 {
+            why += &format!(" (and {more} changes of tags before, which are not recorded)");
+        }
         self.record(AuditRecord {
             at_ms: now.wall,
             endpoint: key.subject.clone(),
             action: action.to_owned(),
             who: who.to_owned(),
-            reason: if reason.is_empty() { more } else { format!("{reason} {more}").trim_end().to_owned() },
-            evidence: vec![evidence],
+            reason: why,
+            evidence: vec![shown(key, state)],
             ..AuditRecord::default()
         });
     }
