@@ -21,7 +21,7 @@ struct Args {
 enum Suite {
     /// The load balancer: ns per packet, and traffic end to end.
     Lb(Options),
-    /// Rules: ns per packet.
+    /// Rules: ns per packet, and the agent with 10,000 of them.
     Policy(Options),
     /// Quarantine: from an alert to the datapath, and back.
     Quarantine(Options),
