@@ -139,12 +139,15 @@ impl Address for V4 {
     }
     #[inline(always)]
     fn widen(self) -> [u8; 16] {
-        let [a, b, c, d] = self.octets();
-        [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+        let mut wide = [0; 16];
+        wide[..4].copy_from_slice(&self.octets());
+        wide
     }
     #[inline(always)]
-    fn narrow(w: &[u8; 16]) -> Self {
-        Self::from([w[0], w[1], w[2], w[3]])
+    fn narrow(wide: &[u8; 16]) -> Self {
+        let mut octets = [0; 4];
+        octets.copy_from_slice(&wide[..4]);
+        Self::from(octets)
     }
     #[inline(always)]
     fn write<P: Packet>(self, p: &mut P, offset: usize) -> Option<()> {
@@ -183,11 +186,18 @@ impl Address for V6 {
     }
     #[inline(always)]
     fn widen(self) -> [u8; 16] {
-        self.octets()
+        // By halves: an array of single bytes would be written byte by byte, and is then slow to read in words.
+        let ([upper, lower], mut wide) = (self.halves(), [0; 16]);
+        wide[..8].copy_from_slice(&upper);
+        wide[8..].copy_from_slice(&lower);
+        wide
     }
     #[inline(always)]
-    fn narrow(w: &[u8; 16]) -> Self {
-        Self::from(*w)
+    fn narrow(wide: &[u8; 16]) -> Self {
+        let (mut upper, mut lower) = ([0; 8], [0; 8]);
+        upper.copy_from_slice(&wide[..8]);
+        lower.copy_from_slice(&wide[8..]);
+        Self::of(upper, lower)
     }
     #[inline(always)]
     fn write<P: Packet>(self, p: &mut P, offset: usize) -> Option<()> {
