@@ -2,6 +2,7 @@
 
 use crate::support::{connects, json, scene};
 use anyhow::{Result, ensure};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 use vnet_tests::{Agent, wait_for};
 
@@ -57,5 +58,46 @@ fn rules_decide_for_both_directions_and_say_so() -> Result<()> {
         events.lines().find(|l| l.contains("\"rest\"") && l.contains("10.0.1.50")).map(str::to_owned)
     })?;
     ensure!(event.contains("web-1"), "{event}");
+    Ok(())
+}
+
+/// A VM whose rules allow everything but one port, so that its flows are tracked.
+const TUNNELS: &str = r#"
+apiVersion: vnet/v1alpha1
+kind: Policy
+metadata: { name: web }
+spec:
+  appliedTo: { selector: { matchLabels: { app: web } } }
+  egress: [{ name: no-telnet, ports: [{ protocol: TCP, port: 23 }], action: deny }]
+---
+apiVersion: vnet/v1alpha1
+kind: Endpoint
+metadata: { name: web-1, labels: { app: web } }
+spec: { device: client0, addresses: [10.0.0.10, "fd00::10"], allowTunnels: true }
+"#;
+
+#[test]
+fn what_an_endpoint_may_send_counts_for_flows_that_are_open() -> Result<()> {
+    let net = scene()?;
+    let agent = Agent::start(&net.host, &["client0"])?;
+    agent.apply(TUNNELS)?;
+    let to: SocketAddr = "10.0.1.50:4789".parse()?;
+    let server = net.bystander.host.run(|| UdpSocket::bind(to))??;
+    let client = net.client.host.run(|| UdpSocket::bind("10.0.0.10:0"))??;
+    server.set_read_timeout(Some(Duration::from_millis(300)))?;
+    let arrives = || -> Result<bool> {
+        client.send_to(b"inner frame", to)?;
+        Ok(server.recv(&mut [0; 64]).is_ok())
+    };
+    // More than one, so that the flow is in the cache.
+    for n in 0..5 {
+        ensure!(arrives()?, "datagram {n} of an endpoint that may tunnel");
+    }
+    agent.apply(&TUNNELS.replace("allowTunnels: true", "allowTunnels: false"))?;
+    for n in 0..3 {
+        ensure!(!arrives()?, "datagram {n} of the same flow, now that it may not");
+    }
+    agent.apply(TUNNELS)?;
+    ensure!(arrives()?, "and it may again");
     Ok(())
 }

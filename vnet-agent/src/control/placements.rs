@@ -40,6 +40,8 @@ struct Inner {
     numbers: HashMap<String, u32>,
     /// What rows said when the agent started, until their endpoints are known.
     pinned: Vec<Pinned>,
+    /// Rows were changed, and cached flows have not been told to be judged again.
+    bump_owed: bool,
 }
 
 /// What is known of one endpoint.
@@ -106,8 +108,13 @@ impl Placements {
         }
         inner.endpoints.entry(name.to_owned()).or_default().base = base;
         let row = inner.kept(name, inner.row(name))?;
-        inner.datapath()?.maps().set_endpoint(&row)?;
+        let maps = inner.datapath()?.maps();
+        // A device that had no row has no flows.
+        let changed = maps.endpoint(row.ifindex)?.is_some_and(|there| there != row);
+        maps.set_endpoint(&row)?;
         inner.endpoints.entry(name.to_owned()).or_default().written = Some(row);
+        inner.bump_owed |= changed;
+        inner.judge_again()?;
         Ok(row)
     }
 
@@ -141,7 +148,8 @@ impl Placements {
             endpoint.assigned = Some(((*a).clone(), group));
         }
         let names: Vec<String> = assignments.iter().map(|a| a.name.to_string()).collect();
-        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))
+        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))?;
+        inner.judge_again()
     }
 
     /// What quarantine groups do, and the numbers of all groups; rows follow.
@@ -152,7 +160,8 @@ impl Placements {
         }
         (inner.quarters, inner.numbers) = (quarters, numbers);
         let names: Vec<String> = inner.endpoints.keys().cloned().collect();
-        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))
+        names.iter().try_for_each(|name| Self::rewrite(&mut inner, name))?;
+        inner.judge_again()
     }
 
     /// Writes an endpoint's row if it is not as it should be.
@@ -163,6 +172,7 @@ impl Placements {
         if endpoint.written != Some(row) {
             datapath.maps().set_endpoint(&row).with_context(|| format!("endpoint {name}"))?;
             endpoint.written = Some(row);
+            inner.bump_owed = true;
         }
         Ok(())
     }
@@ -210,6 +220,15 @@ impl Placements {
 }
 
 impl Inner {
+    /// Has flows judged again if rows were changed: cached ones ask neither guards nor tunnel ports.
+    fn judge_again(&mut self) -> Result<()> {
+        if self.bump_owed {
+            self.datapath()?.maps().bump_generation().context("having flows judged again")?;
+            self.bump_owed = false;
+        }
+        Ok(())
+    }
+
     fn datapath(&self) -> Result<&Arc<Datapath>> {
         self.datapath.as_ref().context("everything was detached")
     }

@@ -153,7 +153,11 @@ impl Maps {
             *place = port.to_be_bytes();
         }
         if HAS_SWITCHES {
-            self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+            let ports = u64::from_ne_bytes(word);
+            if self.config.word64(0, TUNNEL_PORTS).context(NO_WORD)?.swap(ports, Ordering::AcqRel) != ports {
+                // Flows that are cached are not looked at for tunnels.
+                self.bump_generation()?;
+            }
         }
         Ok(())
     }
