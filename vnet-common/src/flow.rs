@@ -16,6 +16,7 @@
 
 use crate::addr::{Address, V4, V6};
 
+pub mod open;
 pub mod track;
 
 /// Layout number of everything that is pinned. Any change of a map's key, value or meaning takes the next one; so does a change of
@@ -273,6 +274,18 @@ pub enum InsertError {
     Exists,
     /// The table is full, or the kernel has no memory for the entry.
     Full,
+}
+
+impl InsertError {
+    /// What a packet is dropped for whose flow could not be made. Of two CPUs that make one flow the slower one drops its packet, and the next
+    /// finds the flow.
+    #[inline(always)]
+    pub const fn reason(self) -> crate::verdict::Reason {
+        match self {
+            Self::Exists => crate::verdict::Reason::FlowCollision,
+            Self::Full => crate::verdict::Reason::FlowTableFull,
+        }
+    }
 }
 
 /// The packet being judged, and room for what is looked up and made for it.

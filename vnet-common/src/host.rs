@@ -7,6 +7,7 @@ use crate::addr::{Address, V4, V6};
 use crate::checksum;
 use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, HALF_OPEN_QUOTA, HostMaps};
 use crate::event::{EventMaps, EventRow};
+use crate::family;
 use crate::flow::track::{Seen, Treatment};
 use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBER, Rewrite, Table, Work};
 use crate::hash::STAMPS;
@@ -16,7 +17,7 @@ use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent,
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
 use crate::parse::Headers;
-use crate::pipeline::{self, Scratch, Ways};
+use crate::pipeline::{Scratch, Ways};
 use crate::policy::evaluate::{Judged, Question};
 use crate::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow};
 use crate::verdict::{Direction, Reason};
@@ -364,7 +365,7 @@ impl LbMaps for Maps {
 }
 
 impl<A: Family> Judge<A> for Maps {}
-impl<A: Family + pipeline::Family> Ways<Frame, A> for Maps {}
+impl<A: Family + family::Family> Ways<Frame, A> for Maps {}
 
 impl PolicyMaps for Maps {
     fn identity(&self, key: &AddressKey) -> u32 {

@@ -158,6 +158,14 @@ pub struct AddressKey {
     pub addr: [u8; 16],
 }
 
+impl AddressKey {
+    /// The key of an address in a network.
+    #[inline(always)]
+    pub fn of<A: crate::addr::Address>(network: u32, addr: &A) -> Self {
+        Self { network, version: u32::from(A::VERSION), addr: addr.widen() }
+    }
+}
+
 /// Bits of an [`AddressKey`] in front of the address: a prefix in `CIDRS` is this much longer than the network's.
 pub const ADDRESS_BITS: u32 = 64;
 

@@ -16,7 +16,7 @@ use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, Member
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
 use vnet_common::policy::evaluate::Search;
-use vnet_common::policy::{ADDRESS_BITS, AddressKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow, identity};
+use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PolicyMaps, PortRow, RuleCounters, RuleRow, SetRow, identity};
 use vnet_common::verdict::{Direction, Reason};
 
 use crate::steps;
@@ -384,8 +384,8 @@ impl PolicyMaps for Kernel {
     #[inline(always)]
     fn identity(&self, key: &AddressKey) -> u32 {
         with(IPCACHE.get_ptr_mut(key), |i| *i).unwrap_or_else(|| {
-            let whole = Key::new(ADDRESS_BITS + if key.version == 4 { 32 } else { 128 }, *key);
-            CIDRS.get(&whole).map_or(identity::UNKNOWN, |i| *i)
+            let whole = NetworkKey::of(*key);
+            CIDRS.get(&Key::new(whole.bits, whole.address)).map_or(identity::UNKNOWN, |i| *i)
         })
     }
     #[inline(always)]

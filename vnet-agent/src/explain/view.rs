@@ -8,11 +8,12 @@ use typed_arena::Arena;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use vnet_common::event::{EventMaps, EventRow};
+use vnet_common::family;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::host::Frame;
 use vnet_common::judge::Judge;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow};
-use vnet_common::pipeline::{self, Ways};
+use vnet_common::pipeline::Ways;
 use vnet_common::policy::evaluate::{self, Search};
 use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow};
 use vnet_common::verdict::{Direction, Reason};
@@ -308,7 +309,7 @@ impl<R: Rows> LbMaps for View<'_, R> {
 }
 
 impl<A: Family, R: Rows> Judge<A> for View<'_, R> {}
-impl<A: Family + pipeline::Family, R: Rows> Ways<Frame, A> for View<'_, R> {}
+impl<A: Family + family::Family, R: Rows> Ways<Frame, A> for View<'_, R> {}
 
 impl<R: Rows> PolicyMaps for View<'_, R> {
     fn identity(&self, key: &AddressKey) -> u32 {

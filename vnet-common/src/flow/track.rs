@@ -5,10 +5,10 @@
 
 use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
 use crate::addr::Address;
-use crate::endpoint::{EndpointMaps, HostMaps};
+use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use crate::hash;
 use crate::lb::{LbMaps, MemberEvent};
-use crate::parse::{protocol, tcp};
+use crate::parse::{Headers, protocol, tcp};
 use crate::verdict::{Direction, Reason};
 
 /// A cache slot whose flow was not flushed for this long belongs to an idle flow, and may be taken over.
@@ -57,6 +57,36 @@ pub enum Course {
     Refused,
     /// The entry was of an earlier connection, and is gone.
     None,
+}
+
+/// Notes what tracking needs to know of a packet.
+#[inline(never)]
+pub fn see<A: Address, M: HostMaps + FlowMaps<A>>(m: &M, ep: &EndpointRow, direction: Direction, bytes: u32, w: &mut Work<A>) {
+    w.seen.key = key(ep, direction, &w.headers);
+    if w.headers.is_icmp() {
+        let id = w.headers.sport;
+        (w.seen.key.sport, w.seen.key.dport) = if w.headers.is_echo(true) { ([0; 2], id) } else { (id, [0; 2]) };
+    }
+    (w.seen.tcp, w.seen.bytes) = (u32::from(w.headers.tcp), bytes);
+    (w.seen.generation, w.seen.now) = (m.generation(), m.now());
+    w.seen.hash = hash::flow(&w.seen.key);
+    w.seen.stamp = m.stamp(w.seen.hash);
+}
+
+/// The key of a packet's flow; not for ICMP.
+#[inline(always)]
+pub fn key<A: Address>(ep: &EndpointRow, direction: Direction, h: &Headers<A>) -> FlowKey<A> {
+    FlowKey {
+        endpoint: ep.id,
+        network: ep.network,
+        src: h.src,
+        dst: h.dst,
+        sport: h.sport,
+        dport: h.dport,
+        protocol: h.protocol,
+        direction: direction as u8,
+        pad: [0; 2],
+    }
 }
 
 /// The direction in a key.
@@ -287,7 +317,6 @@ where
     A: Address,
     M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
-    use super::InsertError::{Exists, Full};
     let Work { seen, entry, partner, other, .. } = w;
     if !m.flow(Table::HalfOpen, partner, other) {
         // The reverse entry lost its place to newer connections: as if there had been no handshake.
@@ -304,10 +333,7 @@ where
     entry.bytes += u64::from(seen.bytes);
     if let Err(err) = insert_pair(m, Table::Main, &seen.key, entry, partner, other) {
         m.give_flow(slot);
-        return Err(match err {
-            Exists => Reason::FlowCollision,
-            Full => Reason::FlowTableFull,
-        });
+        return Err(err.reason());
     }
     m.remove(Table::HalfOpen, &seen.key);
     m.remove(Table::HalfOpen, partner);

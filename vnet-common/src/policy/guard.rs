@@ -9,10 +9,10 @@
 
 use crate::addr::{Address, V6};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags};
-use crate::lb::{LbMaps, LocalKey};
+use crate::lb::LbMaps;
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
-use crate::policy::{MARK_OURS, MARK_PROBE};
+use crate::policy::{AddressKey, MARK_OURS, MARK_PROBE};
 use crate::verdict::{Direction, Reason};
 
 /// Link-layer options in one neighbour discovery message that are looked at; further ones are refused.
@@ -153,9 +153,8 @@ fn owns<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, h: &Headers<A>) -> bool 
 /// May the endpoint call the address its own? One that nobody is known to have it may if it is a link-local one, where those are taken.
 #[inline(always)]
 fn claims<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, addr: &A, on_link: bool) -> bool {
-    let key = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: addr.widen() };
     ep.flags & flags::CHECK_IP == 0
-        || match m.local(&key) {
+        || match m.local(&AddressKey::of(ep.network, addr)) {
             Some(ifindex) => ifindex == ep.ifindex,
             None => on_link && A::VERSION == 6 && is_link_local(addr),
         }
