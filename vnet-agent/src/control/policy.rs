@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::mem::take;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
@@ -19,6 +19,7 @@ use crate::lb::apply::{Applier, PlanError, Rows, Target};
 use crate::lb::compile::{Desired, Group, Surroundings, members};
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
+use crate::lb::share::Warming;
 use crate::lb::status::MemberRows;
 use crate::resource::{Origin, Resource, needed, to_yaml};
 use crate::store::{MemberOverride, Store};
@@ -35,6 +36,8 @@ pub struct Policy<R: Rows> {
     desired: Desired,
     /// Load balancers of which something changed that their groups follow from.
     stale: BTreeSet<String>,
+    /// Members that do not have their full share yet.
+    warming: Warming,
     /// Checks that groups began to ask for, or stopped to.
     checks: HashSet<Check>,
     /// Why the maps do not say what is desired.
@@ -87,6 +90,7 @@ impl<R: Rows> Policy<R> {
             endpoints: Vec::new(),
             surroundings: Surroundings::default(),
             desired: Desired::default(),
+            warming: Warming::default(),
             checks: HashSet::new(),
             store_trouble: None,
         };
@@ -139,6 +143,15 @@ impl<R: Rows> Policy<R> {
         checks
     }
 
+    /// Time passed for members that get their share little by little: says if there are any. Call [`Policy::refresh`] afterwards.
+    pub fn warm(&mut self) -> bool {
+        let Self { warming, inputs, stale, .. } = self;
+        warming.retain(|lb| inputs.load_balancer(lb).is_some());
+        let names = warming.load_balancers();
+        stale.extend(names.iter().cloned());
+        !names.is_empty()
+    }
+
     /// Finds out where members may be.
     fn look_around(&mut self) {
         self.endpoints = self.inputs.endpoints();
@@ -152,8 +165,15 @@ impl<R: Rows> Policy<R> {
     /// Makes the desired groups follow from the inputs again.
     fn follow(&mut self) -> Turn {
         let mut turn = Turn::default();
-        for name in take(&mut self.stale) {
-            let (lb, groups) = self.inputs.compile(&name, &self.surroundings);
+        let mut stale = take(&mut self.stale);
+        if !stale.is_empty() {
+            self.inputs.add_containing(&mut stale);
+        }
+        let now = Instant::now();
+        for name in stale {
+            let (lb, mut groups) = self.inputs.compile(&name, &self.surroundings);
+            let slow_start = lb.map_or(Duration::ZERO, |lb| Duration::from_secs(lb.spec.slow_start_seconds.into()));
+            self.warming.apply(&name, self.desired.of(&name), &mut groups, slow_start, now);
             if self.desired.of(&name) == groups {
                 self.desired.put(&name, lb, groups);
                 continue;

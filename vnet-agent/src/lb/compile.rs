@@ -9,14 +9,17 @@ use std::time::Duration;
 use vnet_common::lb::{flags, state};
 
 use super::health::{Check, Health};
-use crate::resource::{Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac};
+use super::share::share;
+use crate::resource::{
+    Algorithm, Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac,
+};
 use crate::store::MemberOverride;
 
 /// A MAC; zero when not known.
 pub type Mac = [u8; 6];
 
 /// What the groups of a load balancer follow from, beside itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// What operators changed, by load balancer and member name.
     pub overrides: &'a HashMap<(String, String), MemberOverride>,
@@ -24,6 +27,10 @@ pub struct Context<'a> {
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
     /// Where members may be.
     pub surroundings: &'a Surroundings,
+    /// This host's zone.
+    pub zone: Option<&'a str>,
+    /// The load balancer of a name.
+    pub load_balancer: &'a dyn Fn(&str) -> Option<&'a LoadBalancer>,
 }
 
 /// The endpoints on this host, and who else is on its bridges.
@@ -100,15 +107,17 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A load balancer's members of one family, for one port.
+/// A load balancer's members of one family, for one port or range of ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// The load balancer's name.
     pub lb: String,
     /// The VIPs that lead here: of one family, sorted.
     pub vips: Vec<IpAddr>,
-    /// The port that clients connect to.
+    /// The port that clients connect to, or the first of them. 0 for every port.
     pub port: u16,
+    /// The last such port.
+    pub last_port: u16,
     /// The transport protocol.
     pub protocol: Protocol,
     /// See [`flags`].
@@ -136,10 +145,16 @@ pub struct Member {
     pub name: String,
     /// Where it serves.
     pub address: IpAddr,
-    /// The port it serves on.
+    /// The port it serves on; 0: that which the client connects to.
     pub port: u16,
-    /// Its share of new flows; drained or down members have none, but keep their weight.
+    /// Its weight as configured; drained or down members keep it.
     pub weight: u16,
+    /// Its share of new flows against those of the others, in hundredths of weight 1; 0: none. See [`super::share`].
+    pub share: u32,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// It serves only while no other member does.
+    pub backup: bool,
     /// See [`state`].
     pub state: u8,
     /// Where it is.
@@ -265,18 +280,32 @@ pub fn compile(lb: &LoadBalancer, context: Context<'_>) -> Vec<Group> {
         }
         let members: Vec<&Candidate> = candidates.iter().filter(|m| m.address.is_ipv4() == v4).collect();
         let vips: Vec<IpAddr> = vips.into_iter().collect();
-        for port in lb.spec.ports.iter().copied().collect::<BTreeSet<u16>>() {
-            groups.push(group(lb, vips.clone(), port, &members, context));
+        for ports in ports(lb) {
+            groups.push(group(lb, vips.clone(), ports, &members, context));
         }
     }
     groups
 }
 
-fn group(lb: &LoadBalancer, vips: Vec<IpAddr>, port: u16, candidates: &[&Candidate], context: Context<'_>) -> Group {
+/// Each port and range, in order.
+fn ports(lb: &LoadBalancer) -> BTreeSet<(u16, u16)> {
+    let single = lb.spec.ports.iter().map(|port| (*port, *port));
+    let ranges = lb.spec.port_ranges.iter().map(|range| (range.port, range.end_port));
+    single.chain(ranges).chain(lb.spec.any_port.then_some((0, u16::MAX))).collect()
+}
+
+fn group(
+    lb: &LoadBalancer,
+    vips: Vec<IpAddr>,
+    (port, last_port): (u16, u16),
+    candidates: &[&Candidate],
+    context: Context<'_>,
+) -> Group {
+    let vip_port = if port == last_port { port } else { 0 };
     let is_down = |check: &Check| context.health.get(check).is_some_and(|(health, _)| *health == Health::Down);
     let mut members = BTreeMap::new();
     for c in candidates {
-        let port = c.port.unwrap_or(port);
+        let port = c.port.unwrap_or(vip_port);
         let check = lb.spec.health_check.as_ref().map(|h| check(h, c.address, port));
         let state = match check {
             _ if c.drained || c.weight == 0 => state::DRAINING,
@@ -284,11 +313,23 @@ fn group(lb: &LoadBalancer, vips: Vec<IpAddr>, port: u16, candidates: &[&Candida
             _ => state::ACTIVE,
         };
         let place = context.surroundings.find(c);
-        let member = Member { name: c.name.clone(), address: c.address, port, weight: c.weight, state, place, check };
+        let member = Member {
+            name: c.name.clone(),
+            address: c.address,
+            port,
+            weight: c.weight,
+            share: 0,
+            zone: c.zone.clone(),
+            backup: c.backup,
+            state,
+            place,
+            check,
+        };
         members.entry((c.address, port)).or_insert(member);
     }
-    let members = members.into_values().collect();
-    Group { lb: lb.metadata.name.clone(), vips, port, protocol: lb.spec.protocol, flags: group_flags(lb), members }
+    let mut members: Vec<Member> = members.into_values().collect();
+    share(&mut members, &lb.spec, context.zone);
+    Group { lb: lb.metadata.name.clone(), vips, port, last_port, protocol: lb.spec.protocol, flags: group_flags(lb), members }
 }
 
 fn group_flags(lb: &LoadBalancer) -> u32 {
@@ -302,7 +343,13 @@ fn group_flags(lb: &LoadBalancer) -> u32 {
     if lb.spec.delivery == Delivery::Redirect {
         bits |= flags::REDIRECT;
     }
-    bits
+    bits |= match lb.spec.algorithm {
+        Algorithm::Maglev => flags::MAGLEV,
+        Algorithm::RoundRobin => flags::ROUND_ROBIN,
+        Algorithm::LeastConnections => flags::LEAST_CONNECTIONS,
+        Algorithm::SourceHash => flags::SOURCE_HASH,
+    };
+    bits | lb.spec.affinity.map_or(0, |a| flags::affinity(a.timeout_seconds))
 }
 
 fn check(h: &HealthCheck, address: IpAddr, port: u16) -> Check {
@@ -323,14 +370,42 @@ struct Candidate {
     weight: u16,
     drained: bool,
     mac: Option<Mac>,
+    zone: Option<String>,
+    backup: bool,
 }
 
+/// The label of an endpoint that says its zone.
+const ZONE: &str = "zone";
+
 fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
+    let mut out = own_candidates(lb, context);
+    // Nobody contains itself: that is refused when resources are applied. This is for what was stored by others.
+    let mut seen = BTreeSet::from([lb.metadata.name.as_str()]);
+    let mut left: Vec<(&str, bool)> = included(lb, false).collect();
+    while let Some((name, backup)) = left.pop() {
+        if !seen.insert(name) {
+            continue;
+        }
+        let Some(other) = (context.load_balancer)(name) else { continue };
+        left.extend(included(other, backup));
+        let theirs = own_candidates(other, context).into_iter();
+        out.extend(theirs.map(|c| Candidate { name: format!("{name}/{}", c.name), backup: c.backup || backup, ..c }));
+    }
+    out
+}
+
+/// The load balancers that this one has the members of, and whether these are backups.
+fn included(lb: &LoadBalancer, backup: bool) -> impl Iterator<Item = (&str, bool)> {
+    lb.spec.member_groups.iter().map(move |g| (g.load_balancer.as_str(), g.backup || backup))
+}
+
+fn own_candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
     let mut out = Vec::new();
     for m in &lb.spec.members {
         let name = m.name.clone().unwrap_or_else(|| m.address.to_string());
         let mac = m.mac.as_deref().and_then(parse_mac);
-        out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac });
+        let (zone, backup) = (m.zone.clone(), m.backup);
+        out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac, zone, backup });
     }
     if let Some(selector) = &lb.spec.member_selector {
         for e in context.surroundings.endpoints.iter().filter(|e| selects(selector, e)) {
@@ -341,6 +416,8 @@ fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
                 weight: 1,
                 drained: false,
                 mac: None,
+                zone: e.labels.get(ZONE).cloned(),
+                backup: false,
             };
             out.extend(e.addresses.iter().map(member));
         }

@@ -10,7 +10,7 @@ use vnet_common::lb::{MemberCounters, state};
 use super::compile::{Group, Member};
 use super::health::{Check, Health};
 use super::known::Known;
-use super::live::{MemberKey, member_key, protocol_number, vip_key};
+use super::live::{MemberKey, member_key, port_keys, protocol_number};
 use crate::resource::{Delivery, LoadBalancer, Protocol};
 
 /// What a status is made from.
@@ -30,7 +30,7 @@ pub struct Sources<'a> {
 /// Finds the rows of members.
 #[derive(Clone, Debug, Default)]
 pub struct MemberRows {
-    groups: HashMap<(IpAddr, u16, u8), u32>,
+    groups: HashMap<(IpAddr, (u16, u16), u8), u32>,
     members: HashMap<MemberKey, (u32, u32)>,
 }
 
@@ -41,8 +41,9 @@ impl MemberRows {
         for g in groups {
             let protocol = protocol_number(g.protocol);
             for vip in &g.vips {
-                let Some(row) = known.live().vips.get(&vip_key(*vip, g.port, protocol)) else { continue };
-                rows.groups.insert((*vip, g.port, protocol), row.group);
+                let key = port_keys(*vip, (g.port, g.last_port), protocol).first().copied();
+                let Some(row) = key.and_then(|key| known.live().vips.get(&key)) else { continue };
+                rows.groups.insert((*vip, (g.port, g.last_port), protocol), row.group);
                 for member in known.members_of(row.group) {
                     let found = known.live().members.get(&member);
                     rows.members.extend(found.map(|m| ((m.group, m.addr, m.port), (member, m.serial))));
@@ -59,7 +60,7 @@ impl MemberRows {
 
     /// The row of a group.
     pub fn group(&self, group: &Group) -> Option<u32> {
-        self.groups.get(&(*group.vips.first()?, group.port, protocol_number(group.protocol))).copied()
+        self.groups.get(&(*group.vips.first()?, (group.port, group.last_port), protocol_number(group.protocol))).copied()
     }
 }
 

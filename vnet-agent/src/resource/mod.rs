@@ -30,7 +30,8 @@ pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
 pub use format::{is_tag_name, parse_mac, protocol_number};
 pub use load_balancer::{
-    Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
+    Affinity, Algorithm, Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberGroup, MemberSelector,
+    OnMemberRemoved, OnNoMember, PortRange, Preference, Protocol,
 };
 pub use origin::Origin;
 pub use parse::{Located, parse};

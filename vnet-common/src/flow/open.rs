@@ -167,9 +167,10 @@ where
 pub fn make_room<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
 where
     A: Address,
-    M: FlowMaps<A> + EndpointMaps,
+    M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
     if m.replace_oldest(ep.slot, &w.seen.key, &mut w.spare) && m.flow(Table::HalfOpen, &w.spare, &mut w.other) {
+        m.add_active(w.other.member, false);
         w.partner = w.spare.partner(&w.other.rewrite);
         forget(m, ep.slot, Table::HalfOpen, &w.spare, &w.partner);
     }

@@ -212,6 +212,9 @@ where
     }
     let news = news(m, &w.seen, &w.entry);
     if news != (0, 0) {
+        if state::is_closed(w.entry.tcp | news.0) && !state::is_closed(w.entry.tcp) {
+            m.add_active(w.entry.member, false);
+        }
         w.partner = w.seen.key.partner(&w.entry.rewrite);
         for key in [&w.seen.key, &w.partner] {
             m.update(Table::Main, key, |e| (e.tcp, e.flags) = (e.tcp | news.0, e.flags | news.1));
@@ -290,6 +293,7 @@ where
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
         m.member_event(member, MemberEvent::Reset);
+        m.add_active(member, false);
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if opener && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {

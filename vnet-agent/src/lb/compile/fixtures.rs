@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
 use crate::lb::health::{Check, Health};
 use crate::resource::{
-    API_VERSION, Delivery, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved, OnNoMember, Protocol,
+    API_VERSION, Algorithm, Delivery, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved, OnNoMember, Preference, Protocol,
 };
 use crate::store::MemberOverride;
 
@@ -17,7 +17,7 @@ pub fn ip(text: &str) -> IpAddr {
 
 /// A member with default settings.
 pub fn member(address: &str) -> MemberSpec {
-    MemberSpec { name: None, address: ip(address), port: None, weight: 1, mac: None }
+    MemberSpec { name: None, address: ip(address), port: None, weight: 1, mac: None, zone: None, backup: false }
 }
 
 /// A load balancer of TCP port 80 with default settings.
@@ -26,8 +26,16 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         vips: vips.iter().map(|v| ip(v)).collect(),
         protocol: Protocol::Tcp,
         ports: vec![80],
+        port_ranges: vec![],
+        any_port: false,
+        algorithm: Algorithm::Maglev,
+        affinity: None,
+        prefer: Preference::Any,
+        min_healthy_percent: 0,
+        slow_start_seconds: 0,
         members,
         member_selector: None,
+        member_groups: vec![],
         delivery: Delivery::Stack,
         on_no_member: OnNoMember::Reject,
         on_member_removed: OnMemberRemoved::Reset,
@@ -50,7 +58,14 @@ pub struct Input {
 pub fn compile(input: &Input) -> Desired {
     let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours);
     let health = input.down.iter().map(|c| (*c, (Health::Down, None))).collect();
-    let context = Context { overrides: &input.overrides, health: &health, surroundings: &surroundings };
+    let find = |name: &str| input.load_balancers.iter().find(|lb| lb.metadata.name == name);
+    let context = Context {
+        overrides: &input.overrides,
+        health: &health,
+        surroundings: &surroundings,
+        zone: None,
+        load_balancer: &find,
+    };
     let mut desired = Desired::default();
     for lb in &input.load_balancers {
         desired.put(&lb.metadata.name, Some(lb), super::compile(lb, context));

@@ -5,7 +5,7 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use super::super::source::Faults;
-use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, Resource};
+use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, PortRange, Resource};
 use super::{group, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
@@ -46,6 +46,26 @@ fn ports(spec: &LoadBalancerSpec, report: Report<'_>) {
     for (index, _) in repeated(&spec.ports) {
         report(&format!("/spec/ports/{index}"), format!("the port {} is listed twice: remove one", spec.ports[index]));
     }
+    for (index, range) in spec.port_ranges.iter().enumerate() {
+        let PortRange { port, end_port } = *range;
+        let pointer = format!("/spec/portRanges/{index}");
+        if port >= end_port {
+            report(&pointer, format!("the range from {port} to {end_port} is none: `endPort` must be above `port`"));
+            continue;
+        }
+        if let Some(single) = spec.ports.iter().find(|p| (port..=end_port).contains(p)) {
+            report(&pointer, format!("the port {single} is in `ports` and in this range: remove one"));
+        }
+        let before = spec.port_ranges[..index].iter().find(|r| r.port <= end_port && port <= r.end_port);
+        if let Some(other) = before {
+            report(&pointer, format!("the range from {} to {} has some of these ports: remove one", other.port, other.end_port));
+        }
+    }
+}
+
+/// The ports of a group that has several: no check can go to all of them.
+fn has_ranges(spec: &LoadBalancerSpec) -> bool {
+    spec.any_port || !spec.port_ranges.is_empty()
 }
 
 fn members(spec: &LoadBalancerSpec, report: Report<'_>) {
@@ -101,8 +121,12 @@ fn same_place(spec: &LoadBalancerSpec) -> Vec<(usize, usize)> {
 
 /// Who serves the VIPs.
 fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
+    if spec.ports.is_empty() && !has_ranges(spec) {
+        report("/spec", "`spec` needs `ports`, `portRanges` or `anyPort: true`: what do clients connect to?".to_owned());
+    }
     match (spec.members.is_empty(), &spec.member_selector) {
-        (true, None) => report("/spec", "`spec` needs `members` or a `memberSelector`: who serves?".to_owned()),
+        (true, None) if !spec.member_groups.is_empty() => return,
+        (true, None) => report("/spec", "`spec` needs `members`, a `memberSelector` or `memberGroups`: who serves?".to_owned()),
         (false, Some(_)) => {
             report("/spec/memberSelector", "there are `members` as well: keep either these or `memberSelector`".to_owned());
         }
@@ -111,7 +135,8 @@ fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
     }
     let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
     for (index, vip) in spec.vips.iter().enumerate() {
-        if !spec.members.is_empty() && !spec.members.iter().any(|member| member.address.is_ipv4() == vip.is_ipv4()) {
+        let only_these = !spec.members.is_empty() && spec.member_groups.is_empty();
+        if only_these && !spec.members.iter().any(|member| member.address.is_ipv4() == vip.is_ipv4()) {
             let family = family(*vip);
             let message = format!("no member has an {family} address to serve the VIP {vip}: add one, or remove the VIP");
             report(&format!("/spec/vips/{index}"), message);
@@ -135,6 +160,13 @@ fn health_check(spec: &LoadBalancerSpec, report: Report<'_>) {
             check.timeout_ms, check.interval_ms
         );
         report("/spec/healthCheck/timeoutMs", message);
+    }
+    let unclear = spec.health_check.as_ref().is_some_and(|check| check.port.is_none())
+        && has_ranges(spec)
+        && (spec.members.iter().any(|member| member.port.is_none()) || spec.members.is_empty());
+    if unclear {
+        let message = "members that serve a range of ports have no one port to check: give `port`";
+        report("/spec/healthCheck", message.to_owned());
     }
 }
 
