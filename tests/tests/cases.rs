@@ -29,6 +29,7 @@ mod cases {
     mod malformed;
     mod members;
     mod neighbors;
+    mod picking;
     mod policy;
     mod quarantine;
     mod stateful;

@@ -66,6 +66,7 @@ async fn serve(options: Options) -> Result<()> {
         store: Box::new(store),
         datapath,
         patterns: options.attach_patterns(),
+        zone: options.zone.clone(),
         checker: Checker::new(Tcp, to),
         networks: options.endpoint_networks.clone(),
         run_dir: options.run_dir.clone(),

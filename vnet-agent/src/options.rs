@@ -35,6 +35,9 @@ pub struct Options {
     /// Attach only to the devices that Endpoint resources name.
     #[arg(long, conflicts_with = "attach")]
     attach_none: bool,
+    /// The zone that this host is in: load balancers may prefer members of the same one.
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
     /// A prebuilt eBPF object instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     pub object: Option<PathBuf>,

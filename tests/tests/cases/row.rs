@@ -334,6 +334,8 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
         expected.rules.clone_from(&host.rules);
     }
     expected.events.clone_from(&host.events);
+    // Held against the kernel's only, and looked at by the rows about picking.
+    expected.active.clone_from(&host.active);
     let mut differences = expected.differences("expected", &host, "host");
     differences.extend(at_end.and_then(|check| check(&world).err()));
     let entries = (host.main.len(), host.half_open.len());

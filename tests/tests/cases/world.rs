@@ -140,6 +140,14 @@ impl World {
         self.maps.filters.insert(Filter::Vip.place(filter_hash(0, vip)));
     }
 
+    /// A range of ports of a group, of those that begin with the first `bits` bits of `port`.
+    pub fn range(&mut self, vip: IpAddr, protocol: u8, port: u16, bits: u32, group: u32) {
+        let row = VipRow { group, serial: 500 + group };
+        self.maps.vips.insert(Self::vip_key(vip, protocol, port).range(bits), row);
+        self.maps.vips.entry(Self::vip_key(vip, 0, 0)).or_default().group |= 1 << bits;
+        self.maps.filters.insert(Filter::Vip.place(filter_hash(0, vip)));
+    }
+
     /// A member; it takes new flows.
     pub fn member(&mut self, group: u32, addr: IpAddr, port: u16) -> u32 {
         let index = self.maps.members.len() as u32;
@@ -149,6 +157,7 @@ impl World {
             serial: 1000 + index,
             group,
             state: state::ACTIVE,
+            share: 100,
             ..MemberRow::default()
         });
         self.maps.filters.insert(Filter::Member.place(filter_hash(0, addr)));

@@ -114,6 +114,8 @@ pub struct Ground {
     pub datapath: Datapath,
     /// Devices that are endpoints without a resource.
     pub patterns: Vec<glob::Pattern>,
+    /// This host's zone.
+    pub zone: Option<String>,
     /// Checks members.
     pub checker: Checker,
     /// Networks that endpoints are in.
@@ -129,9 +131,9 @@ impl Agent {
     ///
     /// Call it within a tokio runtime: health checks run there.
     pub fn new(ground: Ground) -> Result<Self> {
-        let Ground { store, journal, datapath, patterns, checker, networks, run_dir, clock } = ground;
+        let Ground { store, journal, datapath, patterns, zone, checker, networks, run_dir, clock } = ground;
         let datapath = Arc::new(datapath);
-        let inputs = Inputs { attach: patterns, ..Inputs::default() };
+        let inputs = Inputs { attach: patterns, zone, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
         let ids = RuleIds::new(policy.store().rule_ids().context("reading the numbers of rules from the store")?);
         let security = Security::new(ids, networks);
@@ -239,6 +241,15 @@ impl Agent {
             s.look_at_drops();
         });
         self.rehearsals.tidy();
+    }
+
+    /// Gives members that came a moment ago more of their share.
+    pub fn warm(&self) {
+        self.event(|s| {
+            if s.policy.warm() {
+                s.policy.refresh();
+            }
+        });
     }
 
     /// The datapath, unless it was detached.

@@ -11,7 +11,7 @@ use super::compile::{Group, Member};
 use super::health::{Check, Health};
 use super::known::Known;
 use super::live::{MemberKey, member_key, port_keys, protocol_number};
-use crate::resource::{Delivery, LoadBalancer, Protocol};
+use crate::resource::{Algorithm, Delivery, LoadBalancer, Protocol};
 
 /// What a status is made from.
 pub struct Sources<'a> {
@@ -68,8 +68,10 @@ impl MemberRows {
 pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<MemberCounters>) -> Result<LbStatus> {
     let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
     for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
+        let all: u32 = group.members.iter().map(|m| m.share).sum();
         for m in &group.members {
             let status = members.entry((m.address, &m.name)).or_insert_with(|| describe(lb, m, s));
+            status.target_percent = f64::from(m.share * 1000 / all.max(1)) / 10.0;
             let checked = m.check.and_then(|c| s.health.get(&c));
             add_state(status, m, checked);
             if let Some((row, serial)) = s.rows.find(group, m) {
@@ -83,9 +85,26 @@ pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<M
         vips: lb.spec.vips.iter().map(IpAddr::to_string).collect(),
         protocol: protocol_name(lb.spec.protocol).into(),
         ports: lb.spec.ports.clone(),
+        port_ranges: ranges(lb),
+        algorithm: algorithm(lb.spec.algorithm).into(),
         delivery: if lb.spec.delivery == Delivery::Redirect { "redirect" } else { "stack" }.into(),
         members: members.into_values().collect(),
     })
+}
+
+fn ranges(lb: &LoadBalancer) -> Vec<String> {
+    let ranges = lb.spec.port_ranges.iter().map(|r| format!("{}-{}", r.port, r.end_port));
+    ranges.chain(lb.spec.any_port.then(|| "any".to_owned())).collect()
+}
+
+/// As users write it.
+fn algorithm(a: Algorithm) -> &'static str {
+    match a {
+        Algorithm::Maglev => "maglev",
+        Algorithm::RoundRobin => "roundRobin",
+        Algorithm::LeastConnections => "leastConnections",
+        Algorithm::SourceHash => "sourceHash",
+    }
 }
 
 /// As users write it.
@@ -107,6 +126,8 @@ fn describe(lb: &LoadBalancer, m: &Member, s: &Sources) -> MemberStatus {
         address: m.address.to_string(),
         port,
         weight: m.weight,
+        zone: m.zone.clone(),
+        backup: m.backup,
         device: s.devices.get(&m.place.ifindex).cloned(),
         ..MemberStatus::default()
     }

@@ -5,6 +5,7 @@ use super::{FlowEntry, FlowMaps, NO_MEMBER, Table, Work, flags, tcp as state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow};
 use crate::judge::{Judge, is_tracked};
+use crate::lb::LbMaps;
 use crate::parse::{Headers, protocol, tcp};
 use crate::pipeline::Maps;
 use crate::verdict::{Direction, Reason};

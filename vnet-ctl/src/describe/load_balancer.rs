@@ -26,13 +26,19 @@ fn text_of(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String
     }
     text.add("VIPs", &lb.vips.join(", "));
     text.add("Protocol", &lb.protocol);
-    text.add("Ports", &human::list(&lb.ports).replace(',', ", "));
+    text.add("Ports", &lb.all_ports().join(", "));
+    text.add("Algorithm", &lb.algorithm);
     text.add("Delivery", &lb.delivery);
     let settings = [
+        ("Affinity", "affinity"),
+        ("Prefer", "prefer"),
+        ("Healthy at least (%)", "minHealthyPercent"),
+        ("Slow start (s)", "slowStartSeconds"),
         ("No member", "onNoMember"),
         ("Member removed", "onMemberRemoved"),
         ("Health check", "healthCheck"),
         ("Member selector", "memberSelector"),
+        ("Member groups", "memberGroups"),
     ];
     for (title, key) in settings {
         if let Some(value) = resource.and_then(|resource| resource.pointer(&format!("/spec/{key}"))) {
