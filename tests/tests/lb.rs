@@ -6,6 +6,8 @@ mod bridge;
 mod health;
 #[path = "lb/members.rs"]
 mod members;
+#[path = "lb/picking.rs"]
+mod picking;
 #[path = "lb/redirect.rs"]
 mod redirect;
 #[path = "lb/routed.rs"]
