@@ -226,7 +226,7 @@ fn a_socket_stays_through_changes_and_is_gone_with_its_source() {
     assert_eq!(scene.status().input, elsewhere.display().to_string());
     let begun = Instant::now();
     scene.sources.configure(&[]);
-    assert!(!elsewhere.exists() && begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(!elsewhere.exists() && begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn a_sink_that_is_held_up_holds_up_neither_suricata_nor_the_end() {
     assert!((996..=998).contains(&overtaken) && scene.taken().is_empty(), "{overtaken}");
     let begun = Instant::now();
     scene.sources.configure(&[]);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     drop(held);
     let newest = |name: &str| scene.taken.changes.lock().unwrap().iter().rev().find(|c| c.name == name).map(|c| c.value.clone());
     scene.wait("the newest state", || newest("ids.alert").is_some_and(|value| value == "vnet: 499"));
