@@ -134,7 +134,7 @@ pub struct Member {
     pub base: String,
     /// Who holds it.
     pub held: Option<Hold>,
-    /// It was let go, but the datapath may not know yet: an intent, which a restart completes.
+    /// It was let go, and nothing was known of its row since: an intent, which a restart completes. A later hold has more moves.
     pub opening: bool,
     /// It is never moved, and why.
     pub never: Option<String>,

@@ -57,6 +57,8 @@ pub struct Rows {
     rows: Mutex<BTreeMap<String, (String, bool, u32)>>,
     devices: Mutex<BTreeSet<String>>,
     failing: AtomicBool,
+    /// Who is let go keeps its group until there are rules to open it with.
+    late: AtomicBool,
     fuse: Arc<Fuse>,
 }
 
@@ -85,7 +87,8 @@ impl Enforce for Rows {
         self.put(endpoint, (group.to_owned(), true, moves))
     }
     fn release(&self, endpoint: &str, moves: u32) -> Result<bool> {
-        self.put(endpoint, (String::new(), false, moves))
+        let group = self.held_in(endpoint).filter(|_| self.late.load(Ordering::Relaxed));
+        self.put(endpoint, (group.clone().unwrap_or_default(), group.is_some(), moves))
     }
     fn pinned(&self) -> Result<Vec<Pinned>> {
         let pin = |(endpoint, (group, quarantined, moves)): (&String, &(String, bool, u32))| Pinned {
