@@ -30,6 +30,8 @@ pub struct Edit {
     pub delete: Vec<Key>,
     /// Where those that are put were written.
     pub origins: Vec<(Key, Origin)>,
+    /// Devices that endpoints among those that are put had been given at run time.
+    pub bindings: Vec<(String, String)>,
 }
 
 impl Edit {
@@ -64,6 +66,9 @@ impl Edit {
             match inputs.resources.get(&k) {
                 Some(r) => undo.put.push(r.clone()),
                 None => undo.delete.push(k.clone()),
+            }
+            if k.0 == "Endpoint" && self.delete.contains(&k) {
+                undo.bindings.extend(inputs.bindings.get(&k.1).map(|device| (k.1.clone(), device.clone())));
             }
             undo.origins.extend(inputs.origins.get(&k).map(|origin| (k, origin.clone())));
         }
@@ -157,10 +162,12 @@ impl State {
     fn take_back(&mut self, undo: Edit, why: &anyhow::Error) -> Refusal {
         let back = self.policy.change(undo.put, undo.delete, false);
         let origins = self.policy.set_origins(undo.origins);
+        let bound = undo.bindings.iter().try_for_each(|(endpoint, device)| self.policy.bind(endpoint, device));
+        self.policy.refresh();
         self.tell();
         let force = self.put_in_force(true);
         self.follow(false);
-        match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(force) {
+        match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(bound).and(force) {
             Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back")),
             Err(e) => Refusal::from(anyhow::anyhow!("a change failed half-way ({why:#}), and could not be taken back: {e:#}")),
         }

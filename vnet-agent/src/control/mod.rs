@@ -319,7 +319,7 @@ impl State {
         }
         let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
         let put = located.into_iter().map(|l| l.resource).collect();
-        Ok(Edit { put, delete: Vec::new(), origins })
+        Ok(Edit { put, origins, ..Edit::default() })
     }
 }
 
@@ -344,7 +344,7 @@ impl Control for Agent {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
             let delete = s.policy.deletable(request)?;
-            s.change(Edit { put: Vec::new(), delete, origins: Vec::new() }, false)
+            s.change(Edit { delete, ..Edit::default() }, false)
         })
     }
 

@@ -125,11 +125,15 @@ impl Store for RedbStore {
             let mut table = txn.open_table(RESOURCES)?;
             let mut overrides = txn.open_table(OVERRIDES)?;
             let mut origins = txn.open_table(ORIGINS)?;
+            let mut bindings = txn.open_table(BINDINGS)?;
             for (kind, name) in delete {
                 table.remove((kind.as_str(), name.as_str()))?;
                 origins.remove((kind.as_str(), name.as_str()))?;
                 if kind == "LoadBalancer" {
                     overrides.retain(|(lb, _), _| lb != name)?;
+                }
+                if kind == "Endpoint" {
+                    bindings.remove(name.as_str())?;
                 }
             }
             for resource in put {
@@ -255,7 +259,9 @@ impl Store for RedbStore {
 
     fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
         self.writing(|txn| {
-            txn.open_table(BINDINGS)?.insert(endpoint, device)?;
+            let mut table = txn.open_table(BINDINGS)?;
+            table.retain(|_, bound| bound != device)?;
+            table.insert(endpoint, device)?;
             Ok(())
         })
     }
@@ -314,6 +320,24 @@ mod tests {
         assert_eq!((s.endpoint_id("y").unwrap(), s.endpoint_id("z").unwrap()), (2, 3));
         s.change(&[], &[("LoadBalancer".to_owned(), "web".to_owned())]).unwrap();
         assert_eq!(s.overrides().unwrap(), [], "overrides go with their load balancer");
+    }
+
+    #[test]
+    fn a_device_is_bound_to_one_endpoint_and_as_long_as_that_is_there() {
+        let dir = Dir::new("bind");
+        let pair = |endpoint: &str, device: &str| (endpoint.to_owned(), device.to_owned());
+        {
+            let s = RedbStore::open(&dir.file()).unwrap();
+            s.change(&[endpoint("alpha", "tap0"), endpoint("zeta", "tap1")], &[]).unwrap();
+            s.bind("zeta", "vnet0").unwrap();
+            s.bind("alpha", "vnet1").unwrap();
+            s.bind("alpha", "vnet0").unwrap();
+        }
+        let s = RedbStore::open(&dir.file()).unwrap();
+        assert_eq!(s.bindings().unwrap(), [pair("alpha", "vnet0")]);
+        s.bind("zeta", "vnet1").unwrap();
+        s.change(&[], &[pair("LoadBalancer", "zeta"), pair("Endpoint", "alpha")]).unwrap();
+        assert_eq!(s.bindings().unwrap(), [pair("zeta", "vnet1")]);
     }
 
     #[test]
