@@ -131,9 +131,16 @@ impl Placements {
         }
     }
 
-    /// These are all endpoints: others are not kept in mind.
+    /// These are all endpoints: of others only who holds them is kept in mind.
     pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.lock().endpoints.retain(|name, e| e.held.is_some() || e.base.ifindex != 0 || is_there(name));
+        self.lock().endpoints.retain(|name, e| {
+            let is_there = is_there(name);
+            if !is_there && e.held.is_some() {
+                // Its set may be another's when it is back: it begins with that of its quarantine group.
+                e.assigned = None;
+            }
+            is_there || e.held.is_some() || e.base.ifindex != 0
+        });
     }
 
     /// Leads endpoints to their sets; `group` says whose rules those are.
@@ -283,5 +290,34 @@ impl Enforce for Placements {
 
     fn pinned(&self) -> Result<Vec<Pinned>> {
         Ok(self.lock().pinned.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without a datapath: rows are made, and not written.
+    fn placements(held: &str, group: &str) -> Placements {
+        let placements = Placements { observer: Arc::default(), inner: Mutex::default() };
+        let pin = Pinned { endpoint: held.to_owned(), group: group.to_owned(), quarantined: true, moves: 1 };
+        placements.recall(vec![pin], HashMap::new());
+        placements
+    }
+
+    #[test]
+    fn who_is_held_and_comes_back_has_no_set_of_before() {
+        let placements = placements("vm", "strict");
+        let assignment = Assignment { name: "vm".into(), set: 5, identity: 0, policed: true };
+        placements.assign(&[&assignment], |_| Some("strict".into())).unwrap();
+        placements.retain(|name| name == "vm");
+        assert_eq!(placements.lock().row("vm").set, 5);
+        placements.retain(|_| false);
+        let quarters = Quarters { set: 3, ..Quarters::default() };
+        for (set, quarters) in [(0, HashMap::new()), (3, HashMap::from([("strict".to_owned(), quarters)]))] {
+            placements.set_groups(quarters, HashMap::new()).unwrap();
+            let row = placements.lock().row("vm");
+            assert_eq!((row.set, row.flags & flags::QUARANTINED), (set, flags::QUARANTINED), "its row may be another's by now");
+        }
     }
 }
