@@ -221,7 +221,7 @@ impl Agent {
                 self.parts.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
-            s.policy.refresh();
+            s.refresh();
         });
     }
 
@@ -229,7 +229,7 @@ impl Agent {
     pub fn look_after(&self) {
         self.event(|s| {
             if s.policy.trouble().is_some() {
-                s.policy.refresh();
+                s.refresh();
             }
             if s.security.trouble().is_some() {
                 s.secure(true);
@@ -266,6 +266,16 @@ impl Agent {
 }
 
 impl State {
+    /// Brings the maps of load balancing to what is desired.
+    fn refresh(&mut self) {
+        let before = self.policy.trouble().is_some();
+        self.policy.refresh();
+        if before && self.policy.trouble().is_none() {
+            // Quarantines redirect to groups of load balancers: as long as their rows were not known, to nothing.
+            self.secure(false);
+        }
+    }
+
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
         let Self { policy, attachments, datapath, parts, .. } = self;
