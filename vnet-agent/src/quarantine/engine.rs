@@ -184,7 +184,7 @@ impl Engine {
         for name in before {
             self.vanished(&name);
         }
-        self.follow_sources(now);
+        self.follow_sources(&old, now);
         self.criteria.tidy();
     }
 

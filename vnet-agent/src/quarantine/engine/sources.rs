@@ -6,7 +6,7 @@ use vnet_common::api::AuditRecord;
 
 use super::{Engine, Live};
 use crate::quarantine::clock::Now;
-use crate::quarantine::model::OPERATOR;
+use crate::quarantine::model::{Model, OPERATOR};
 use crate::quarantine::tags::{SetOutcome, TagKey, TagState, brief, shown};
 use crate::resource::OnExpiry;
 
@@ -336,11 +336,15 @@ impl Engine {
         lasts.filter_map(|(name, source)| Some(self.heard.get(name)?.last + source.lost_after()?)).min()
     }
 
-    /// The resources of sources changed.
-    pub(super) fn follow_sources(&mut self, now: Now) {
+    /// The resources of sources changed; they were those of `old`.
+    pub(super) fn follow_sources(&mut self, old: &Model, now: Now) {
         let model = Arc::clone(&self.model);
         for name in model.sources.keys() {
-            self.heard.entry(name.clone()).or_insert_with(|| Heard { last: now.at, ..Heard::default() });
+            let heard = self.heard.entry(name.clone()).or_default();
+            if !old.sources.contains_key(name) {
+                // One that is there anew has its time to be heard, however long ago its tags of before came.
+                heard.last = now.at;
+            }
         }
         let watched = |name: &String| model.sources.get(name).is_some_and(|s| s.lost_after().is_some());
         let gone: Vec<(String, u64)> =

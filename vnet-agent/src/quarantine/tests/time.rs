@@ -167,6 +167,19 @@ fn a_lost_source_keeps_whom_it_holds() {
     w.service().heard("ids");
     w.pass_ms(0);
     assert_eq!(w.group("a"), "web");
+
+    // Deleted with tags of it that stay, and applied again.
+    w.set("a", "bad", 9);
+    let source = w.sources.clone();
+    w.sources.clear();
+    w.set_inputs();
+    w.pass(100);
+    w.sources = source;
+    w.set_inputs();
+    w.pass(59);
+    assert!(!w.service().is_lost("ids"), "it had no time to be heard");
+    w.pass(1);
+    assert!(w.service().is_lost("ids"));
 }
 
 #[test]
