@@ -299,13 +299,16 @@ impl State {
 
 impl State {
     fn look_at_drops(&mut self) {
+        let mut there = HashSet::new();
         for nic in self.policy.endpoints() {
             let Some(row) = self.attachments.get(nic.ifindex()).map(|a| a.row).filter(|row| row.id != 0) else { continue };
+            there.insert(row.id);
             match self.datapath.maps().endpoint_counters(row.slot) {
                 Ok(counters) => self.drops.look(row.id, &counters, Instant::now()),
                 Err(e) => log::error!("endpoint {}: {e:#}", nic.name),
             }
         }
+        self.drops.retain(|id| there.contains(&id));
     }
 }
 

@@ -150,6 +150,8 @@ pub struct Member {
     pub history: BTreeMap<String, Vec<u64>>,
     /// Sources that had more tags for it than were kept, while it was held.
     pub incomplete: BTreeSet<String>,
+    /// Since when there is no such endpoint; `None`: there is.
+    pub absent: Option<u64>,
 }
 
 /// An endpoint that is held.
