@@ -408,7 +408,7 @@ impl State {
         let flows = datapath.maps().flow_total()?;
         parts.placements.close();
         drop(policy);
-        let datapath = only(datapath).context("requests are still reading the datapath")?;
+        let datapath = only(datapath)?;
         let name = |i: u32| names.get(&i).map_or_else(|| format!("index {i}"), |d| d.name.clone());
         let devices = datapath.detach_all().context("taking the datapath off")?.into_iter().map(name).collect();
         log::info!("everything was detached");
@@ -422,7 +422,10 @@ fn only<T>(mut shared: Arc<T>) -> Result<T> {
     loop {
         match Arc::try_unwrap(shared) {
             Ok(value) => return Ok(value),
-            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!("gave up after {} s: try again", PATIENCE.as_secs()),
+            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!(
+                "nothing was detached: requests were still reading the datapath after {} s. This agent ends now; start it again, and detach then",
+                PATIENCE.as_secs()
+            ),
             Err(again) => shared = again,
         }
         std::thread::sleep(Duration::from_millis(10));
