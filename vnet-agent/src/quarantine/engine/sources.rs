@@ -16,8 +16,8 @@ const INSTANCE: usize = 256;
 const VALUE: usize = 1024;
 /// With more tags, an endpoint is looked at only once in a millisecond.
 const MANY_TAGS: usize = 16;
-/// Characters of evidence that are kept.
-const EVIDENCE: usize = 512;
+/// Characters of evidence, and of other text of strangers, that are kept.
+pub(super) const TEXT: usize = 512;
 
 /// What a source, or the operator, does to a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -414,5 +414,5 @@ fn is_text(what: &str, text: &str, most: usize) -> Result<(), String> {
 
 /// Text of strangers as a terminal may show it, not too long.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().take(EVIDENCE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().take(TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
