@@ -183,13 +183,7 @@ impl Service {
         }
     }
 
-    /// Which group an endpoint is to have the rules of; `None`: it is not known (yet).
-    #[must_use]
-    pub fn assignment(&self, endpoint: &str) -> Option<Assignment> {
-        self.lock().assignment(endpoint)
-    }
-
-    /// The same of all endpoints.
+    /// Which groups endpoints are to have the rules of; those that are not known (yet) are not in it.
     #[must_use]
     pub fn assignments(&self) -> HashMap<String, Assignment> {
         self.lock().assignments().map(|(name, assignment)| (name.to_owned(), assignment)).collect()
@@ -234,12 +228,6 @@ impl Service {
     #[must_use]
     pub fn source_counts(&self, source: &str) -> SourceCounts {
         self.lock().source_counts(source)
-    }
-
-    /// Is it lost?
-    #[must_use]
-    pub fn is_lost(&self, source: &str) -> bool {
-        self.lock().lost_since(source).is_some()
     }
 
     /// The stable number of a security group.

@@ -13,8 +13,8 @@ use super::tags::{TagKey, TagState, TagWrite};
 /// Puts holds in force. Called under the engine's lock, from any thread: it must be short, and must neither call the
 /// engine nor wait for someone who does.
 pub trait Enforce: Send + Sync {
-    /// The endpoint has the rules of this quarantine group from now on, and its row says `moves`. Whether there is a device
-    /// to do it on: where there is none, whoever attaches one asks [`super::Service::assignment`] first.
+    /// The endpoint has the rules of this quarantine group from now on, and its row says `moves`. Gives whether there is a device
+    /// to do it on: where there is none, the row of the one that comes says so from the beginning.
     ///
     /// # Errors
     /// It could not be done: the endpoint is as open as before. It is tried again every second.

@@ -373,12 +373,6 @@ impl Engine {
         self.heard.get(source).map(|heard| heard.counts).unwrap_or_default()
     }
 
-    /// Since when a source is lost ([`Now::at`]), if it is.
-    #[must_use]
-    pub fn lost_since(&self, source: &str) -> Option<u64> {
-        self.common.lost.get(source).copied()
-    }
-
     /// Does it know this endpoint, or did it?
     pub(super) fn knows(&self, name: &str) -> bool {
         self.model.endpoints.contains_key(name) || self.live.get(name).is_some_and(|live: &Live| !live.row.base.is_empty())

@@ -17,12 +17,6 @@ const NAMED: usize = 5;
 const ALARMS: usize = 20;
 
 impl Engine {
-    /// Which group an endpoint is in; `None`: it is not known.
-    #[must_use]
-    pub fn assignment(&self, name: &str) -> Option<Assignment> {
-        self.live.get(name).filter(|live| !live.row.base.is_empty() || live.holder().is_some()).map(Live::assignment)
-    }
-
     /// Which groups all endpoints are in.
     pub fn assignments(&self) -> impl Iterator<Item = (&str, Assignment)> {
         self.model.endpoints.keys().filter_map(|name| Some((name.as_str(), self.live.get(name)?.assignment())))

@@ -341,7 +341,7 @@ impl World {
     }
 
     fn assignment(&self, endpoint: &str) -> Assignment {
-        self.service().assignment(endpoint).unwrap()
+        self.service().assignments().remove(endpoint).unwrap()
     }
 
     /// The group that an endpoint is in. The datapath has it, too.
@@ -365,6 +365,10 @@ impl World {
 
     fn pending(&self) -> Vec<Pending> {
         self.service().quarantine().unwrap().pending
+    }
+
+    fn is_lost(&self, source: &str) -> bool {
+        self.alarms().contains(&format!("tag source {source} is lost"))
     }
 
     fn alarms(&self) -> String {
