@@ -9,13 +9,13 @@ use vnet_common::api::{ApplyResponse, AttachRequest, EndpointStatus};
 
 use super::inputs::{Inputs, Key, Nic, key};
 use super::security::{Around, Draft, quarters, refusal, subjects, timed};
-use super::{Agent, State, effects, tags};
+use super::{Agent, State, effects};
 use crate::api::Refusal;
 use crate::explain::rows::Balancing;
 use crate::observe::Saying;
-use crate::policy::membership::Membership;
+use crate::policy::apply::PlanError;
 use crate::quarantine;
-use crate::resource::{Origin, Resource};
+use crate::resource::{DEFAULT_GROUP, Origin, Resource};
 use crate::source;
 
 /// How long an endpoint's device may take to be seen and attached.
@@ -88,7 +88,8 @@ impl State {
         let after = edit.over(self.policy.inputs());
         let nics = after.endpoints();
         self.keeps_the_held(&after)?;
-        let draft = self.draft(&after, &nics, edit.has_rules()).map_err(refusal)?;
+        let bases = self.parts.quarantine.bases(&told(&after, &nics));
+        let draft = self.draft(&after, &nics, edit.has_rules(), Some(&bases)).map_err(refusal)?;
         let mut warnings: Vec<String> = draft.image.warnings();
         if dry_run {
             let mut response = self.policy.change(edit.put.clone(), edit.delete.clone(), true)?;
@@ -125,7 +126,8 @@ impl State {
     pub(super) fn preview(&mut self, edit: &Edit) -> Result<Preview, Refusal> {
         let inputs = edit.over(self.policy.inputs());
         let nics = inputs.endpoints();
-        let image = self.draft(&inputs, &nics, edit.has_rules()).map_err(refusal)?.image;
+        let bases = self.parts.quarantine.bases(&told(&inputs, &nics));
+        let image = self.draft(&inputs, &nics, edit.has_rules(), Some(&bases)).map_err(refusal)?.image;
         let mut writes = None;
         let balancers = edit.balancers();
         if let Some(known) = self.policy.known().filter(|_| !balancers.is_empty()) {
@@ -166,22 +168,25 @@ impl State {
         }
     }
 
-    /// What rules should be in force, given these inputs.
-    fn draft(&mut self, inputs: &Inputs, nics: &[Nic], rules: bool) -> Result<Draft, crate::policy::apply::PlanError> {
+    /// What rules should be in force, given these inputs. `bases`: the groups that endpoints would belong to, if the engine was not told
+    /// of the inputs.
+    fn draft(
+        &mut self,
+        inputs: &Inputs,
+        nics: &[Nic],
+        rules: bool,
+        bases: Option<&HashMap<String, String>>,
+    ) -> Result<Draft, PlanError> {
         let around = Around::new(inputs, self.policy.desired(), self.policy.known());
         let assignments = self.parts.quarantine.assignments();
-        let membership = Membership::new(inputs.groups());
         let group = |nic: &Nic| -> Arc<str> {
-            match assignments.get(&nic.name) {
-                Some(a) if a.quarantined => a.group.as_str().into(),
-                Some(a) if !rules => a.base.as_str().into(),
-                was => {
-                    let found = membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name));
-                    // As the engine does: a group whose selector cannot be asked keeps whom it had.
-                    let kept = was.filter(|a| found.faults.iter().any(|(group, _)| **group == *a.base));
-                    kept.map_or(found.group, |a| a.base.as_str().into())
-                }
-            }
+            let assigned = assignments.get(&nic.name);
+            let group = match (assigned.filter(|a| a.quarantined), bases) {
+                (Some(held), _) => Some(&held.group),
+                (None, Some(bases)) => bases.get(&nic.name),
+                (None, None) => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
+            };
+            group.map_or(DEFAULT_GROUP, String::as_str).into()
         };
         let subjects = subjects(nics, group);
         let timings = &self.parts.observer.timings;
@@ -191,11 +196,7 @@ impl State {
     /// Tells those who have locks of their own what there is.
     pub(super) fn tell(&self) {
         let (inputs, nics) = (self.policy.inputs(), self.policy.endpoints());
-        self.parts.quarantine.set_inputs(&quarantine::Inputs {
-            groups: inputs.groups().collect(),
-            sources: inputs.tag_sources().collect(),
-            endpoints: nics.iter().map(|n| (n.name.as_str(), &n.labels)).collect(),
-        });
+        self.parts.quarantine.set_inputs(&told(inputs, nics));
         let known = nics.iter().map(|n| source::Known {
             name: n.name.clone(),
             addresses: n.addresses.clone(),
@@ -216,10 +217,10 @@ impl State {
 
     fn put_in_force(&mut self, rules: bool) -> Result<()> {
         let (inputs, nics) = (self.policy.inputs().clone(), self.policy.endpoints().to_vec());
-        let draft = self.draft(&inputs, &nics, rules)?;
+        let draft = self.draft(&inputs, &nics, rules, None)?;
         self.policy.store().change_rule_ids(&self.security.new_ids(&draft)).context("storing the numbers of rules")?;
         let mut numbers = HashMap::new();
-        let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([crate::policy::membership::DEFAULT]);
+        let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT_GROUP]);
         for name in names {
             numbers.insert(name.to_owned(), self.parts.quarantine.group_number(name)?);
         }
@@ -229,6 +230,15 @@ impl State {
         placements.retain(|name| there.contains(name));
         self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
+    }
+}
+
+/// What the quarantine engine is told of these inputs.
+fn told<'a>(inputs: &'a Inputs, nics: &'a [Nic]) -> quarantine::Inputs<'a> {
+    quarantine::Inputs {
+        groups: inputs.groups().collect(),
+        sources: inputs.tag_sources().collect(),
+        endpoints: nics.iter().map(|n| (n.name.as_str(), &n.labels)).collect(),
     }
 }
 
