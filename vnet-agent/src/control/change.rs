@@ -87,7 +87,7 @@ impl State {
         let start = Instant::now();
         let after = edit.over(self.policy.inputs());
         let nics = after.endpoints();
-        self.keeps_the_held(&after)?;
+        keep_the_held(&self.parts.quarantine.holds(), self.policy.inputs(), &after)?;
         let bases = self.parts.quarantine.bases(&told(&after, &nics));
         let draft = self.draft(&after, &nics, edit.has_rules(), Some(&bases)).map_err(refusal)?;
         let mut warnings: Vec<String> = draft.image.warnings();
@@ -142,20 +142,6 @@ impl State {
         Ok(Preview { image, nics, balancing: writes })
     }
 
-    /// A quarantine group that holds somebody cannot go.
-    fn keeps_the_held(&self, after: &Inputs) -> Result<(), Refusal> {
-        for (endpoint, a) in self.parts.quarantine.assignments() {
-            if a.quarantined && !after.groups().any(|g| g.metadata.name == a.group && g.spec.quarantine.is_some()) {
-                return Err(Refusal::conflict(format!(
-                    "quarantine group '{}' holds endpoint '{endpoint}': let it go first (vnet-ctl quarantine release {endpoint}). \
-                     Nothing was changed",
-                    a.group
-                )));
-            }
-        }
-        Ok(())
-    }
-
     fn take_back(&mut self, undo: Edit, why: &anyhow::Error) -> Refusal {
         let back = self.policy.change(undo.put, undo.delete, false);
         let origins = self.policy.set_origins(undo.origins);
@@ -181,12 +167,11 @@ impl State {
         let assignments = self.parts.quarantine.assignments();
         let group = |nic: &Nic| -> Arc<str> {
             let assigned = assignments.get(&nic.name);
-            let group = match (assigned.filter(|a| a.quarantined), bases) {
-                (Some(held), _) => Some(&held.group),
-                (None, Some(bases)) => bases.get(&nic.name),
-                (None, None) => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
+            let base = match bases {
+                Some(bases) => bases.get(&nic.name),
+                None => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
             };
-            group.map_or(DEFAULT_GROUP, String::as_str).into()
+            group_in(inputs, assigned, base.map_or(DEFAULT_GROUP, String::as_str)).into()
         };
         let subjects = subjects(nics, group);
         let timings = &self.parts.observer.timings;
@@ -233,6 +218,23 @@ impl State {
     }
 }
 
+/// The group whose rules an endpoint is to have. Who is held in a group that is gone has those of the group that it belongs to: its row
+/// lets nothing through ([`Placements`](super::placements::Placements)), and others' rules can be made.
+fn group_in<'a>(inputs: &Inputs, assigned: Option<&'a quarantine::Assignment>, base: &'a str) -> &'a str {
+    assigned.filter(|a| a.quarantined && inputs.has_quarantine(&a.group)).map_or(base, |held| held.group.as_str())
+}
+
+/// A quarantine group that holds somebody cannot go, though the endpoint may be gone: it can come back. `holds`: groups by endpoint.
+fn keep_the_held(holds: &BTreeMap<String, String>, before: &Inputs, after: &Inputs) -> Result<(), Refusal> {
+    match holds.iter().find(|(_, group)| before.has_quarantine(group) && !after.has_quarantine(group)) {
+        None => Ok(()),
+        Some((endpoint, group)) => Err(Refusal::conflict(format!(
+            "quarantine group '{group}' holds endpoint '{endpoint}': let it go first (vnet-ctl quarantine release {endpoint}). \
+             Nothing was changed"
+        ))),
+    }
+}
+
 /// What the quarantine engine is told of these inputs.
 fn told<'a>(inputs: &'a Inputs, nics: &'a [Nic]) -> quarantine::Inputs<'a> {
     quarantine::Inputs {
@@ -273,6 +275,67 @@ pub fn attach(agent: &Agent, request: &AttachRequest) -> Result<EndpointStatus, 
                 }));
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::parse;
+    use vnet_common::api::File;
+
+    /// Security groups: those of quarantine, and others.
+    fn inputs(quarantines: &[&str], others: &[&str]) -> Inputs {
+        let group = |name: &&str, spec: &str| {
+            format!("apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n---\n")
+        };
+        let text = quarantines.iter().map(|name| group(name, "quarantine: {}"));
+        let text = text.chain(others.iter().map(|name| group(name, "selector: { matchLabels: { app: web } }"))).collect();
+        let located = parse(&[File { name: "t.yaml".into(), text }]).unwrap();
+        Inputs { resources: located.into_iter().map(|l| (key(&l.resource), l.resource)).collect(), ..Inputs::default() }
+    }
+
+    #[test]
+    fn who_is_held_in_a_group_that_is_gone_has_the_rules_of_its_own() {
+        let assigned = |group: &str, quarantined| quarantine::Assignment {
+            base: "of-the-engine".into(),
+            group: group.into(),
+            quarantined,
+            moves: 1,
+        };
+        let inputs = inputs(&["isolated"], &["web"]);
+        for (assigned, group) in [
+            (None, "base"),
+            (Some(assigned("of-the-engine", false)), "base"),
+            (Some(assigned("isolated", true)), "isolated"),
+            (Some(assigned("gone", true)), "base"),
+            (Some(assigned("(number 7)", true)), "base"),
+            (Some(assigned("web", true)), "base"),
+        ] {
+            assert_eq!(group_in(&inputs, assigned.as_ref(), "base"), group, "{assigned:?}");
+        }
+    }
+
+    #[test]
+    fn a_quarantine_group_that_holds_somebody_cannot_go() {
+        let holds = |group: &str| BTreeMap::from([("tap5".to_owned(), group.to_owned())]);
+        let before = inputs(&["isolated", "other"], &["web"]);
+        for (held_in, after, may) in [
+            ("isolated", inputs(&["isolated"], &[]), true),
+            ("isolated", inputs(&["other"], &["web"]), false),
+            ("isolated", inputs(&["other"], &["isolated"]), false),
+            ("other", inputs(&["isolated"], &["web"]), false),
+            // It was none before: nobody is held any worse than before.
+            ("web", inputs(&["isolated", "other"], &[]), true),
+            ("(number 7)", inputs(&[], &[]), true),
+        ] {
+            let result = keep_the_held(&holds(held_in), &before, &after);
+            assert_eq!(result.is_ok(), may, "{held_in}");
+            if let Err(e) = result {
+                let said = format!("'{held_in}' holds endpoint 'tap5': let it go first");
+                assert!(e.response.error.contains(&said), "{e:?}");
+            }
         }
     }
 }

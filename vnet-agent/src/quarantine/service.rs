@@ -6,7 +6,7 @@
 
 mod api;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -215,6 +215,12 @@ impl Service {
     #[must_use]
     pub fn assignments(&self) -> HashMap<String, Assignment> {
         self.lock().assignments().map(|(name, assignment)| (name.to_owned(), assignment)).collect()
+    }
+
+    /// Who is held, and in which group: endpoints that are gone, too.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<String, String> {
+        self.lock().holds().map(|(name, group)| (name.to_owned(), group.to_owned())).collect()
     }
 
     /// A device of an endpoint got its row: what came while that was made is enforced on it.
