@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use vnet_common::api::{ApplyResponse, AttachRequest, EndpointStatus};
 
 use super::inputs::{Inputs, Key, Nic, key};
@@ -203,7 +203,7 @@ impl State {
     fn put_in_force(&mut self, rules: bool) -> Result<()> {
         let (inputs, nics) = (self.policy.inputs().clone(), self.policy.endpoints().to_vec());
         let draft = self.draft(&inputs, &nics, rules, None)?;
-        self.policy.store().change_rule_ids(&self.security.new_ids(&draft)).context("storing the numbers of rules")?;
+        self.security.store_ids(&draft, |change| self.policy.store().change_rule_ids(change))?;
         let mut numbers = HashMap::new();
         let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT_GROUP]);
         for name in names {
