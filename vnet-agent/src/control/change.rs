@@ -69,6 +69,22 @@ impl Edit {
         }
         undo
     }
+
+    /// Leaves quarantine groups alone that are to go though they hold somebody by now; gives that as the end of a sentence.
+    fn without_held(&mut self, holds: &BTreeMap<String, String>, inputs: &Inputs) -> String {
+        let after = self.over(inputs);
+        let mut stay: BTreeMap<&str, &str> = BTreeMap::new();
+        for (endpoint, group) in holds.iter().filter(|(_, group)| inputs.has_quarantine(group) && !after.has_quarantine(group)) {
+            stay.entry(group).or_insert(endpoint);
+        }
+        let stays = |kind: &str, name: &str| kind == "SecurityGroup" && stay.contains_key(name);
+        self.put.retain(|r| !stays(r.kind(), r.name()));
+        self.delete.retain(|(kind, name)| !stays(kind, name));
+        self.origins.retain(|((kind, name), _)| !stays(kind, name));
+        stay.iter()
+            .map(|(group, endpoint)| format!(", but for quarantine group '{group}', which holds endpoint '{endpoint}'"))
+            .collect()
+    }
 }
 
 /// What would be in force.
@@ -114,6 +130,7 @@ impl State {
         if let Err(e) = self.put_in_force(rules) {
             return Err(self.take_back(undo, &e));
         }
+        warnings.extend(self.policy.drop_overrides().err().map(|e| format!("{e:#}")));
         self.follow(false);
         self.parts.observer.timings.applied(start.elapsed());
         response.warnings.append(&mut warnings);
@@ -142,14 +159,15 @@ impl State {
         Ok(Preview { image, nics, balancing: writes })
     }
 
-    fn take_back(&mut self, undo: Edit, why: &anyhow::Error) -> Refusal {
+    fn take_back(&mut self, mut undo: Edit, why: &anyhow::Error) -> Refusal {
+        let stay = undo.without_held(&self.parts.quarantine.holds(), self.policy.inputs());
         let back = self.policy.change(undo.put, undo.delete, false);
         let origins = self.policy.set_origins(undo.origins);
         self.tell();
         let force = self.put_in_force(true);
         self.follow(false);
         match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(force) {
-            Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back")),
+            Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back{stay}")),
             Err(e) => Refusal::from(anyhow::anyhow!("a change failed half-way ({why:#}), and could not be taken back: {e:#}")),
         }
     }
@@ -314,6 +332,32 @@ mod tests {
             (Some(assigned("web", true)), "base"),
         ] {
             assert_eq!(group_in(&inputs, assigned.as_ref(), "base"), group, "{assigned:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_a_quarantine_group_that_holds_somebody_by_now() {
+        let before = inputs(&[], &["web", "odd"]);
+        let after = inputs(&["isolated", "empty", "odd"], &[]);
+        let put: Vec<Resource> = after.resources.values().cloned().collect();
+        let edit = Edit { put, delete: vec![("SecurityGroup".into(), "web".into())], origins: Vec::new() };
+        let group = |name: &str| ("SecurityGroup".to_owned(), name.to_owned());
+        for (holds, said, stay) in [
+            (&[][..], "", &[][..]),
+            (&[("vm", "web")], "", &[]),
+            (&[("vm", "isolated")], ", but for quarantine group 'isolated', which holds endpoint 'vm'", &["isolated"]),
+            (
+                &[("a", "odd"), ("b", "isolated"), ("c", "odd")],
+                ", but for quarantine group 'isolated', which holds endpoint 'b', but for quarantine group 'odd', which holds endpoint 'a'",
+                &["isolated", "odd"],
+            ),
+        ] {
+            let holds = holds.iter().map(|(endpoint, group)| ((*endpoint).to_owned(), (*group).to_owned())).collect();
+            let mut undo = edit.undo(&before);
+            assert_eq!(undo.without_held(&holds, &after), said, "{holds:?}");
+            let mut expected = before.resources.clone();
+            expected.extend(stay.iter().map(|name| (group(name), after.resources[&group(name)].clone())));
+            assert_eq!(undo.over(&after).resources, expected, "{holds:?}");
         }
     }
 
