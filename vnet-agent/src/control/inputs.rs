@@ -107,6 +107,11 @@ impl Inputs {
         })
     }
 
+    /// Is there a quarantine group of this name?
+    pub fn has_quarantine(&self, name: &str) -> bool {
+        self.groups().any(|g| g.metadata.name == name && g.spec.quarantine.is_some())
+    }
+
     /// The policies.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.resources.values().filter_map(|r| match r {

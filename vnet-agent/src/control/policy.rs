@@ -234,7 +234,8 @@ impl<R: Rows> Policy<R> {
         Ok(())
     }
 
-    /// Puts and deletes resources together, or says what that would do.
+    /// Puts and deletes resources together, or says what that would do. Call [`Policy::drop_overrides`] once it is not to be taken back
+    /// any more.
     pub fn change(&mut self, put: Vec<Resource>, delete: Vec<Key>, dry_run: bool) -> Result<ApplyResponse, Refusal> {
         // The last one of a name counts.
         let mut wanted: BTreeMap<Key, Option<Resource>> = put.iter().map(|r| (key(r), Some(r.clone()))).collect();
@@ -256,11 +257,10 @@ impl<R: Rows> Policy<R> {
             bound.iter().try_for_each(|(endpoint, device)| s.bind(endpoint, device))
         };
         let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &undo };
-        let mut warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
+        let warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
         if !dry_run {
             self.inputs.origins.retain(|k, _| !deleted.contains(k));
             self.inputs.bindings.retain(|endpoint, _| !is_deleted(endpoint));
-            warnings.extend(self.drop_overrides(&deleted).err().map(|e| format!("{e:#}")));
         }
         Ok(ApplyResponse { changes, warnings, effects: None })
     }
@@ -285,10 +285,7 @@ impl<R: Rows> Policy<R> {
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.
-    fn drop_overrides(&mut self, deleted: &[Key]) -> Result<()> {
-        if deleted.is_empty() {
-            return Ok(());
-        }
+    pub fn drop_overrides(&mut self) -> Result<()> {
         let Inputs { overrides, resources, .. } = &mut self.inputs;
         let gone = |lb: &str| !resources.contains_key(&load_balancer_key(lb));
         for (lb, member) in overrides.keys().filter(|(lb, _)| gone(lb)) {

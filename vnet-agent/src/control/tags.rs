@@ -5,16 +5,13 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::net::if_::if_indextoname;
-use serde_json::{Value, json};
 use vnet_common::endpoint::{EndpointRow, flags};
 
 use super::policy::Policy;
-use crate::api::Quarantine as _;
 use crate::datapath::Datapath;
 use crate::observe::{Observer, Saying};
-use crate::policy::membership::DEFAULT;
 use crate::quarantine::{self, Journal, Operation as Done, Pinned, Service};
-use crate::resource::Operation;
+use crate::resource::{DEFAULT_GROUP, Operation};
 use crate::source::{self, Refused, SourceName, TagChange};
 
 /// Takes what sources say to the engine.
@@ -63,20 +60,6 @@ impl source::Sink for Sink {
     }
 }
 
-/// An endpoint's tags, as expressions see them.
-pub fn as_json(service: &Service, endpoint: &str) -> Value {
-    let tags = service.tags(Some(endpoint)).unwrap_or_default();
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
-    let tag = |t: vnet_common::api::Tag| {
-        json!({
-            "name": t.name, "value": t.value, "instance": t.instance, "severity": t.severity, "confidence": t.confidence,
-            "source": t.source, "evidence": t.evidence, "expired": t.expired,
-            "age": now.saturating_sub(t.set_at_ms) / 1000,
-        })
-    };
-    Value::Array(tags.into_iter().map(tag).collect())
-}
-
 /// Who is held according to the rows that are pinned, by the names that their endpoints have now; and the numbers of all groups.
 pub fn pinned(
     datapath: &Arc<Datapath>,
@@ -85,7 +68,7 @@ pub fn pinned(
 ) -> Result<(Vec<Pinned>, HashMap<String, u32>)> {
     let inputs = policy.inputs();
     let mut numbers = HashMap::new();
-    for name in inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT]) {
+    for name in inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT_GROUP]) {
         numbers.insert(name.to_owned(), journal.group_number(name).context("reading the numbers of security groups")?);
     }
     let ids = policy.store().endpoint_ids().context("reading the numbers of endpoints")?;

@@ -26,10 +26,11 @@ use vnet_common::api::AuditRecord;
 
 use super::clock::Now;
 use super::criteria::{Criteria, variables};
-use super::membership::membership;
+use super::membership::{Membership, membership};
 use super::model::{Group, Model};
 use super::state::{Common, Hold, Member, Saved};
 use super::tags::TagTable;
+use crate::expression::Variables;
 pub use act::Then;
 pub use sources::{Applied as TagApplied, Operation, Refused, SourceCounts, TagChange};
 use sources::{Bucket, Heard};
@@ -259,8 +260,7 @@ impl Engine {
         }
         self.tend(name);
         let known = variables(name, &endpoint.labels, self.tags.of(name), now.at);
-        let base = self.live.get(name).map_or("", |live| &live.row.base);
-        let base = membership(&model.groups, &endpoint.place, base, &known);
+        let Some(base) = self.base_in(&model, name, &known) else { return };
         let faults: Vec<(String, String)> =
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
@@ -273,6 +273,25 @@ impl Engine {
         if self.carry_out(name, group, decision, now) && turns > 1 {
             self.again.push_back((name.to_owned(), turns - 1));
         }
+    }
+
+    /// The base group of an endpoint in this model or another, which is only asked about.
+    fn base_in<'m>(&self, model: &'m Model, name: &str, known: &Variables) -> Option<Membership<'m>> {
+        let place = &model.endpoints.get(name)?.place;
+        let now = self.live.get(name).map_or("", |live| &live.row.base);
+        Some(membership(&model.groups, place, now, known))
+    }
+
+    /// The group that an endpoint would belong to if this were the model, and nobody held it.
+    #[must_use]
+    pub fn would_be_in(&self, model: &Model, name: &str, now: Now) -> Option<String> {
+        let endpoint = model.endpoints.get(name)?;
+        let known = match endpoint.place.is_open() {
+            true => variables(name, &endpoint.labels, self.tags.of(name), now.at),
+            // Nothing is asked about it.
+            false => Variables::default(),
+        };
+        Some(self.base_in(model, name, &known)?.group.to_owned())
     }
 
     /// What is due whatever its criteria say.

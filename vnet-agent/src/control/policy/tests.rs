@@ -317,9 +317,17 @@ fn overrides_name_what_is_there_and_go_with_the_load_balancer() {
     assert!(rig.policy.change_member("nope", "10.9.0.1", &drain).unwrap_err().to_string().contains("no load balancer 'nope'"));
     assert!(rig.policy.change_member("web", "nope", &drain).unwrap_err().to_string().contains("no member 'nope'"));
     rig.policy.change_member("web", "10.9.0.1", &drain).unwrap();
-    rig.policy.change(vec![], vec![("LoadBalancer".into(), "web".into())], false).unwrap();
+    let delete = |rig: &mut Rig| rig.policy.change(vec![], vec![("LoadBalancer".into(), "web".into())], false).unwrap();
+    delete(&mut rig);
+    rig.apply(web(&["10.9.0.1"])).unwrap();
+    assert_eq!(rig.members(), [(1, state::DRAINING)], "the deletion was taken back");
+    rig.policy.drop_overrides().unwrap();
+    assert_eq!(rig.store.content.lock().unwrap().overrides.len(), 1, "of what is there");
+    delete(&mut rig);
+    rig.policy.drop_overrides().unwrap();
     rig.apply(web(&["10.9.0.1"])).unwrap();
     assert_eq!(rig.members(), [(1, state::ACTIVE)]);
+    assert!(rig.store.content.lock().unwrap().overrides.is_empty());
 }
 
 #[test]

@@ -375,7 +375,8 @@ impl Engine {
 
     /// Does it know this endpoint, or did it?
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.model.endpoints.contains_key(name) || self.live.get(name).is_some_and(|live: &Live| !live.row.base.is_empty())
+        let remembered = |live: &Live| !live.row.base.is_empty() || live.holder().is_some();
+        self.model.endpoints.contains_key(name) || self.live.get(name).is_some_and(remembered)
     }
 }
 

@@ -22,6 +22,11 @@ impl Engine {
         self.model.endpoints.keys().filter_map(|name| Some((name.as_str(), self.live.get(name)?.assignment())))
     }
 
+    /// Who is held, or is to be, and in which group: endpoints that are gone, too.
+    pub fn holds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.live.iter().filter_map(|(name, live)| Some((name.as_str(), live.holder()?.group.as_str())))
+    }
+
     /// Is it to be enforced again, on a device that came?
     pub fn reattach(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };

@@ -2,6 +2,7 @@
 
 mod crash;
 mod limits;
+mod membership;
 mod operators;
 mod random;
 mod recovery;

@@ -50,6 +50,20 @@ fn who_was_found_held_stays_until_somebody_knows_why() {
 }
 
 #[test]
+fn who_is_gone_is_still_held_and_can_be_let_go() {
+    let mut w = World::with(SIMPLE);
+    w.set("a", "bad", 9);
+    w.endpoints.remove("a");
+    w.rows.rows.lock().unwrap().insert("z".into(), row("(number 7)", true, 1));
+    w.restart();
+    assert_eq!(w.service().holds(), [("a".into(), "strict".into()), ("z".into(), "(number 7)".into())].into());
+    w.operate("z", "release", None, "looked at it").unwrap();
+    w.operate("a", "release", None, "looked at it").unwrap();
+    assert!(w.service().holds().is_empty());
+    assert_eq!((w.rows.held_in("a"), w.rows.held_in("z")), (None, None));
+}
+
+#[test]
 fn a_release_that_was_stored_is_completed() {
     let mut w = World::with(SIMPLE);
     w.set("a", "bad", 9);
