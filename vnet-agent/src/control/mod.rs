@@ -221,7 +221,7 @@ impl Agent {
                 self.parts.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
-            s.policy.refresh();
+            s.refresh();
         });
     }
 
@@ -229,7 +229,7 @@ impl Agent {
     pub fn look_after(&self) {
         self.event(|s| {
             if s.policy.trouble().is_some() {
-                s.policy.refresh();
+                s.refresh();
             }
             if s.security.trouble().is_some() {
                 s.secure(true);
@@ -266,6 +266,16 @@ impl Agent {
 }
 
 impl State {
+    /// Brings the maps of load balancing to what is desired.
+    fn refresh(&mut self) {
+        let before = self.policy.trouble().is_some();
+        self.policy.refresh();
+        if before && self.policy.trouble().is_none() {
+            // Quarantines redirect to groups of load balancers: as long as their rows were not known, to nothing.
+            self.secure(false);
+        }
+    }
+
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
         let Self { policy, attachments, datapath, parts, .. } = self;
@@ -289,13 +299,16 @@ impl State {
 
 impl State {
     fn look_at_drops(&mut self) {
+        let mut there = HashSet::new();
         for nic in self.policy.endpoints() {
             let Some(row) = self.attachments.get(nic.ifindex()).map(|a| a.row).filter(|row| row.id != 0) else { continue };
+            there.insert(row.id);
             match self.datapath.maps().endpoint_counters(row.slot) {
                 Ok(counters) => self.drops.look(row.id, &counters, Instant::now()),
                 Err(e) => log::error!("endpoint {}: {e:#}", nic.name),
             }
         }
+        self.drops.retain(|id| there.contains(&id));
     }
 }
 
@@ -319,7 +332,7 @@ impl State {
         }
         let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
         let put = located.into_iter().map(|l| l.resource).collect();
-        Ok(Edit { put, delete: Vec::new(), origins })
+        Ok(Edit { put, origins, ..Edit::default() })
     }
 }
 
@@ -344,7 +357,7 @@ impl Control for Agent {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
             let delete = s.policy.deletable(request)?;
-            s.change(Edit { put: Vec::new(), delete, origins: Vec::new() }, false)
+            s.change(Edit { delete, ..Edit::default() }, false)
         })
     }
 
@@ -395,7 +408,7 @@ impl State {
         let flows = datapath.maps().flow_total()?;
         parts.placements.close();
         drop(policy);
-        let datapath = only(datapath).context("requests are still reading the datapath")?;
+        let datapath = only(datapath)?;
         let name = |i: u32| names.get(&i).map_or_else(|| format!("index {i}"), |d| d.name.clone());
         let devices = datapath.detach_all().context("taking the datapath off")?.into_iter().map(name).collect();
         log::info!("everything was detached");
@@ -409,7 +422,10 @@ fn only<T>(mut shared: Arc<T>) -> Result<T> {
     loop {
         match Arc::try_unwrap(shared) {
             Ok(value) => return Ok(value),
-            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!("gave up after {} s: try again", PATIENCE.as_secs()),
+            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!(
+                "nothing was detached: requests were still reading the datapath after {} s. This agent ends now; start it again, and detach then",
+                PATIENCE.as_secs()
+            ),
             Err(again) => shared = again,
         }
         std::thread::sleep(Duration::from_millis(10));
