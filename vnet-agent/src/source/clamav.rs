@@ -6,7 +6,7 @@
 //! | all was scanned and nothing found | `av.clean` is set (value: clamd's version), `av.malware` is cleared |
 //! | nothing was found, yet not all was scanned | neither: nobody knows |
 //!
-//! Only a scan of all that the resource says about a guest can make it clean. Tags are subject to the source's `allow`.
+//! Only a scan of all that the resource says about a guest can make it clean, and only if there was something to scan. Tags are subject to the source's `allow`.
 
 mod client;
 mod walk;
@@ -127,7 +127,8 @@ fn scope(source: &Source, input: &Input, request: &ScanRequest) -> Result<Scope,
     if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
         return Err(Refusal::invalid(format!("{} is not absolute: paths are the agent's", path.display())));
     }
-    let whole = guest.is_none_or(|guest| paths.iter().any(|path| guest.starts_with(path)));
+    // A directory above it may have much to scan, and the guest's be empty or not be there.
+    let whole = guest.is_none_or(|guest| paths.contains(&guest));
     Ok(Scope { paths, whole })
 }
 
@@ -142,10 +143,16 @@ fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64) -> Tally {
             scope.spawn(|| scan_items(clamd, &from, most, &tally, &bytes));
         }
         for path in paths {
+            let mut empty = true;
             Walk::new(path).run(|item| {
+                empty = false;
                 // The threads take items until there are no more.
                 let _ = to.send(item);
             });
+            if empty {
+                // A guest's disk that is not mounted leaves just this.
+                let _ = to.send(Item { path: path.clone(), file: Err("there is nothing to scan: is it mounted?".to_owned()) });
+            }
         }
         drop(to);
     });

@@ -119,12 +119,29 @@ fn only_a_scan_of_all_that_is_a_guests_makes_it_clean() {
     assert!(tags(&scene).is_empty());
     scan(&scene, "web-1", &["guest/part", "guest"]).unwrap();
     assert_eq!(tags(&scene), CLEAN_NOW);
+    // Not by the name of a directory that it is in.
+    scan(&scene, "web-1", &["."]).unwrap();
+    assert!(tags(&scene).is_empty());
     // Of this one the resource says nothing: what the operator names is all.
     scan(&scene, "db-1", &["guest/part"]).unwrap();
     assert_eq!(tags(&scene), CLEAN_NOW);
     std::fs::write(scene.dir.join("guest/part/bad"), "virus X").unwrap();
     scan(&scene, "web-1", &["guest/part"]).unwrap();
     assert_eq!(tags(&scene), ["Set av.malware X 8", "Clear av.clean  0"]);
+}
+
+#[test]
+fn where_there_is_nothing_nobody_is_clean() {
+    let scene = scene();
+    std::fs::create_dir(scene.dir.join("guest/empty")).unwrap();
+    std::fs::create_dir(scene.dir.join("other")).unwrap();
+    std::fs::write(scene.dir.join("other/fine"), "").unwrap();
+    for paths in [&[][..], &["guest"], &["guest", "other"], &["other", "guest"]] {
+        let report = scan(&scene, "web-1", paths).unwrap();
+        let guest = scene.dir.join("guest").display().to_string();
+        assert_eq!(report.failed, [(guest, "there is nothing to scan: is it mounted?".to_owned())], "{paths:?}");
+        assert!(report.tags.is_empty() && tags(&scene).is_empty(), "{paths:?}");
+    }
 }
 
 #[test]
