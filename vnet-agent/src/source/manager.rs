@@ -257,11 +257,15 @@ impl Running {
         let settings = self.source.settings();
         let (times, notes) = match settings.spec.r#type {
             SourceType::Suricata => {
-                let state = self.state();
-                let Input::Suricata(listener) = &state.input else {
-                    anyhow::bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
+                // What looks after the listener, with the agent's own lock perhaps, does not wait for a measurement, or for a file.
+                let (measure, path) = {
+                    let state = self.state();
+                    let Input::Suricata(listener) = &state.input else {
+                        anyhow::bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
+                    };
+                    (listener.measurement(), listener.path().to_owned())
                 };
-                (listener.measure(TRIALS)?, notes(listener.path(), config))
+                (measure(TRIALS)?, notes(&path, config))
             }
             SourceType::Clamav => {
                 let (times, version) = clamav::measure(&self.source, SCANS)?;

@@ -106,15 +106,18 @@ impl Listener {
         self.file.is_there() && !self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// See [`Trials::measure`]: through the socket, as Suricata would.
-    pub(super) fn measure(&self, trials: u32) -> Result<Vec<Duration>> {
-        let client = UnixDatagram::unbound().context("making a socket to send from")?;
-        client.connect(self.path()).with_context(|| format!("connecting to {}", self.path().display()))?;
-        client.set_write_timeout(Some(Duration::from_secs(1))).context("setting a limit for sending")?;
-        self.shared.trials.measure(trials, |mark| {
-            let event = alert(mark).to_string();
-            client.send(event.as_bytes()).map(drop).context("sending an alert to it")
-        })
+    /// See [`Trials::measure`]: through the socket, as Suricata would. It takes a while, for which nobody has to hold this.
+    pub(super) fn measurement(&self) -> impl FnOnce(u32) -> Result<Vec<Duration>> + use<> {
+        let (shared, path) = (Arc::clone(&self.shared), self.path().to_owned());
+        move |trials| {
+            let client = UnixDatagram::unbound().context("making a socket to send from")?;
+            client.connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+            client.set_write_timeout(Some(Duration::from_secs(1))).context("setting a limit for sending")?;
+            shared.trials.measure(trials, |mark| {
+                let event = alert(mark).to_string();
+                client.send(event.as_bytes()).map(drop).context("sending an alert to it")
+            })
+        }
     }
 }
 

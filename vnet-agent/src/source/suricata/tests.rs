@@ -281,3 +281,21 @@ fn a_measurement_goes_through_the_socket_and_has_no_effect() {
     let status = scene.status();
     assert_eq!((status.events, status.tags, status.malformed), (0, 0, 0), "{status:?}");
 }
+
+#[test]
+fn a_measurement_holds_up_nobody_who_looks_after_the_source() {
+    use crate::api::Sources as _;
+    let (scene, _client) = scene();
+    let taken = Arc::clone(&scene.taken);
+    let held = taken.gate.lock().unwrap();
+    std::thread::scope(|scope| {
+        let measuring = scope.spawn(|| scene.sources.test("suricata", None));
+        std::thread::sleep(Duration::from_millis(200));
+        let begun = Instant::now();
+        scene.configure(ALERTS);
+        assert_eq!(scene.status().state, "silent");
+        assert!(begun.elapsed() < Duration::from_secs(1) && !measuring.is_finished(), "{:?}", begun.elapsed());
+        drop(held);
+        measuring.join().unwrap().unwrap();
+    });
+}
