@@ -1,7 +1,6 @@
 //! `events`: what the datapath and the agent report, as it happens.
 
 use std::collections::VecDeque;
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -173,10 +172,8 @@ async fn follow(session: &Session, args: &Args, events: &mut Events) -> Result<u
 fn show(session: &Session, event: &Event) -> Result<()> {
     match session.format {
         Format::Json => {
-            let mut line = serde_json::to_vec(event).context("writing JSON")?;
-            line.push(b'\n');
-            let mut out = std::io::stdout().lock();
-            out.write_all(&line).and_then(|()| out.flush()).context("writing to standard output")
+            let line = serde_json::to_string(event).context("writing JSON")?;
+            print(&format!("{line}\n"))
         }
         Format::Yaml => print(&format!("---\n{}", output::yaml(event)?)),
         Format::Table | Format::Wide => print(&text(event, session.wide(), session.paint)),
