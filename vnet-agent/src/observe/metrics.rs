@@ -16,7 +16,6 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use vnet_common::api::{EndpointStatus, LbStatus, QuarantineStatus, RuleStatus, SourceStatus, Status};
-use vnet_common::verdict::Reason;
 
 pub use prometheus_text::CONTENT_TYPE;
 
@@ -236,7 +235,7 @@ impl Snapshot {
         let mut drops = BTreeMap::new();
         for e in &self.endpoints {
             for (direction, reasons) in &e.packets {
-                for (reason, n) in reasons.iter().filter(|(reason, _)| is_drop(reason, e)) {
+                for (reason, n) in reasons.iter().filter(|(reason, _)| e.is_drop(reason)) {
                     *drops.entry((direction, reason)).or_default() += n;
                 }
             }
@@ -303,13 +302,6 @@ impl Snapshot {
         let last = self.sources.iter().filter_map(|s| Some((labels(s), s.last_event_ms? / 1000)));
         w.gauge("vnet_tag_source_last_event_timestamp_seconds", "When the last event came", last)
     }
-}
-
-/// What is no IP, malformed or tagged is dropped where an endpoint is policed, and else left to the stack.
-fn is_drop(reason: &str, endpoint: &EndpointStatus) -> bool {
-    let policed = matches!(&*endpoint.policy, "policed" | "quarantined");
-    Reason::named(reason)
-        .is_some_and(|r| r.is_drop() || (policed && matches!(r, Reason::NotIp | Reason::Malformed | Reason::Vlan)))
 }
 
 fn balanced(w: &mut Writer<'_>, members: &[&Member<'_>]) -> fmt::Result {
