@@ -244,7 +244,7 @@ impl Snapshot {
         w.counter("vnet_drops", "Packets of all endpoints that were dropped or refused", drops)?;
         let mut states = BTreeMap::new();
         for e in &self.endpoints {
-            *states.entry((e.state.split(':').next().unwrap_or_default(), e.policy.as_str())).or_default() += 1;
+            *states.entry((without_cause(&e.state), e.policy.as_str())).or_default() += 1;
         }
         let states =
             states.into_iter().map(|((s, p), n): ((&str, &str), u64)| ([("state", s.to_owned()), ("policy", p.to_owned())], n));
@@ -272,7 +272,7 @@ impl Snapshot {
     fn quarantine(&self, w: &mut Writer<'_>) -> fmt::Result {
         let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for h in &self.quarantine.held {
-            *held.entry((&h.group, &h.state)).or_default() += 1;
+            *held.entry((&h.group, without_cause(&h.state))).or_default() += 1;
         }
         let held = held.into_iter().map(|((g, s), n)| ([("group", g.to_owned()), ("state", s.to_owned())], n));
         w.gauge("vnet_quarantine_held_endpoints", "Endpoints in quarantine", held)?;
@@ -302,6 +302,11 @@ impl Snapshot {
         let last = self.sources.iter().filter_map(|s| Some((labels(s), s.last_event_ms? / 1000)));
         w.gauge("vnet_tag_source_last_event_timestamp_seconds", "When the last event came", last)
     }
+}
+
+/// A state as a label: without what is after a colon, an error's text, of which there may be any number.
+fn without_cause(state: &str) -> &str {
+    state.split(':').next().unwrap_or_default()
 }
 
 fn balanced(w: &mut Writer<'_>, members: &[&Member<'_>]) -> fmt::Result {
