@@ -351,6 +351,9 @@ impl Quarantine for Memory {
                 status.held.push(held("strict", "approved"));
             }
             "dismiss" => status.pending.retain(|pending| pending.endpoint != endpoint),
+            "never" if status.held.iter().any(|held| held.endpoint == endpoint) => {
+                return Err(Refusal::conflict(format!("{endpoint} is held: release it first")));
+            }
             "never" => status.never.push(endpoint.to_owned()),
             "unnever" => status.never.retain(|never| *never != endpoint),
             _ => return Err(Refusal::bad_request(format!("no verb {verb}"))),
