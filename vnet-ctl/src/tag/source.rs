@@ -111,7 +111,7 @@ pub struct ScanArgs {
 #[command(after_help = "\
 Examples:
   vnet-ctl tag source send falco -f alert.json
-  journalctl -u falco -o cat | vnet-ctl tag source send falco
+  journalctl -u falco -o cat | grep '^{' | vnet-ctl tag source send falco
 
 Exit codes:
   0  every event was taken      1  some had faults, which are told")]
