@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use vnet_common::api::{EndpointStatus, Event};
+use vnet_common::api::{EVENT_KINDS, EndpointStatus, Event};
 
 use crate::cli::Format;
 use crate::client::{Lines, segment};
@@ -35,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "ENDPOINT,…", value_delimiter = ',')]
     endpoint: Vec<String>,
     /// Only of these kinds
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = KINDS, hide_possible_values = true)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = EVENT_KINDS, hide_possible_values = true)]
     kind: Vec<String>,
     /// Only of these reasons, as an endpoint's counters name them
     #[arg(long, value_name = "REASON,…", value_delimiter = ',')]
@@ -47,8 +47,6 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
 }
-
-const KINDS: [&str; 11] = ["drop", "log", "staged", "flow", "suppressed", "move", "tag", "health", "device", "policy", "source"];
 
 /// From where on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

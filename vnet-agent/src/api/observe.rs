@@ -14,12 +14,12 @@ use axum::{Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
 use tokio::net::TcpListener;
-use vnet_common::api::{EndpointFlowList, ExplainRequest, Explanation};
+use vnet_common::api::{EVENT_KINDS, EndpointFlowList, ExplainRequest, Explanation};
 
 use super::error::Refusal;
 use super::extract::{Body, Query};
 use super::routes::{Answer, Routes, ask, flow_limit};
-use crate::observe::events::{Filter, Follower, kinds};
+use crate::observe::events::{Filter, Follower};
 use crate::observe::metrics;
 
 /// Events that are sent at once.
@@ -86,9 +86,9 @@ fn list(text: Option<String>) -> Vec<String> {
 
 async fn events(State(observer): Observer, Query(query): Query<EventQuery>) -> Result<Response, Refusal> {
     let filter = Filter { endpoints: list(query.endpoint), kinds: list(query.kind), reasons: list(query.reason) };
-    if let Some(unknown) = filter.kinds.iter().find(|k| !kinds().any(|known| known == *k)) {
-        let known: Vec<_> = kinds().collect();
-        return Err(Refusal::bad_request(format!("there is no kind '{unknown}' of event; there are {}", known.join(", "))));
+    if let Some(unknown) = filter.kinds.iter().find(|k| !EVENT_KINDS.contains(&k.as_str())) {
+        let known = EVENT_KINDS.join(", ");
+        return Err(Refusal::bad_request(format!("there is no kind '{unknown}' of event; there are {known}")));
     }
     let Json(follower) = ask(observer, move |o| o.events(filter, query.since, query.follow)).await?;
     let chunks = stream::unfold(follower, |mut follower| async {
