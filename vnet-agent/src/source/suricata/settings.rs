@@ -219,23 +219,23 @@ mod tests {
         let file = |name: &str| dir.join(name);
         nix::unistd::mkfifo(&file("pipe"), Mode::S_IRWXU).unwrap();
         std::os::unix::fs::symlink("/dev/null", file("link")).unwrap();
-        std::fs::write(file("secret"), "root:$y$secret:1:2\n  : [ { secret").unwrap();
+        std::fs::write(file("shadow"), "root:$y$secret:1:2\n  : [ { secret").unwrap();
         std::fs::write(file("text"), "secret").unwrap();
         std::fs::write(file("large"), vec![b' '; MOST as usize + 1]).unwrap();
-        std::fs::write(file("including"), "include: secret").unwrap();
+        std::fs::write(file("including"), "include: shadow").unwrap();
         for (path, part) in [
             (file("pipe"), "no regular file"),
             ("/dev/zero".into(), "no regular file"),
             (dir.clone(), "no regular file"),
             (file("link"), "a symbolic link"),
             (file("large"), "larger than 4 MiB"),
-            (file("secret"), "it is no YAML, at line 2, column"),
+            (file("shadow"), "it is no YAML, at line 2, column"),
             (file("including"), "it is no YAML, at line 2, column"),
             (file("text"), "no `eve-log` goes to"),
         ] {
             let notes = notes(Path::new("/run/x.sock"), Some(&path));
             assert!(notes[0].contains(part), "{path:?}: {notes:?}");
-            assert!(!notes.iter().any(|note| note.replace(&path.display().to_string(), "").contains("secret:")), "{notes:?}");
+            assert!(!notes.iter().any(|note| note.contains("secret")), "{notes:?}");
         }
         std::fs::remove_dir_all(dir).unwrap();
     }
