@@ -25,6 +25,8 @@ use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
 
+/// How long what is under way on threads of its own, as a scan, may keep the agent from ending.
+const LAST: Duration = Duration::from_secs(1);
 /// Between two looks for what the programs have logged: their ring buffer holds a few thousand lines.
 const TRACES: Duration = Duration::from_millis(50);
 
@@ -44,7 +46,9 @@ fn main() -> ExitCode {
 
 fn start(options: Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.context("starting the I/O runtime")?.block_on(serve(options));
+    let runtime = runtime.context("starting the I/O runtime")?;
+    let result = runtime.block_on(serve(options));
+    runtime.shutdown_timeout(LAST);
     log::logger().flush();
     result
 }

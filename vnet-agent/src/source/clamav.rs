@@ -12,7 +12,7 @@ mod client;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,11 +52,11 @@ struct Tally {
     more: [u64; 2],
 }
 
-/// Scans what the request names, and tells the sink.
+/// Scans what the request names, and tells the sink. What is left when `stop` is set is not scanned.
 ///
 /// # Errors
 /// The request makes no sense, or clamd does not answer.
-pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+pub(super) fn scan(source: &Source, request: &ScanRequest, stop: &AtomicBool) -> Result<ScanReport, Refusal> {
     let input = source.settings().spec.input.clone();
     let scope = scope(source, &input, request)?;
     let clamd = Clamd::new(socket(&input));
@@ -66,7 +66,7 @@ pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport,
     })?;
     let now = Instant::now();
     source.count_event(now);
-    let tally = scan_all(&clamd, &scope.paths, most(&input));
+    let tally = scan_all(&clamd, &scope.paths, most(&input), stop);
     let mut report = tally.finish();
     for change in changes(source, request, &report, &scope, &version, now) {
         let (tag, is_set) = (as_tag(&change), change.operation == Operation::Set);
@@ -132,7 +132,7 @@ fn scope(source: &Source, input: &Input, request: &ScanRequest) -> Result<Scope,
     Ok(Scope { paths, whole })
 }
 
-fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64) -> Tally {
+fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64, stop: &AtomicBool) -> Tally {
     let tally = Mutex::new(Tally::default());
     let bytes = AtomicU64::new(0);
     // A file waits open: not more than are scanned soon.
@@ -144,7 +144,7 @@ fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64) -> Tally {
         }
         for path in paths {
             let mut empty = true;
-            Walk::new(path).run(|item| {
+            Walk::new(path).run(stop, |item| {
                 empty = false;
                 // The threads take items until there are no more.
                 let _ = to.send(item);

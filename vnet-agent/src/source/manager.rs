@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -310,13 +311,13 @@ impl api::Sources for Sources {
         json::ingest(&it.source, text, &mut variables).map_err(|why| Refusal::invalid(format!("the request {why}")))
     }
 
-    fn scan(&self, source: &str, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+    fn scan(&self, source: &str, request: &ScanRequest, stop: &AtomicBool) -> Result<ScanReport, Refusal> {
         let it = self.find(source)?;
         it.is(SourceType::Clamav, "cannot scan: only a source of type clamav can")?;
         let Ok(_alone) = it.busy.try_lock() else {
             return Err(Refusal::conflict(format!("tag source {source} is scanning: try again when it is done")));
         };
-        clamav::scan(&it.source, request)
+        clamav::scan(&it.source, request, stop)
     }
 
     fn test(&self, source: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {

@@ -1,6 +1,7 @@
 //! The example mappings on recorded events, and what the manager does.
 
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -217,7 +218,14 @@ fn what_cannot_be_used_is_counted_and_said_and_never_a_tag() {
     assert!(ingest("{").unwrap_err().to_string().contains("the request is not JSON"));
     assert!(scene.sources.ingest("none", b"{}").unwrap_err().to_string().contains("there is no tag source 'none'; there are: s"));
     let scan = ScanRequest { endpoint: "vm".into(), paths: Vec::new() };
-    assert!(scene.sources.scan("s", &scan).unwrap_err().to_string().contains("is of type json, and cannot scan"));
+    assert!(
+        scene
+            .sources
+            .scan("s", &scan, &AtomicBool::new(false))
+            .unwrap_err()
+            .to_string()
+            .contains("is of type json, and cannot scan")
+    );
 }
 
 #[test]

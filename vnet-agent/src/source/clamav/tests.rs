@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use vnet_common::api::{ScanReport, ScanRequest};
 
@@ -71,7 +72,8 @@ fn scene() -> Scene {
 
 fn scan(scene: &Scene, endpoint: &str, paths: &[&str]) -> Result<ScanReport, String> {
     let paths = paths.iter().map(|path| scene.dir.join(path).display().to_string()).collect();
-    scene.sources.scan("av", &ScanRequest { endpoint: endpoint.to_owned(), paths }).map_err(|refusal| refusal.to_string())
+    let request = ScanRequest { endpoint: endpoint.to_owned(), paths };
+    scene.sources.scan("av", &request, &AtomicBool::new(false)).map_err(|refusal| refusal.to_string())
 }
 
 fn tags(scene: &Scene) -> Vec<String> {
@@ -145,12 +147,21 @@ fn where_there_is_nothing_nobody_is_clean() {
 }
 
 #[test]
+fn a_scan_that_was_stopped_makes_nobody_clean() {
+    let scene = scene();
+    std::fs::write(scene.dir.join("guest/fine"), "").unwrap();
+    let request = ScanRequest { endpoint: "web-1".into(), paths: Vec::new() };
+    let report = scene.sources.scan("av", &request, &AtomicBool::new(true)).unwrap();
+    assert!(report.failed[0].1.contains("was stopped") && tags(&scene).is_empty(), "{report:?}");
+}
+
+#[test]
 fn what_cannot_be_scanned_is_refused() {
     let scene = scene();
     assert!(scan(&scene, "nobody", &[]).unwrap_err().contains("there is no endpoint 'nobody'"));
     assert!(scan(&scene, "db-1", &[]).unwrap_err().contains("has no directory of db-1"));
     let relative = ScanRequest { endpoint: "db-1".into(), paths: vec!["etc".into()] };
-    assert!(scene.sources.scan("av", &relative).unwrap_err().to_string().contains("is not absolute"));
+    assert!(scene.sources.scan("av", &relative, &AtomicBool::new(false)).unwrap_err().to_string().contains("is not absolute"));
     assert!(scene.sources.ingest("av", b"{}").unwrap_err().to_string().contains("is of type clamav"));
     let report = scan(&scene, "db-1", &["absent"]).unwrap();
     assert!(report.failed.len() == 1 && report.tags.is_empty(), "{report:?}");
