@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,6 +36,8 @@ pub struct Sources {
     directory: Arc<dyn Directory>,
     sink: Arc<dyn Sink>,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
+    /// Users are being looked up.
+    looking_up: Arc<AtomicBool>,
 }
 
 /// One source with its listener.
@@ -50,7 +52,10 @@ struct State {
     input: Input,
     /// Why there is none.
     failed: Option<String>,
+    /// When it was looked whether it is well.
     looked: Instant,
+    /// When its users were looked up.
+    looked_up: Option<Instant>,
 }
 
 /// What listens.
@@ -64,41 +69,54 @@ impl Sources {
     /// None so far. Sockets without a path of their own are made in `run_dir`.
     #[must_use]
     pub fn new(run_dir: &Path, directory: Arc<dyn Directory>, sink: Arc<dyn Sink>) -> Self {
-        Self { run_dir: run_dir.to_owned(), directory, sink, running: Mutex::default() }
+        Self { run_dir: run_dir.to_owned(), directory, sink, running: Mutex::default(), looking_up: Arc::default() }
     }
 
     /// From now on these are all. What stays the same goes on: another mapping or user does not close a socket. A listener that
     /// cannot be started is tried again by [`look_after`](Self::look_after); its status says why.
     ///
-    /// Ends what is no longer wanted, and waits for that a second at most: whoever holds what the sink waits for is held that long.
+    /// It is called whenever a device comes, by who has to attach that: a source whose resource is the same costs next to nothing,
+    /// and the system's user database is asked by another thread. Ends what is no longer wanted, and waits for that a second at
+    /// most: whoever holds what the sink waits for is held that long.
     pub fn configure(&self, resources: &[&TagSource]) {
         let mut running = self.running();
         running.retain(|name, _| resources.iter().any(|resource| resource.metadata.name == *name));
         for resource in resources {
             let name = resource.metadata.name.clone();
-            match settings_of(&resource.spec) {
+            let known = running.get(&name).map(Arc::clone);
+            if let Some(it) = known.as_ref().filter(|it| it.source.settings().spec == resource.spec) {
+                it.follow(&self.run_dir, true);
+                continue;
+            }
+            let before = known.as_ref().map(|it| it.source.settings().senders.clone()).unwrap_or_default();
+            match settings_of(&resource.spec, &before) {
                 Ok(settings) => {
-                    let it = running.entry(name);
-                    let it = match it {
-                        std::collections::btree_map::Entry::Occupied(known) => {
-                            known.get().source.set(settings);
-                            Arc::clone(known.get())
+                    let it = match known {
+                        Some(it) => {
+                            it.source.set(settings);
+                            it.users_changed();
+                            it
                         }
-                        std::collections::btree_map::Entry::Vacant(new) => {
+                        None => {
                             let (directory, sink) = (Arc::clone(&self.directory), Arc::clone(&self.sink));
                             let source = Source::new(SourceName::of(resource), settings, directory, sink);
-                            Arc::clone(new.insert(Arc::new(Running::new(source))))
+                            let it = Arc::new(Running::new(source));
+                            running.insert(name, Arc::clone(&it));
+                            it
                         }
                     };
+                    let settings = it.source.settings();
+                    settings.senders.faults.iter().for_each(|fault| it.source.complain(fault.clone()));
                     it.follow(&self.run_dir, true);
                 }
                 // The resource was checked when it was applied: another version of the agent did.
-                Err(error) => match running.get(&name) {
+                Err(error) => match known {
                     Some(it) => it.source.complain(format!("it goes on as before: {error:#}")),
                     None => log::error!("tag source {name} does not run: {error:#}"),
                 },
             }
         }
+        self.look_up(&running);
     }
 
     /// Looks for sources that are silent for too long, of which it tells the sink, and tries again what failed. To be called every
@@ -108,6 +126,24 @@ impl Sources {
         for it in all {
             it.source.look(now);
             it.follow(&self.run_dir, false);
+        }
+        self.look_up(&self.running());
+    }
+
+    /// Has users looked up where that is due, one thread at a time: names may have become others since.
+    fn look_up(&self, running: &BTreeMap<String, Arc<Running>>) {
+        let due: Vec<Arc<Running>> = running.values().filter(|it| it.is_look_up_due()).map(Arc::clone).collect();
+        if due.is_empty() || self.looking_up.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let (looking_up, run_dir) = (Arc::clone(&self.looking_up), self.run_dir.clone());
+        let run = move || {
+            due.iter().filter(|it| it.look_up()).for_each(|it| it.follow(&run_dir, true));
+            looking_up.store(false, Ordering::Release);
+        };
+        if let Err(error) = std::thread::Builder::new().name("tag-users".to_owned()).spawn(run) {
+            log::error!("starting a thread that looks up who may send tags: {error}; trying again");
+            self.looking_up.store(false, Ordering::Release);
         }
     }
 
@@ -132,17 +168,18 @@ impl Sources {
     }
 }
 
-fn settings_of(spec: &TagSourceSpec) -> Result<Settings> {
+fn settings_of(spec: &TagSourceSpec, before: &Senders) -> Result<Settings> {
     let mappings = Mappings::compile(&spec.mappings).map_err(|faults| {
         let all: Vec<String> = faults.into_iter().map(|(at, why)| format!("mappings{at}: {why}")).collect();
         anyhow!("{}", all.join("; "))
     })?;
-    Ok(Settings { spec: spec.clone(), mappings, senders: Senders::resolve(&spec.users) })
+    let senders = Senders::at_once(&spec.users, before);
+    Ok(Settings { spec: spec.clone(), mappings: Arc::new(mappings), senders })
 }
 
 impl Running {
     fn new(source: Source) -> Self {
-        let state = State { input: Input::None, failed: None, looked: Instant::now() };
+        let state = State { input: Input::None, failed: None, looked: Instant::now(), looked_up: None };
         Self { source: Arc::new(source), listener: Mutex::new(state), busy: Mutex::default() }
     }
 
@@ -157,7 +194,6 @@ impl Running {
             return;
         }
         state.looked = Instant::now();
-        let senders = self.look_up(now);
         let wanted = self.wanted(run_dir);
         let same = match (&state.input, &wanted) {
             (Input::Suricata(listener), Some(path)) => listener.path() == path && listener.is_well(),
@@ -166,16 +202,17 @@ impl Running {
             _ => false,
         };
         if same {
-            match (&mut state.input, senders) {
-                (Input::Suricata(listener), Some(senders)) => listener.open(&senders),
-                (Input::Directory(watcher), Some(senders)) => watcher.open(&senders),
-                _ => {}
-            }
+            self.open(&mut state);
             state.failed = None;
             return;
         }
         // The old one first: it may be in the new one's place.
         state.input = Input::None;
+        if wanted.is_some() && self.source.settings().senders.unknown {
+            // What they have sent meanwhile would be refused.
+            state.failed = Some("its users have not been looked up yet".to_owned());
+            return;
+        }
         let started = wanted.map_or(Ok(Input::None), |path| self.start(&path));
         match started {
             Ok(input) => (state.input, state.failed) = (input, None),
@@ -189,23 +226,37 @@ impl Running {
         }
     }
 
-    /// Who may send, if that is not what it was: names may have become others since.
-    fn look_up(&self, changed: bool) -> Option<Senders> {
+    /// Lets those send who may by now.
+    fn open(&self, state: &mut State) {
         let settings = self.source.settings();
-        if changed {
-            settings.senders.faults.iter().for_each(|fault| self.source.complain(fault.clone()));
-            return Some(settings.senders.clone());
+        match &mut state.input {
+            Input::Suricata(listener) => listener.open(&settings.senders),
+            Input::Directory(watcher) => watcher.open(&settings.senders),
+            Input::None => {}
         }
-        if settings.spec.users.is_empty() {
-            return None;
+    }
+
+    /// The resource names others: they are looked up soon.
+    fn users_changed(&self) {
+        self.state().looked_up = None;
+    }
+
+    fn is_look_up_due(&self) -> bool {
+        let due = self.state().looked_up.is_none_or(|at| at.elapsed() >= AGAIN);
+        due && !self.source.settings().spec.users.is_empty()
+    }
+
+    /// Looks up who may send. True: there are others.
+    fn look_up(&self) -> bool {
+        self.state().looked_up = Some(Instant::now());
+        let before = self.source.settings();
+        let senders = Senders::resolve(&before.spec.users);
+        let faults = senders.faults.clone();
+        let others = self.source.set_senders(&before.spec.users, senders);
+        if others && faults != before.senders.faults {
+            faults.into_iter().for_each(|fault| self.source.complain(fault));
         }
-        let senders = Senders::resolve(&settings.spec.users);
-        if senders == settings.senders {
-            return None;
-        }
-        let mappings = Mappings::compile(&settings.spec.mappings).ok()?;
-        self.source.set(Settings { spec: settings.spec.clone(), mappings, senders: senders.clone() });
-        Some(senders)
+        others
     }
 
     /// Where it is to listen, if anywhere.
@@ -301,7 +352,11 @@ impl api::Sources for Sources {
     }
 
     fn may_send(&self, source: &str, uid: u32) -> bool {
-        self.find(source).is_ok_and(|it| it.source.settings().senders.allow(uid))
+        let Ok(it) = self.find(source) else { return false };
+        if it.source.settings().senders.unknown && it.look_up() {
+            it.follow(&self.run_dir, true);
+        }
+        it.source.settings().senders.allow(uid)
     }
 
     fn ingest(&self, source: &str, text: &[u8]) -> Result<IngestResponse, Refusal> {
@@ -332,6 +387,44 @@ pub(super) mod tests {
 
     /// The settings of the only source of this YAML.
     pub(in super::super) fn settings(yaml: &str) -> Settings {
-        settings_of(&super::super::tests::tag_sources(yaml)[0].spec).unwrap()
+        settings_of(&super::super::tests::tag_sources(yaml)[0].spec, &Senders::default()).unwrap()
+    }
+
+    #[test]
+    fn a_resource_that_is_the_same_changes_nothing() {
+        use super::super::tests::{PLAIN, Scene};
+        let scene = Scene::new();
+        let settings = || scene.sources.find("s").unwrap().source.settings();
+        scene.configure(PLAIN);
+        let before = settings();
+        scene.configure(PLAIN);
+        assert!(Arc::ptr_eq(&before, &settings()), "its mappings were compiled again");
+        scene.configure(&PLAIN.replace("tagFrom: event.tag", "tag: other"));
+        assert!(!Arc::ptr_eq(&before, &settings()));
+    }
+
+    #[test]
+    fn users_are_looked_up_apart_and_known_ones_stay() {
+        use super::super::tests::{PLAIN, Scene};
+        use crate::api::Sources as _;
+        let scene = Scene::new();
+        let input = "  type: json\n  input: { directory: DIR/in }\n  users: [daemon, no-such-user]";
+        let named = PLAIN.replace("  type: json", input);
+        // As if the user database did not answer.
+        scene.sources.looking_up.store(true, Ordering::Release);
+        scene.configure(&named);
+        assert!(scene.status().state.contains("not been looked up yet") && !scene.dir.join("in").exists());
+        scene.sources.looking_up.store(false, Ordering::Release);
+        scene.sources.look_after(Instant::now());
+        scene.wait("the directory", || scene.dir.join("in").exists() && scene.status().state == "silent");
+        assert!(scene.sources.may_send("s", 1) && !scene.sources.may_send("s", 2));
+        scene.wait("the other", || scene.status().last_error.is_some_and(|why| why.contains("no user no-such-user")));
+        scene.wait("the end of it", || !scene.sources.looking_up.load(Ordering::Acquire));
+        scene.sources.looking_up.store(true, Ordering::Release);
+        scene.configure(&named.replace("tagFrom: event.tag", "tag: other"));
+        assert!(scene.sources.find("s").unwrap().source.settings().senders.allow(1), "it has been known");
+        // Who asks whether somebody may send waits for the answer.
+        scene.configure(&named.replace("[daemon", "[bin, daemon"));
+        assert!(!scene.sources.find("s").unwrap().source.settings().senders.allow(2) && scene.sources.may_send("s", 2));
     }
 }

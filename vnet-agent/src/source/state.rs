@@ -27,7 +27,7 @@ pub(super) struct Settings {
     /// The resource.
     pub(super) spec: TagSourceSpec,
     /// Its mappings.
-    pub(super) mappings: Mappings,
+    pub(super) mappings: Arc<Mappings>,
     /// Who may send.
     pub(super) senders: Senders,
 }
@@ -93,6 +93,17 @@ impl Source {
     /// From the next event on.
     pub(super) fn set(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    /// From the next event on these may send, if they are those that the resource still names. False: they are not, or it was so.
+    pub(super) fn set_senders(&self, users: &[String], senders: Senders) -> bool {
+        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        if settings.spec.users != users || settings.senders == senders {
+            return false;
+        }
+        let (spec, mappings) = (settings.spec.clone(), Arc::clone(&settings.mappings));
+        *settings = Arc::new(Settings { spec, mappings, senders });
+        true
     }
 
     /// It was heard of.

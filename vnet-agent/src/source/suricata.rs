@@ -51,6 +51,8 @@ pub(super) struct Listener {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     file: SocketFile,
+    /// Who may send as far as the file says.
+    users: Vec<u32>,
 }
 
 struct Shared {
@@ -82,7 +84,7 @@ impl Listener {
             trials: Trials::default(),
             stopping: AtomicBool::new(false),
         });
-        let mut listener = Self { shared, threads: Vec::new(), file };
+        let mut listener = Self { shared, threads: Vec::new(), file, users: senders.uids };
         for _ in 0..2 {
             let shared = Arc::clone(&listener.shared);
             let thread = std::thread::Builder::new().name("suricata".to_owned()).spawn(move || shared.run());
@@ -92,8 +94,11 @@ impl Listener {
     }
 
     /// The users who may send are others now.
-    pub(super) fn open(&self, senders: &Senders) {
-        open_for(self.file.path(), senders);
+    pub(super) fn open(&mut self, senders: &Senders) {
+        if self.users != senders.uids {
+            open_for(self.file.path(), senders);
+            self.users.clone_from(&senders.uids);
+        }
     }
 
     /// Where it is.

@@ -218,6 +218,12 @@ fn a_socket_stays_through_changes_and_is_gone_with_its_source() {
     std::fs::remove_file(path(&scene)).unwrap();
     std::thread::sleep(Duration::from_millis(10));
     scene.configure(ALERTS);
+    // For whoever may send the file is the same all the time, whatever else changes.
+    let changed = || std::os::unix::fs::MetadataExt::ctime_nsec(&std::fs::metadata(path(&scene)).unwrap());
+    let before = changed();
+    scene.configure(&ALERTS.replace("tag: ids.malware", "tag: ids.other"));
+    scene.configure(ALERTS);
+    assert_eq!(changed(), before);
     self::client(&scene).send(alert().as_bytes()).unwrap();
     scene.wait("the tags", || scene.status().tags == 4);
     let elsewhere = scene.dir.join("elsewhere/eve.sock");
