@@ -21,6 +21,7 @@ use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
 use vnet_agent::lb::health::{Checker, Tcp};
 use vnet_agent::object;
 use vnet_agent::quarantine::clock::SystemClock;
+use vnet_agent::source::Own;
 use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
@@ -72,7 +73,7 @@ async fn serve(options: Options) -> Result<()> {
         patterns: options.attach_patterns(),
         checker: Checker::new(Tcp, to),
         networks: options.endpoint_networks.clone(),
-        run_dir: options.run_dir.clone(),
+        own: Own { run_dir: options.run_dir.clone(), state_dir: options.state_dir.clone() },
         clock: Arc::new(SystemClock::new()?),
     })?);
     let mut devices = run::follow_devices(Arc::clone(&agent));

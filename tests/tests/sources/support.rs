@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vnet_agent::resource::{Resource, TagSource, parse};
-use vnet_agent::source::{Current, Known, Refused, Sink, SourceName, Sources, TagChange};
+use vnet_agent::source::{Current, Known, Own, Refused, Sink, SourceName, Sources, TagChange};
 use vnet_common::api::{File, SourceStatus};
 use vnet_tests::wait_for;
 
@@ -72,7 +72,8 @@ impl Scene {
         };
         directory.replace(endpoints.iter().map(known).collect::<Result<Vec<_>>>()?.into_iter().collect());
         let sink: Arc<dyn Sink> = Arc::clone(&taken) as Arc<dyn Sink>;
-        Ok(Self { sources: Sources::new(run_dir, directory, sink), taken })
+        let own = Own { run_dir: run_dir.to_owned(), state_dir: run_dir.join("state") };
+        Ok(Self { sources: Sources::new(own, directory, sink), taken })
     }
 
     /// Runs the sources of this YAML.

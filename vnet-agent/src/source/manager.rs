@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use vnet_common::api::{IngestResponse, ScanReport, ScanRequest, SourceStatus, SourceTest};
 
 use super::change::{Sink, SourceName};
@@ -14,6 +14,7 @@ use super::clamav;
 use super::directory::Directory;
 use super::json;
 use super::mapping::Mappings;
+use super::own::Own;
 use super::senders::Senders;
 use super::state::{Settings, Source};
 use super::suricata::{Listener, notes};
@@ -32,7 +33,7 @@ const AGAIN: Duration = Duration::from_secs(5);
 
 /// The tag sources of this host.
 pub struct Sources {
-    run_dir: PathBuf,
+    own: Own,
     directory: Arc<dyn Directory>,
     sink: Arc<dyn Sink>,
     running: Mutex<BTreeMap<String, Arc<Running>>>,
@@ -66,10 +67,10 @@ enum Input {
 }
 
 impl Sources {
-    /// None so far. Sockets without a path of their own are made in `run_dir`.
+    /// None so far, and none will listen at what is the agent's own.
     #[must_use]
-    pub fn new(run_dir: &Path, directory: Arc<dyn Directory>, sink: Arc<dyn Sink>) -> Self {
-        Self { run_dir: run_dir.to_owned(), directory, sink, running: Mutex::default(), looking_up: Arc::default() }
+    pub fn new(own: Own, directory: Arc<dyn Directory>, sink: Arc<dyn Sink>) -> Self {
+        Self { own, directory, sink, running: Mutex::default(), looking_up: Arc::default() }
     }
 
     /// From now on these are all. What stays the same goes on: another mapping or user does not close a socket. A listener that
@@ -85,7 +86,7 @@ impl Sources {
             let name = resource.metadata.name.clone();
             let known = running.get(&name).map(Arc::clone);
             if let Some(it) = known.as_ref().filter(|it| it.source.settings().spec == resource.spec) {
-                it.follow(&self.run_dir, true);
+                it.follow(&self.own, true);
                 continue;
             }
             let before = known.as_ref().map(|it| it.source.settings().senders.clone()).unwrap_or_default();
@@ -107,7 +108,7 @@ impl Sources {
                     };
                     let settings = it.source.settings();
                     settings.senders.faults.iter().for_each(|fault| it.source.complain(fault.clone()));
-                    it.follow(&self.run_dir, true);
+                    it.follow(&self.own, true);
                 }
                 // The resource was checked when it was applied: another version of the agent did.
                 Err(error) => match known {
@@ -125,7 +126,7 @@ impl Sources {
         let all: Vec<Arc<Running>> = self.running().values().map(Arc::clone).collect();
         for it in all {
             it.source.look(now);
-            it.follow(&self.run_dir, false);
+            it.follow(&self.own, false);
         }
         self.look_up(&self.running());
     }
@@ -136,15 +137,21 @@ impl Sources {
         if due.is_empty() || self.looking_up.swap(true, Ordering::AcqRel) {
             return;
         }
-        let (looking_up, run_dir) = (Arc::clone(&self.looking_up), self.run_dir.clone());
+        let (looking_up, own) = (Arc::clone(&self.looking_up), self.own.clone());
         let run = move || {
-            due.iter().filter(|it| it.look_up()).for_each(|it| it.follow(&run_dir, true));
+            due.iter().filter(|it| it.look_up()).for_each(|it| it.follow(&own, true));
             looking_up.store(false, Ordering::Release);
         };
         if let Err(error) = std::thread::Builder::new().name("tag-users".to_owned()).spawn(run) {
             log::error!("starting a thread that looks up who may send tags: {error}; trying again");
             self.looking_up.store(false, Ordering::Release);
         }
+    }
+
+    /// What is wrong with a resource on this host, and at which field.
+    #[must_use]
+    pub fn refuses(&self, spec: &TagSourceSpec) -> Option<(&'static str, String)> {
+        self.own.refuses(spec)
     }
 
     /// Every source.
@@ -188,13 +195,13 @@ impl Running {
     }
 
     /// Brings the listener after the settings; without `now`, only if the last time is long ago.
-    fn follow(&self, run_dir: &Path, now: bool) {
+    fn follow(&self, own: &Own, now: bool) {
         let mut state = self.state();
         if !now && state.looked.elapsed() < AGAIN {
             return;
         }
         state.looked = Instant::now();
-        let wanted = self.wanted(run_dir);
+        let wanted = self.wanted(own);
         let same = match (&state.input, &wanted) {
             (Input::Suricata(listener), Some(path)) => listener.path() == path && listener.is_well(),
             (Input::Directory(watcher), Some(path)) => watcher.path() == path && watcher.is_well(),
@@ -213,7 +220,7 @@ impl Running {
             state.failed = Some("its users have not been looked up yet".to_owned());
             return;
         }
-        let started = wanted.map_or(Ok(Input::None), |path| self.start(&path));
+        let started = wanted.map_or(Ok(Input::None), |path| self.start(&path, own));
         match started {
             Ok(input) => (state.input, state.failed) = (input, None),
             Err(error) => {
@@ -260,19 +267,21 @@ impl Running {
     }
 
     /// Where it is to listen, if anywhere.
-    fn wanted(&self, run_dir: &Path) -> Option<PathBuf> {
+    fn wanted(&self, own: &Own) -> Option<PathBuf> {
         let spec = &self.source.settings().spec;
         match spec.r#type {
-            SourceType::Suricata => {
-                Some(spec.input.socket.as_ref().map_or_else(|| run_dir.join("suricata").join("eve.sock"), PathBuf::from))
-            }
+            SourceType::Suricata => Some(spec.input.socket.as_ref().map_or_else(|| own.default_socket(), PathBuf::from)),
             SourceType::Json => spec.input.directory.as_ref().map(PathBuf::from),
             SourceType::Clamav | SourceType::Operator => None,
         }
     }
 
-    fn start(&self, path: &Path) -> Result<Input> {
+    fn start(&self, path: &Path, own: &Own) -> Result<Input> {
         let shown = path.display();
+        // It may have been applied by an agent that had its own elsewhere.
+        if let Some((_, why)) = own.refuses(&self.source.settings().spec) {
+            bail!("{why}");
+        }
         let source = Arc::clone(&self.source);
         match self.source.settings().spec.r#type {
             SourceType::Suricata => {
@@ -313,7 +322,7 @@ impl Running {
                 let (measure, path) = {
                     let state = self.state();
                     let Input::Suricata(listener) = &state.input else {
-                        anyhow::bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
+                        bail!("it has no socket now: {}", state.failed.as_deref().unwrap_or("it is being made"));
                     };
                     (listener.measurement(), listener.path().to_owned())
                 };
@@ -327,7 +336,7 @@ impl Running {
                 let times = (0..TRIALS).map(|_| self.measure_event()).collect::<Result<_>>()?;
                 (times, vec!["from the text of an event to its tag: HTTP, or the reading of a file, comes on top".to_owned()])
             }
-            SourceType::Operator => anyhow::bail!("there is nothing to measure: an operator sets tags by hand"),
+            SourceType::Operator => bail!("there is nothing to measure: an operator sets tags by hand"),
         };
         let latencies_us: Vec<u64> = times.iter().map(|time: &Duration| time.as_micros() as u64).collect();
         Ok(SourceTest { trials: latencies_us.len() as u32, latencies_us, notes })
@@ -354,7 +363,7 @@ impl api::Sources for Sources {
     fn may_send(&self, source: &str, uid: u32) -> bool {
         let Ok(it) = self.find(source) else { return false };
         if it.source.settings().senders.unknown && it.look_up() {
-            it.follow(&self.run_dir, true);
+            it.follow(&self.own, true);
         }
         it.source.settings().senders.allow(uid)
     }

@@ -85,7 +85,8 @@ impl Scene {
         let (directory, taken) = (Arc::new(Current::default()), Arc::new(Taken::default()));
         directory.replace(all.into_iter().collect());
         let sink: Arc<dyn Sink> = Arc::clone(&taken) as Arc<dyn Sink>;
-        Self { sources: Sources::new(&dir, directory, sink), dir, taken }
+        let own = Own { run_dir: dir.clone(), state_dir: dir.join("state") };
+        Self { sources: Sources::new(own, directory, sink), dir, taken }
     }
 
     /// Runs these; paths in `/run/vnet` and `DIR` are in this scene's directory.
@@ -286,4 +287,14 @@ fn a_measurement_goes_to_the_sink_and_has_no_effect() {
     let test = scene.sources.test("s", None).unwrap();
     assert_eq!((test.trials, test.latencies_us.len()), (100, 100));
     assert!(scene.taken().is_empty() && scene.status().tags == 0);
+}
+
+#[test]
+fn a_source_that_names_what_is_the_agents_fails_alone() {
+    let scene = Scene::new();
+    let own = EXAMPLES[0].1.replace("  allow:", "  input: { socket: DIR/agent.sock }\n  allow:");
+    scene.configure(&format!("{PLAIN}---\n{own}"));
+    let states: Vec<String> = scene.sources.status().into_iter().map(|status| status.state).collect();
+    assert!(states[0] == "silent" && states[1].contains("is the agent's own"), "{states:?}");
+    assert!(!scene.dir.join("agent.sock").exists());
 }

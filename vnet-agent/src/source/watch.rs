@@ -33,6 +33,8 @@ use crate::expression::Variables;
 
 /// The name of the file that is being read.
 const TAKEN: &str = ".vnet-taken";
+/// The file by which a directory is known as one whose files are the agent's to read and remove. Hidden, like the one above.
+const MARKER: &str = ".vnet-source";
 /// The folder of those that were of no use.
 const REJECTED: &str = "rejected";
 /// Files in it, with their reasons.
@@ -59,11 +61,12 @@ impl Watcher {
     /// Begins to watch the directory at `path`. It is made, for root and the source's users, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made or watched.
+    /// It cannot be made or watched, or has somebody else's files in it.
     pub(super) fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
         let users = source.settings().senders.uids.clone();
         make(path, &users)?;
         let directory = Directory::open(path, source)?;
+        directory.adopt()?;
         let instance = instance(&itself(&directory.own)).context("looking at it")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("making an event to end it by")?;
         let stop = Arc::new(Stop { wake, stopping: AtomicBool::new(false) });
@@ -142,6 +145,33 @@ impl Directory {
         // What was opened, not what is at the path by now.
         inotify.add_watch(&itself(&own), events).with_context(|| format!("watching the directory {shown}"))?;
         Ok(Self { path: path.to_owned(), own, inotify, source })
+    }
+
+    /// Makes it one of ours, if it is not: only while there is nothing in it that somebody may want to keep.
+    fn adopt(&self) -> Result<()> {
+        if self.is_ours(MARKER) || self.is_ours(REJECTED) {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(itself(&self.own)).context("listing it")? {
+            let name = entry.context("listing it")?.file_name();
+            ensure!(
+                name == TAKEN,
+                "{} is in it, and all files of a source's directory are read and removed: empty it, or name one that is not there",
+                name.display()
+            );
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.own, MARKER, flags, Mode::S_IRUSR).with_context(|| format!("marking it with {MARKER}"))?;
+        Ok(())
+    }
+
+    /// It is there, and made by the agent.
+    fn is_ours(&self, name: &str) -> bool {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let owner = openat(&self.own, name, flags, Mode::empty())
+            .map(File::from)
+            .and_then(|file| file.metadata().map(|metadata| metadata.uid()).map_err(|_| Errno::EIO));
+        owner == Ok(nix::unistd::geteuid().as_raw())
     }
 
     fn run(&self, stop: &Stop) -> Result<()> {
