@@ -3,6 +3,7 @@
 //! This layer speaks HTTP and decides who may do what; what is done is behind [`Control`].
 
 mod access;
+mod connection;
 mod error;
 mod extract;
 mod observe;
