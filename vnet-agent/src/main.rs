@@ -91,8 +91,8 @@ async fn serve(options: Options) -> Result<()> {
         .with(Arc::clone(&agent.parts().sources) as Arc<dyn api::Sources>);
     let server = tokio::spawn(api::serve_on(socket, routes, shutdown));
     if let Some(address) = options.metrics_listen {
-        let metrics = api::listen_for_metrics(address).await?;
-        tokio::spawn(api::serve_metrics(metrics, Arc::clone(&agent) as Arc<dyn api::Observe>));
+        let (observer, told) = (Arc::clone(&agent) as Arc<dyn api::Observe>, Arc::clone(&agent));
+        tokio::spawn(api::serve_metrics(address, observer, move |trouble| told.set_metrics_trouble(trouble)));
     }
     run::tell_systemd(&[NotifyState::Ready]);
     run::run(&agent, devices, health).await?;

@@ -6,6 +6,7 @@ mod access;
 mod connection;
 mod error;
 mod extract;
+mod metrics;
 mod observe;
 mod quarantine;
 mod routes;
@@ -27,7 +28,8 @@ use vnet_common::api::{
 };
 
 pub use error::{Class, Refusal};
-pub use observe::{Observe, listen_for_metrics, serve_metrics};
+pub use metrics::serve_metrics;
+pub use observe::Observe;
 pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};

@@ -72,6 +72,8 @@ pub struct Agent {
     /// Reads the programs' events.
     reader: Mutex<Option<Reader>>,
     rehearsals: Rehearsals,
+    /// Why nobody can ask for the metrics at the TCP address.
+    metrics_trouble: Mutex<Option<String>>,
 }
 
 /// What the lock guards.
@@ -154,12 +156,22 @@ impl Agent {
             ending: watch::Sender::new(false),
             reader: Mutex::default(),
             rehearsals: Rehearsals::default(),
+            metrics_trouble: Mutex::default(),
         })
     }
 
     /// What has locks of its own.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// Says why nobody can ask for the metrics at the TCP address; `None`: they can.
+    pub fn set_metrics_trouble(&self, trouble: Option<String>) {
+        let mut known = self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = trouble.as_ref().filter(|_| *known != trouble) {
+            log::error!("{why}; trying again");
+        }
+        *known = trouble;
     }
 
     /// Becomes `true` when the agent is to end.
@@ -328,7 +340,9 @@ impl State {
 
 impl Control for Agent {
     fn status(&self) -> Result<Status, Refusal> {
-        views::status(self)
+        let mut status = views::status(self)?;
+        status.alarms.extend(self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(status)
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
