@@ -59,6 +59,11 @@ impl SocketFile {
         &self.path
     }
 
+    /// Its device and inode.
+    pub(crate) fn instance(&self) -> (u64, u64) {
+        self.instance
+    }
+
     /// It is still there.
     pub(crate) fn is_there(&self) -> bool {
         std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.instance)

@@ -26,12 +26,13 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
+use super::acl::Held;
 use super::change::TagChange;
+use super::ending;
 use super::pending::Pending;
 use super::senders::Senders;
 use super::state::Source;
 use super::trial::Trials;
-use super::{acl, ending};
 use crate::expression::Variables;
 use crate::socket_file::SocketFile;
 
@@ -73,7 +74,7 @@ impl Listener {
     pub(super) fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
         let senders = source.settings().senders.clone();
         let (socket, file) = SocketFile::place(path, SockType::Datagram, bound, |draft| {
-            open_for(draft, &senders);
+            open_for(draft, None, &senders);
             Ok(())
         })?;
         let shared = Arc::new(Shared {
@@ -96,7 +97,7 @@ impl Listener {
     /// The users who may send are others now.
     pub(super) fn open(&mut self, senders: &Senders) {
         if self.users != senders.uids {
-            open_for(self.file.path(), senders);
+            open_for(self.file.path(), Some(self.file.instance()), senders);
             self.users.clone_from(&senders.uids);
         }
     }
@@ -150,15 +151,15 @@ fn bound(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Lets only these users send. Whoever else sends all the same is refused, by what the kernel says of each datagram.
-fn open_for(path: &Path, senders: &Senders) {
-    if let Err(error) = acl::allow(path, 0o6, &senders.uids) {
-        let shown = path.display();
-        log::warn!(
-            "letting only users {:?} send to {shown}: {error}; everybody can send now, but only theirs is taken",
-            senders.uids
-        );
-        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        if let Err(error) = std::fs::set_permissions(path, everybody) {
+fn open_for(path: &Path, instance: Option<(u64, u64)>, senders: &Senders) {
+    let (shown, uids) = (path.display(), &senders.uids);
+    let held = match Held::socket(path, instance) {
+        Ok(held) => held,
+        Err(error) => return log::warn!("letting only users {uids:?} send to {shown}: {error}"),
+    };
+    if let Err(error) = held.allow(0o6, uids) {
+        log::warn!("letting only users {uids:?} send to {shown}: {error}; everybody can send now, but only theirs is taken");
+        if let Err(error) = held.set_mode(0o666) {
             log::warn!("setting the mode of {shown}: {error}");
         }
     }

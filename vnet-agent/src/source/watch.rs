@@ -25,10 +25,11 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::acl::Held;
+use super::ending;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
-use super::{acl, ending};
 use crate::expression::Variables;
 
 /// The name of the file that is being read.
@@ -88,7 +89,7 @@ impl Watcher {
     /// The users who may put files there are others now.
     pub(super) fn open(&mut self, senders: &Senders) {
         if self.users != senders.uids {
-            allow(&self.path, &senders.uids);
+            allow(&self.path, Some(self.instance), &senders.uids);
             self.users.clone_from(&senders.uids);
         }
     }
@@ -118,12 +119,12 @@ fn make(path: &Path, users: &[u32]) -> Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(|| format!("making {shown}"))?;
     }
     std::fs::DirBuilder::new().mode(0o700).create(path).with_context(|| format!("making {shown}"))?;
-    allow(path, users);
+    allow(path, None, users);
     Ok(())
 }
 
-fn allow(path: &Path, users: &[u32]) {
-    if let Err(error) = acl::allow(path, 0o7, users) {
+fn allow(path: &Path, instance: Option<(u64, u64)>, users: &[u32]) {
+    if let Err(error) = Held::directory(path, instance).and_then(|held| held.allow(0o7, users)) {
         log::warn!("letting users {users:?} put files into {}: {error}; only its owner can", path.display());
     }
 }
