@@ -1,7 +1,7 @@
 //! A directory whose files are read once they are complete, and then removed.
 //!
 //! A file is complete when it was closed after writing, or moved here. Before it is read it gets a name of its own, so that what
-//! somebody puts in its place meanwhile is another file, with its own turn; one that a dead agent left under that name comes
+//! somebody puts in its place meanwhile is another file, with its own turn; those that a dead agent left under such names come
 //! first. What is wrong is kept in the folder `rejected`, with the reason beside it.
 
 use std::ffi::{OsStr, OsString};
@@ -30,9 +30,10 @@ use super::ending;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
+use super::trial;
 use crate::expression::Variables;
 
-/// The name of the file that is being read.
+/// How the name of the file that is being read begins. The rest is its own, and nobody can guess it to have something there before.
 const TAKEN: &str = ".vnet-taken";
 /// The file by which a directory is known as one whose files are the agent's to read and remove. Hidden, like the one above.
 const MARKER: &str = ".vnet-source";
@@ -156,7 +157,7 @@ impl Directory {
         for entry in std::fs::read_dir(itself(&self.own)).context("listing it")? {
             let name = entry.context("listing it")?.file_name();
             ensure!(
-                name == TAKEN,
+                name.as_bytes().starts_with(TAKEN.as_bytes()),
                 "{} is in it, and all files of a source's directory are read and removed: empty it, or name one that is not there",
                 name.display()
             );
@@ -177,9 +178,7 @@ impl Directory {
 
     fn run(&self, stop: &Stop) -> Result<()> {
         let mut variables = Variables::default();
-        if self.file(OsStr::new(TAKEN)).is_ok() {
-            self.read_taken(OsStr::new("left-over.json"), &mut variables);
-        }
+        self.read_left(&mut variables)?;
         let mut waiting = self.read_all(stop, &mut variables)?;
         while !stop.stopping.load(Ordering::Acquire) {
             let mut both =
@@ -191,6 +190,16 @@ impl Directory {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("waiting for files"),
             }
+        }
+        Ok(())
+    }
+
+    /// Reads what a dead agent had begun to.
+    fn read_left(&self, variables: &mut Variables) -> Result<()> {
+        let listed: std::io::Result<Vec<_>> = std::fs::read_dir(itself(&self.own)).and_then(Iterator::collect);
+        let names = listed.context("listing it")?.into_iter().map(|entry| entry.file_name());
+        for taken in names.filter(|name| name.as_bytes().starts_with(TAKEN.as_bytes())) {
+            self.read_taken(&taken, OsStr::new("left-over.json"), variables);
         }
         Ok(())
     }
@@ -241,18 +250,19 @@ impl Directory {
     }
 
     fn read(&self, name: &OsStr, variables: &mut Variables) {
-        match renameat(&self.own, name, &self.own, TAKEN) {
-            Ok(()) => self.read_taken(name, variables),
+        let taken = OsString::from(format!("{TAKEN}.{}", trial::mark()));
+        match renameat(&self.own, name, &self.own, taken.as_os_str()) {
+            Ok(()) => self.read_taken(&taken, name, variables),
             // Read already, by another event of it.
             Err(Errno::ENOENT) => {}
             Err(error) => self.source.complain(format!("{}: taking it: {error}", self.path.join(name).display())),
         }
     }
 
-    /// Reads the file that was taken, once `name`; afterwards it is gone, or among those that were rejected.
-    fn read_taken(&self, name: &OsStr, variables: &mut Variables) {
+    /// Reads the file that was taken as `taken`, once `name`; afterwards it is gone, or among those that were rejected.
+    fn read_taken(&self, taken: &OsStr, name: &OsStr, variables: &mut Variables) {
         let shown = self.path.join(name);
-        let faults = match self.text(&shown) {
+        let faults = match self.text(taken, &shown) {
             Ok(text) => match json::ingest(&self.source, &text, variables) {
                 Ok(response) if response.faults.is_empty() => None,
                 Ok(response) => Some(response.faults.join("\n")),
@@ -261,8 +271,8 @@ impl Directory {
             Err(why) => Some(why),
         };
         let done = match &faults {
-            None => unlinkat(&self.own, TAKEN, UnlinkatFlags::NoRemoveDir).context("removing it"),
-            Some(why) => self.reject(name, why),
+            None => unlinkat(&self.own, taken, UnlinkatFlags::NoRemoveDir).context("removing it"),
+            Some(why) => self.reject(taken, name, why),
         };
         if let Err(error) = done {
             self.source.complain(format!("{}: {error:#}", shown.display()));
@@ -270,7 +280,7 @@ impl Directory {
     }
 
     /// What is in the file that was taken; else why it is not read.
-    fn text(&self, shown: &Path) -> Result<Vec<u8>, String> {
+    fn text(&self, taken: &OsStr, shown: &Path) -> Result<Vec<u8>, String> {
         let refuse = |why: String| {
             self.source.refused(format!("{}: {why}", shown.display()));
             why
@@ -279,7 +289,7 @@ impl Directory {
             self.source.malformed(format!("{}: {why}", shown.display()));
             why
         };
-        let file = self.file(OsStr::new(TAKEN)).map_err(|error| match error {
+        let file = self.file(taken).map_err(|error| match error {
             Errno::ELOOP => refuse("it is a symbolic link, and these are not followed".to_owned()),
             error => malformed(format!("it cannot be opened: {error}")),
         })?;
@@ -307,15 +317,16 @@ impl Directory {
     }
 
     /// Moves the file that was taken to the others of its kind, and says why.
-    fn reject(&self, name: &OsStr, why: &str) -> Result<()> {
+    fn reject(&self, taken: &OsStr, name: &OsStr, why: &str) -> Result<()> {
         let rejected = self.rejected().with_context(|| format!("opening the folder {REJECTED}"))?;
         let count = std::fs::read_dir(itself(&rejected)).map_or(usize::MAX, Iterator::count);
         if count >= 2 * KEPT {
-            unlinkat(&self.own, TAKEN, UnlinkatFlags::NoRemoveDir).context("removing it")?;
+            unlinkat(&self.own, taken, UnlinkatFlags::NoRemoveDir).context("removing it")?;
             bail!("rejected and removed, since {REJECTED} is full of {KEPT} others: {why}");
         }
         let name = free_name(&rejected, name);
-        renameat(&self.own, TAKEN, &rejected, name.as_os_str()).context("moving it there")?;
+        let moved = renameat(&self.own, taken, &rejected, name.as_os_str());
+        moved.with_context(|| format!("moving it there ({why}); it stays, as {}: remove it", taken.display()))?;
         let mut reason = name;
         reason.push(".why");
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
