@@ -71,8 +71,9 @@ pub(super) fn scan(source: &Source, request: &ScanRequest, stop: &AtomicBool) ->
     for change in changes(source, request, &report, &scope, &version, now) {
         let (tag, is_set) = (as_tag(&change), change.operation == Operation::Set);
         match source.deliver(change) {
-            Ok(()) if is_set => report.tags.push(tag),
-            Ok(()) => report.cleared.push(tag),
+            Ok(true) if is_set => report.tags.push(tag),
+            Ok(true) => report.cleared.push(tag),
+            Ok(false) => {}
             Err(why) => report.failed.push((String::new(), why)),
         }
     }

@@ -1,7 +1,7 @@
 //! The example mappings on recorded events, and what the manager does.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -29,17 +29,26 @@ pub(super) const EXAMPLES: [(&str, &str, &str); 5] = [
 ];
 const CLAMAV: &str = include_str!("../../../policies/sources/clamav.yaml");
 
-/// Takes what it is given, unless the tag is named `forbidden`.
+/// Takes what it is given, unless the tag is named `forbidden`; of `absent` there is none, and for `crowded` no room.
 #[derive(Default)]
 pub(super) struct Taken {
     pub(super) changes: Mutex<Vec<TagChange>>,
     pub(super) lost: Mutex<Vec<(String, bool)>>,
     /// Whoever holds it holds up every change.
     pub(super) gate: Mutex<()>,
+    crowded: AtomicU64,
 }
 
 impl Sink for Taken {
-    fn change(&self, change: TagChange) -> Result<(), Refused> {
+    fn change(&self, change: TagChange) -> Result<Applied, Refused> {
+        match change.name.as_str() {
+            "absent" => return Ok(Applied::Absent),
+            "crowded" => {
+                self.crowded.fetch_add(1, Ordering::Relaxed);
+                return Ok(Applied::NoRoom);
+            }
+            _ => {}
+        }
         if change.name == "forbidden" {
             return Err(Refused("may not".to_owned()));
         }
@@ -50,7 +59,11 @@ impl Sink for Taken {
         if !change.is_trial() {
             self.changes.lock().unwrap().push(change);
         }
-        Ok(())
+        Ok(Applied::Made)
+    }
+
+    fn without_room(&self, _: &SourceName) -> u64 {
+        self.crowded.load(Ordering::Relaxed)
     }
 
     fn lost(&self, source: &SourceName, lost: bool) {
@@ -297,4 +310,17 @@ fn a_source_that_names_what_is_the_agents_fails_alone() {
     let states: Vec<String> = scene.sources.status().into_iter().map(|status| status.state).collect();
     assert!(states[0] == "silent" && states[1].contains("is the agent's own"), "{states:?}");
     assert!(!scene.dir.join("agent.sock").exists());
+}
+
+#[test]
+fn only_what_was_made_counts_as_a_tag() {
+    let scene = Scene::new();
+    scene.configure(PLAIN);
+    let events = r#"[{"vm": "vm", "tag": "absent"}, {"vm": "vm", "tag": "crowded"}, {"vm": "vm", "tag": "a"}]"#;
+    let response = scene.sources.ingest("s", events.as_bytes()).unwrap();
+    assert_eq!((response.events, response.tags, response.faults.len()), (3, 1, 1));
+    assert!(response.faults[0].contains("event 2: crowded on vm: there is no room"), "{response:?}");
+    let status = scene.status();
+    assert_eq!((status.tags, status.dropped, status.refused), (1, 1, 0), "{status:?}");
+    assert!(status.last_error.is_some_and(|why| why.contains("there is no room")));
 }
