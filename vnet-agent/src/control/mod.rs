@@ -26,7 +26,6 @@ mod warn;
 pub mod world;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +72,8 @@ pub struct Agent {
     /// Reads the programs' events.
     reader: Mutex<Option<Reader>>,
     rehearsals: Rehearsals,
+    /// Why nobody can ask for the metrics at the TCP address.
+    metrics_trouble: Mutex<Option<String>>,
 }
 
 /// What the lock guards.
@@ -118,8 +119,8 @@ pub struct Ground {
     pub checker: Checker,
     /// Networks that endpoints are in.
     pub networks: Vec<Cidr>,
-    /// Where sockets are made.
-    pub run_dir: PathBuf,
+    /// Where the agent has its own files.
+    pub own: source::Own,
     /// What tells the time of holds.
     pub clock: Arc<dyn Clock>,
 }
@@ -129,7 +130,7 @@ impl Agent {
     ///
     /// Call it within a tokio runtime: health checks run there.
     pub fn new(ground: Ground) -> Result<Self> {
-        let Ground { store, journal, datapath, patterns, checker, networks, run_dir, clock } = ground;
+        let Ground { store, journal, datapath, patterns, checker, networks, own, clock } = ground;
         let datapath = Arc::new(datapath);
         let inputs = Inputs { attach: patterns, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
@@ -143,7 +144,7 @@ impl Agent {
         let quarantine = Arc::new(quarantine::Service::open(journal, enforce, clock)?);
         let directory = Arc::new(source::Current::default());
         let sink = Arc::new(tags::Sink::new(Arc::clone(&quarantine), Arc::clone(&observer)));
-        let sources = Arc::new(source::Sources::new(&run_dir, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
+        let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
         let (blind, drops) = (None, Drops::default());
@@ -155,12 +156,22 @@ impl Agent {
             ending: watch::Sender::new(false),
             reader: Mutex::default(),
             rehearsals: Rehearsals::default(),
+            metrics_trouble: Mutex::default(),
         })
     }
 
     /// What has locks of its own.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// Says why nobody can ask for the metrics at the TCP address; `None`: they can.
+    pub fn set_metrics_trouble(&self, trouble: Option<String>) {
+        let mut known = self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = trouble.as_ref().filter(|_| *known != trouble) {
+            log::error!("{why}; trying again");
+        }
+        *known = trouble;
     }
 
     /// Becomes `true` when the agent is to end.
@@ -326,7 +337,11 @@ impl State {
         let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
         let inputs = self.policy.inputs().resources.iter();
         let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
-        let faults = resource::check(&located, &others);
+        let mut faults = resource::check(&located, &others);
+        for l in &located {
+            let Resource::TagSource(source) = &l.resource else { continue };
+            faults.extend(self.parts.sources.refuses(&source.spec).map(|(field, why)| l.fault(field, why)));
+        }
         if !faults.is_empty() {
             return Err(refuse(faults));
         }
@@ -338,7 +353,9 @@ impl State {
 
 impl Control for Agent {
     fn status(&self) -> Result<Status, Refusal> {
-        views::status(self)
+        let mut status = views::status(self)?;
+        status.alarms.extend(self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(status)
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {

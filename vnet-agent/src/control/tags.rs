@@ -10,9 +10,9 @@ use vnet_common::endpoint::{EndpointRow, flags};
 use super::policy::Policy;
 use crate::datapath::Datapath;
 use crate::observe::{Observer, Saying};
-use crate::quarantine::{self, Journal, Operation as Done, Pinned, Service};
+use crate::quarantine::{self, Journal, Operation as Done, Pinned, Service, TagApplied};
 use crate::resource::{DEFAULT_GROUP, Operation};
-use crate::source::{self, Refused, SourceName, TagChange};
+use crate::source::{self, Applied, Refused, SourceName, TagChange};
 
 /// Takes what sources say to the engine.
 pub struct Sink {
@@ -28,10 +28,10 @@ impl Sink {
 }
 
 impl source::Sink for Sink {
-    fn change(&self, change: TagChange) -> Result<(), Refused> {
+    fn change(&self, change: TagChange) -> Result<Applied, Refused> {
         self.service.heard(change.source.as_str());
         if change.is_trial() {
-            return Ok(());
+            return Ok(Applied::Made);
         }
         let operation = match change.operation {
             Operation::Clear => Done::Clear,
@@ -51,7 +51,16 @@ impl source::Sink for Sink {
             instance: change.instance,
             operation,
         };
-        self.service.apply_event(&change).map(drop).map_err(|e| Refused(e.to_string()))
+        match self.service.apply_event(&change).map_err(|e| Refused(e.to_string()))? {
+            // Also one that was there like this: it counts as set anew.
+            TagApplied::Changed | TagApplied::Refreshed | TagApplied::Unchanged => Ok(Applied::Made),
+            TagApplied::Absent => Ok(Applied::Absent),
+            TagApplied::Dropped => Ok(Applied::NoRoom),
+        }
+    }
+
+    fn without_room(&self, source: &SourceName) -> u64 {
+        self.service.source_counts(source.as_str()).dropped
     }
 
     fn lost(&self, source: &SourceName, lost: bool) {
