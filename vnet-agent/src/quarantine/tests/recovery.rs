@@ -54,6 +54,7 @@ fn who_is_gone_is_still_held_and_can_be_let_go() {
     let mut w = World::with(SIMPLE);
     w.set("a", "bad", 9);
     w.endpoints.remove("a");
+    w.rows.devices.lock().unwrap().insert("z".into());
     w.rows.rows.lock().unwrap().insert("z".into(), row("(number 7)", true, 1));
     w.restart();
     assert_eq!(w.service().holds(), [("a".into(), "strict".into()), ("z".into(), "(number 7)".into())].into());
