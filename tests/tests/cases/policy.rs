@@ -5,10 +5,12 @@ use vnet_common::event::kind;
 use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
 
+use super::guard::fragment;
+use super::judged_again::refusal;
 use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
 use super::row::{Row, row, run};
 use super::rules::{Rule, SET, allow, default, deny, reject, rule};
-use super::world::{CLIENT, FAMILIES, Family, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, NEAR, World};
 
 pub const FRIEND: u32 = 100;
 pub const NETWORK: u32 = 101;
@@ -211,6 +213,44 @@ fn events_of_rules() {
     })
     .into_iter()
     .flatten());
+}
+
+/// Two endpoints that refuse each other's packets aloud: neither answers an error, nor a fragment.
+#[test]
+fn refusals_are_not_refused() {
+    run(each(|f| {
+        let mut w = world(f, &[allow(1)], &[default(2, action::REJECT)]);
+        let mac = [2, 0, 0, 0, 0, 2];
+        w.endpoint(NEAR, 2, mac);
+        w.local(f.ip(5, 1), NEAR);
+        w.police(NEAR, SET);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53).macs(mac, CLIENT_MAC);
+        let told = refusal(&ask);
+        let silent = |r: Row| r.dropped(Reason::RejectSilent).decided(2);
+        let mut r = row(format!("{f:?}: refused by both"), w);
+        // Of a flow it knows of, an error passes.
+        r = r.egress(CLIENT, &ask).passes(Reason::Allowed).decided(1);
+        r = r.ingress(NEAR, &ask).bounced(Reason::Rejected, &told).decided(2);
+        r = r.ingress(CLIENT, &told).passes(Reason::Related);
+        // Of one it does not know of:
+        let stray = refusal(&ask.clone().sport(4001));
+        r = silent(r.ingress(CLIENT, &stray));
+        let kinds: &[u8] = if f == Family::V4 { &[3, 4, 5, 11, 12] } else { &[0, 1, 2, 3, 4, 127] };
+        for kind in kinds {
+            r = silent(r.ingress(CLIENT, &ask.clone().sport(4001).error(*kind, 0, 0)));
+        }
+        for p in [
+            ask.clone(),
+            Packet { l4: L4::Tcp { sport: 4000, dport: 80, flags: SYN, seq: 1, ack: 0, options: vec![] }, ..ask.clone() },
+        ] {
+            for (at, more) in [(0, true), (8, true), (8, false)] {
+                let piece = fragment(p.clone().with(&[0; 64]), at, more);
+                r = r.egress(CLIENT, &piece).passes(Reason::Allowed).decided(1);
+                r = silent(r.ingress(NEAR, &piece));
+            }
+        }
+        r.holds(1, 0).quota(1, 1)
+    }));
 }
 
 #[test]
