@@ -254,13 +254,13 @@ impl EndpointMaps for Maps {
     fn take_flow(&self, slot: u32) -> bool {
         let mut counts = self.flow_counts.borrow_mut();
         let n = counts.entry(slot).or_default();
-        let free = *n < self.flow_quota;
-        *n += u32::from(free);
+        let free = i64::from(*n as i32) < i64::from(self.flow_quota);
+        *n = n.wrapping_add(u32::from(free));
         free
     }
     fn give_flow(&self, slot: u32) {
         if let Some(n) = self.flow_counts.borrow_mut().get_mut(&slot) {
-            *n -= 1;
+            *n = n.wrapping_sub(1);
         }
     }
 }

@@ -361,7 +361,8 @@ where
     })
 }
 
-/// Removes both entries of a flow, and gives back its quota; says if there was one.
+/// Removes both entries of a flow; says if there was one. Whoever removes the egress entry gives back the flow's quota: two CPUs, or a CPU and
+/// the agent, may each remove one of the two.
 #[inline(never)]
 pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
     m: &M,
@@ -375,7 +376,7 @@ pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
     if table == Table::Main {
         m.bump_stamp(hash::flow(key));
         m.bump_stamp(hash::flow(partner));
-        if one || other {
+        if if direction(key) == Direction::Egress { one } else { other } {
             m.give_flow(slot);
         }
     }
