@@ -163,7 +163,7 @@ fn led_to_a_service() {
                 (group, w.member(group, f.ip(8, 9), 8443))
             });
             let led = |id, (group, _): (u32, u32)| {
-                let mut r = rule(id, action::REDIRECT).flags(rule_flags::QUARANTINE | rule_flags::DEFAULT);
+                let mut r = rule(id, action::REDIRECT).flags(rule_flags::QUARANTINE);
                 (r.row.group, r.row.serial) = (group, 500 + group);
                 r
             };
@@ -235,6 +235,29 @@ fn led_to_a_service() {
         rows.push(r.holds(3, 2).quota(1, 3));
     }
     run(rows);
+}
+
+/// What a quarantine allows it does not lead elsewhere: not a VIP that is allowed, nor one whose member is.
+#[test]
+fn an_allowed_vip_is_not_led_elsewhere() {
+    run(each(|f| f).into_iter().flat_map(|f| {
+        [f.vip(), f.member(0)].map(|allowed| {
+            let mut w = world(f, &[], held_by_default(OUT, action::DENY));
+            let group = w.group(f.ip(8, 1), UDP, 1);
+            w.member(group, f.ip(8, 9), 8443);
+            w.identity(allowed, HELPER);
+            let mut led = rule(12, action::REDIRECT).flags(rule_flags::QUARANTINE).ports(UDP, 0, 65535);
+            (led.row.group, led.row.serial) = (group, 500 + group);
+            let egress = [allow(11).peer(HELPER).flags(rule_flags::QUARANTINE), led, held_by_default(OUT, action::DENY)];
+            w.set(HELD, &egress, &[held_by_default(IN, action::DENY)]);
+            let (ask, m) = (Packet::udp(f.client(), 4000, f.vip(), 80), udp_member(f));
+            let there = ask.clone().to(f.member(0), 8080);
+            let r = row(format!("{f:?}: {allowed} is allowed"), w).no_reports().change(hold(true));
+            let r = r.egress(CLIENT, &ask).becomes(Reason::NewFlow, &there).by(m).events(m).decided(11);
+            let r = r.change(|w| w.bump()).egress(CLIENT, &ask).becomes(Reason::Established, &there).by(m);
+            r.ingress(CLIENT, &there.back()).becomes(Reason::Reply, &ask.back()).by(m).holds(1, 0).quota(1, 1)
+        })
+    }));
 }
 
 /// A fragment has no ports to lead it by: the rule that would lead it denies it.

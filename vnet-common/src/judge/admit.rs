@@ -113,11 +113,12 @@ fn is_steerable<A: Address>(w: &Work<A>) -> bool {
     w.question.direction == Direction::Egress as u32 && !h.fragment && (h.is_tcp() || h.is_udp())
 }
 
-/// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default.
+/// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default. To be led elsewhere is
+/// what a quarantine does by default: what it allows comes first.
 #[inline(always)]
 fn outweighs(new: &Judged, old: &Judged) -> bool {
     let weight = |j: &Judged| match (j.rule.flags & rule_flags::DEFAULT != 0, j.rule.action) {
-        (true, _) => 0,
+        (true, _) | (false, action::REDIRECT) => 0,
         (false, action::ALLOW) => 1,
         (false, _) => 2,
     };
