@@ -119,7 +119,7 @@ where
 /// tracked, and counted, at the client's device.
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
+    !w.headers.fragment && track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
 }
 
 /// Is the endpoint's device entered directly, past its own program?

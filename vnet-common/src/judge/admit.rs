@@ -61,9 +61,9 @@ fn ask<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
     let h = &w.headers;
     let egress = w.seen.key.direction == Direction::Egress as u8;
     let peer = if egress { h.dst } else { h.src };
-    let port = if h.fragment { [0; 2] } else { h.dport };
     let direction = u32::from(w.seen.key.direction);
-    w.question = Question { peer: AddressKey::of(ep.network, &peer), set: ep.set, direction, port: port_key(h.protocol, port) };
+    w.question =
+        Question { peer: AddressKey::of(ep.network, &peer), set: ep.set, direction, port: port_key(h.protocol, h.dport) };
 }
 
 /// Asks the rules, [`Work::question`] being set. `member`: also about that in [`Work::group`], whose answer counts as much.

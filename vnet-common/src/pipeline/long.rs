@@ -43,7 +43,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
         }
-        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(p, m, &w.headers) {
+        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(m, &w.headers) {
             track::see(m, ep, Direction::Egress, bytes, w);
             return refuse(m, ep, w, Guard::Tunnel);
         }

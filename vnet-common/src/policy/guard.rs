@@ -124,7 +124,7 @@ where
     if !owns(m, ep, h) {
         return Guard::Address;
     }
-    if ep.flags & flags::TUNNELS == 0 && is_tunnel(p, m, h) {
+    if ep.flags & flags::TUNNELS == 0 && is_tunnel(m, h) {
         return Guard::Tunnel;
     }
     Guard::Ask
@@ -262,16 +262,8 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
     at + (usize::from(units) << 3)
 }
 
-/// Is a packet for a tunnel's port, or could it be? A fragment has its ports only in the first one; one that is too short for them, or has
-/// further extension headers in front of them (RFC 7112), is none to be let through.
+/// Is a packet for a tunnel's port? Of a fragmented one the first fragment says so.
 #[inline(always)]
-pub fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
-    if !h.fragment {
-        return h.is_udp() && m.is_tunnel_port(h.dport);
-    }
-    let offset = if A::VERSION == 4 { p.read(ETH + 6) } else { p.read(h.l4 - 6) };
-    let mask = if A::VERSION == 4 { 0x1fff } else { 0xfff8 };
-    let first = offset.is_none_or(|o: [u8; 2]| u16::from_be_bytes(o) & mask == 0);
-    let hidden = A::VERSION == 6 && matches!(h.protocol, 0 | 43 | 44 | 60);
-    first && (hidden || h.is_udp() && p.read(h.l4 + 2).is_none_or(|port| m.is_tunnel_port(port)))
+pub fn is_tunnel<A: Address, M: HostMaps>(m: &M, h: &Headers<A>) -> bool {
+    h.is_udp() && m.is_tunnel_port(h.dport)
 }
