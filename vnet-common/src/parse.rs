@@ -102,6 +102,11 @@ impl<A: Address> Headers<A> {
         let (request, answer) = if A::VERSION == 4 { (8, 0) } else { (128, 129) };
         self.is_icmp() && self.dport == [if reply { answer } else { request }, 0]
     }
+    /// Does it answer the opening of a TCP connection? One of no known connection tells that the other side opened it.
+    #[inline(always)]
+    pub fn is_opened(&self) -> bool {
+        self.is_tcp() && self.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {

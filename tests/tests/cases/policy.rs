@@ -10,7 +10,7 @@ use super::judged_again::refusal;
 use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
 use super::row::{Row, row, run};
 use super::rules::{Rule, SET, allow, default, deny, reject, rule};
-use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, NEAR, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, NEAR, World};
 
 pub const FRIEND: u32 = 100;
 pub const NETWORK: u32 = 101;
@@ -213,6 +213,34 @@ fn events_of_rules() {
     })
     .into_iter()
     .flatten());
+}
+
+/// What a bridge floods to an endpoint's port is not refused in the name of its real receiver; an endpoint with a checked MAC does not get it.
+#[test]
+fn flooded_frames() {
+    run(each(|f| {
+        let w = world(f, &[allow(1)], &[allow(2).port(UDP, 1), default(3, action::REJECT)]);
+        let [allowed, refused] = [1, 2].map(|port| Packet::udp(f.ip(5, 1), 4000, f.client(), port));
+        let stray = |p: &Packet| p.clone().macs([2, 0, 0, 0, 0, 9], HOST_MAC);
+        let told = |r: Row| r.ingress(CLIENT, &refused).bounced(Reason::Rejected, &refusal(&refused)).decided(3);
+        let silent = |r: Row, p: &Packet| r.ingress(CLIENT, p).dropped(Reason::RejectSilent).decided(3);
+        let mut r = silent(told(row(format!("{f:?}: flooded"), w)), &stray(&refused));
+        for byte in 0..6 {
+            let mut p = refused.clone();
+            p.dst_mac[byte] ^= 4;
+            r = silent(r, &p);
+        }
+        r = r.ingress(CLIENT, &stray(&allowed)).passes(Reason::Allowed).decided(2);
+        // Of who has but one MAC:
+        r = told(r.change(|w| w.at(CLIENT).flags |= endpoint_flags::CHECK_MAC));
+        for p in [&allowed, &refused] {
+            r = r.ingress(CLIENT, &stray(&p.clone().sport(5000))).dropped(Reason::Flooded);
+        }
+        r = silent(r, &refused.clone().macs([0xff; 6], HOST_MAC));
+        // Where its MAC is not known, nobody can tell.
+        r = r.change(|w| (w.at(CLIENT).flags, w.at(CLIENT).mac) = (w.at(CLIENT).flags & !endpoint_flags::CHECK_MAC, [0; 6]));
+        told(r).holds(1, 0).quota(1, 1)
+    }));
 }
 
 /// Two endpoints that refuse each other's packets aloud: neither answers an error, nor a fragment.

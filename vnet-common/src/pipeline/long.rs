@@ -72,6 +72,9 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     if ep.is_policed() {
+        if guard::is_flooded(p, ep) {
+            return Verdict::Drop(Reason::Flooded);
+        }
         track::see(m, ep, Direction::Ingress, p.size(), w);
         match guard::ingress(&w.headers, ep) {
             Guard::Ask => {}
@@ -90,6 +93,8 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
         Decision::Forward => FAILED,
         Decision::Drop => Verdict::Drop(w.reason),
+        // The name that an answer would go in is another's.
+        Decision::Reject if !guard::is_to_own_mac(p, ep) => Verdict::Drop(Reason::RejectSilent),
         Decision::Reject => {
             w.todo = Todo::RejectBack;
             deliver::carry_out(p, m, w)

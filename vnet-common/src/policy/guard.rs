@@ -72,6 +72,20 @@ pub fn is_own_mac<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
     p.read(6) == Some([m[0], m[1], m[2], m[3]]) && p.read(10) == Some([m[4], m[5]])
 }
 
+/// Is the frame addressed to the endpoint's own MAC, as far as that is known? A bridge floods what it does not know the port of.
+#[inline(always)]
+pub fn is_to_own_mac<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
+    let m = &ep.mac;
+    *m == [0; 6] || p.read(0) == Some([m[0], m[1], m[2], m[3]]) && p.read(4) == Some([m[4], m[5]])
+}
+
+/// Is it a frame for one other host, at the port of an endpoint that has but one MAC?
+#[inline(always)]
+pub fn is_flooded<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
+    let to_one = p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0);
+    ep.flags & flags::CHECK_MAC != 0 && to_one && !is_to_own_mac(p, ep)
+}
+
 /// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address.
 #[inline(never)]
 pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard {
