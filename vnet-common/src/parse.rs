@@ -12,6 +12,10 @@ pub const ETH: usize = 14;
 /// Extension headers that are followed in one packet; more are malformed for us.
 const MAX_EXTENSIONS: usize = 4;
 
+/// An L4 header that starts further back in the frame is malformed for us: what reads from there on has an offset that the verifier knows a
+/// bound of.
+const MAX_L4: usize = 0x400;
+
 /// IP protocol numbers.
 pub mod protocol {
     /// ICMP for IPv4.
@@ -264,6 +268,9 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
     let mut later = false;
     if !matches!(h.protocol, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
         later = skip_extensions(p, &mut h)?;
+        if h.l4 > MAX_L4 {
+            return None;
+        }
     }
     if later {
         no_l4(&mut h);

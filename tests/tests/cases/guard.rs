@@ -166,6 +166,11 @@ fn neighbour_solicitations_and_advertisements() {
     let (mine, theirs) = (option(2, CLIENT_MAC), option(2, OTHER_MAC));
     let asks = |src, options: &[u8]| solicitation(src, peer, options);
     let padding = vec![14, 1, 0, 0, 0, 0, 0, 0]; // a nonce (RFC 3971)
+    // Behind an option of 1992 bytes. Should offsets wrap, the source address is taken for an option that leads into it, and to the end.
+    let mut far_back = vec![0; 249 * 8];
+    (far_back[0], far_back[1]) = (14, 249);
+    (far_back[1046 - 78], far_back[1047 - 78]) = (14, 255);
+    far_back.extend(option(1, OTHER_MAC));
     let no_mac = || with(strict(), 0, flags::CHECK_MAC);
     let no_ip = || with(strict(), 0, flags::CHECK_IP);
     let held = || with(strict(), 0, flags::NEIGHBORS);
@@ -184,6 +189,7 @@ fn neighbour_solicitations_and_advertisements() {
         ),
         e("more options than are looked at", asks(me, &padding.repeat(5)), FORGED),
         e("four options", asks(me, &padding.repeat(4)), System),
+        e("another's MAC far back", asks(link_local(1), &far_back), FORGED),
         e("an option of no length", asks(me, &[1, 0, 2, 0, 0, 0, 0, 1]), FORGED),
         e("an option that is cut off", asks(me, &source_option()[..5]), FORGED),
         e("another's address", asks(f.ip(0, 99), &source_option()), FORGED_ADDRESS),

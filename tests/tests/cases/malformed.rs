@@ -116,6 +116,17 @@ fn fields_that_contradict() {
     let mut far = kinds(Family::V6)[0].clone();
     far.extensions = vec![(60, vec![1, 4, 0, 0, 0, 0])];
     rows.push(malformed("an extension header that ends behind the packet".into(), edited(&far, 55, &[255])));
+    // As far as L4 headers may lie: an extension header of up to 968 bytes.
+    far = Packet::udp(Family::V6.client(), 1, Family::V6.outside(), 53);
+    for (bytes, reason) in [(968, Reason::NotOurs), (976, Reason::Malformed), (2040, Reason::Malformed)] {
+        let mut body = vec![0; bytes - 2];
+        (body[0], body[1], body[2]) = (1, 4, 0);
+        body[4..].fill(0);
+        far.extensions = vec![(60, body)];
+        rows.push(
+            row(format!("an extension header of {bytes} bytes"), World::balanced(8080)).egress(CLIENT, &far).passes(reason),
+        );
+    }
     run(rows);
 }
 

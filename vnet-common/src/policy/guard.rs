@@ -253,6 +253,9 @@ fn own_link_options<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> bool {
     at != FOREIGN && at as u32 >= p.size()
 }
 
+/// An option further back in the frame is not looked at, and so refused.
+const MAX_OPTION: usize = 0x7ff;
+
 /// Where to go on after a link-layer address option that is somebody else's, or broken: nowhere.
 const FOREIGN: usize = usize::MAX;
 
@@ -262,7 +265,9 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
     if at == FOREIGN || at as u32 >= p.size() {
         return at;
     }
-    let at = at & 0x7ff;
+    if at > MAX_OPTION {
+        return FOREIGN;
+    }
     let Some([kind, units]) = p.read::<2>(at) else { return FOREIGN };
     if units == 0 {
         return FOREIGN;
