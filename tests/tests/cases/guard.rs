@@ -89,6 +89,7 @@ fn arp_of_policed_endpoints() {
     let f = Family::V4;
     let (me, peer, nobody) = (f.client(), f.outside(), IpAddr::from([0, 0, 0, 0]));
     let ask = |sender| frame(arp(BROADCAST, CLIENT_MAC, 1, sender, ([0; 6], peer)));
+    let probe = |target| frame(arp(BROADCAST, CLIENT_MAC, 1, (CLIENT_MAC, nobody), ([0; 6], target)));
     let own = ask((CLIENT_MAC, me));
     let bytes = |change: fn(&mut Vec<u8>)| {
         let mut b = who_has(peer, me);
@@ -103,7 +104,12 @@ fn arp_of_policed_endpoints() {
         egress("a question", strict(), own.clone(), System),
         egress("an answer", strict(), frame(arp(HOST_MAC, CLIENT_MAC, 2, (CLIENT_MAC, me), (HOST_MAC, peer))), System),
         egress("an announcement", strict(), frame(who_has(me, me)), System),
-        egress("a probe", strict(), ask((CLIENT_MAC, nobody)), System),
+        egress("a probe", strict(), probe(me), System),
+        egress("a probe for another's address", strict(), probe(f.ip(0, 20)), FORGED),
+        egress("a probe for an address that nobody has", strict(), probe(peer), FORGED),
+        egress("a probe for a VIP", strict(), probe(f.vip()), FORGED),
+        egress("a probe that is cut off", strict(), frame(probe(me).bytes[..14 + 26].to_vec()), FORGED),
+        egress("a probe, addresses do not matter", no_ip(), probe(peer), System),
         egress("padded", strict(), bytes(|b| b.resize(60, 0)), System),
         egress("from another MAC", strict(), bytes(|b| b[11] ^= 1), FORGED_MAC),
         egress("another's MAC inside", strict(), ask((OTHER_MAC, me)), FORGED),
@@ -179,7 +185,12 @@ fn neighbour_solicitations_and_advertisements() {
         e("a solicitation", asks(me, &source_option()), System),
         e("without an option", asks(me, &[]), System),
         e("from a link-local address", asks(link_local(1), &source_option()), System),
-        e("duplicate address detection", asks(nobody, &[]), System),
+        e("duplicate address detection", solicitation(nobody, me, &[]), System),
+        e("duplicate address detection, link-local", solicitation(nobody, link_local(1), &[]), System),
+        e("duplicate address detection of another's", solicitation(nobody, f.ip(0, 20), &[]), FORGED),
+        e("duplicate address detection of another's, link-local", solicitation(nobody, link_local(0x20), &[]), FORGED),
+        e("duplicate address detection of what nobody has", asks(nobody, &[]), FORGED),
+        egress("duplicate address detection, addresses do not matter", no_ip(), &asks(nobody, &[]), System),
         e("another's MAC in the option", asks(me, &option(1, OTHER_MAC)), FORGED),
         e("another's MAC in the second option", asks(me, &[source_option(), option(1, OTHER_MAC)].concat()), FORGED),
         e(
@@ -318,6 +329,8 @@ fn dhcp_clients() {
     for f in FAMILIES {
         let (client, server) = if f == Family::V4 { (68, 67) } else { (546, 547) };
         let (nobody, all) = if f == Family::V4 { (IpAddr::from([0; 4]), broadcast) } else { (link_local(1), servers) };
+        let beyond =
+            if f == Family::V4 { IpAddr::from([255, 1, 2, 3]) } else { Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 1, 3).into() };
         let discover = Packet::udp(nobody, client, all, server);
         let renew = Packet::udp(f.client(), client, f.outside(), server);
         let offer = Packet::udp(f.outside(), server, f.client(), client);
@@ -340,6 +353,7 @@ fn dhcp_clients() {
             // Kept alive by asking all, once nobody answers the client's questions by name.
             egress(&name("held: renew"), held(), &renew, Asked),
             egress(&name("held: rebind"), held(), &Packet { dst: all, ..renew.clone() }, System),
+            egress(&name("held: to a group beyond the link"), held(), &Packet { dst: beyond, ..renew.clone() }, Asked),
             ingress(&name("held: offer"), held(), &offer, System),
         ]);
         if f == Family::V4 {

@@ -7,7 +7,7 @@
 //!   What only looks like them, having come or going further than the link, is left to the rules.
 //! - An endpoint that may not is kept from originating tunnel packets: whoever receives them would take them for another host's.
 
-use crate::addr::{Address, V6};
+use crate::addr::{Address, V4, V6};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags};
 use crate::lb::LbMaps;
 use crate::packet::Packet;
@@ -86,7 +86,8 @@ pub fn is_flooded<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
     ep.flags & flags::CHECK_MAC != 0 && to_one && !is_to_own_mac(p, ep)
 }
 
-/// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address.
+/// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address there: it asks for the
+/// one that it wants to have, and keeps others from it.
 #[inline(never)]
 pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard {
     if ep.flags & flags::NEIGHBORS == 0 {
@@ -106,8 +107,8 @@ pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard
     if ep.flags & flags::CHECK_MAC != 0 && [a, b, c, d, e, f] != ep.mac {
         return Guard::Neighbor;
     }
-    let sender = crate::addr::V4::from(ip);
-    if ip != [0; 4] && !claims(m, ep, &sender, false) { Guard::Neighbor } else { Guard::Pass }
+    let claimed = if ip == [0; 4] { p.read(ETH + 24) } else { Some(ip) };
+    if claimed.is_some_and(|ip| claims(m, ep, &V4::from(ip), false)) { Guard::Pass } else { Guard::Neighbor }
 }
 
 /// Judges an IP packet from an endpoint.
@@ -123,7 +124,7 @@ where
     }
     if is_dhcp(h, true) {
         // A quarantined client's go to all on the link only: who is asked by name could be anyone.
-        let to_all = h.dst.widen()[0] == 0xff;
+        let to_all = is_to_link(&h.dst);
         let named = ep.flags & flags::QUARANTINED != 0 && !to_all;
         if ep.flags & flags::DHCP == 0 && h.src == A::default() {
             return Guard::Quarantine;
@@ -180,6 +181,13 @@ fn is_link_local<A: Address>(addr: &A) -> bool {
     a == 0xfe && b & 0xc0 == 0x80
 }
 
+/// Is it addressed to all, or to a group, on the link and no further?
+#[inline(always)]
+fn is_to_link<A: Address>(addr: &A) -> bool {
+    let [a, b, c, d, ..] = addr.widen();
+    if A::VERSION == 4 { [a, b, c, d] == [0xff; 4] } else { [a, b] == [0xff, 0x02] }
+}
+
 /// A DHCP (RFC 2131) or DHCPv6 (RFC 8415) packet of a client, or to one?
 #[inline(always)]
 fn is_dhcp<A: Address>(h: &Headers<A>, from_client: bool) -> bool {
@@ -197,7 +205,8 @@ fn is_discovery<A: Address>(h: &Headers<A>) -> bool {
     h.protocol == protocol::ICMPV6 && !h.fragment && (neighbors || listeners)
 }
 
-/// Judges neighbour discovery from an endpoint: advertisements are for its own addresses, and every link-layer address in it is its own.
+/// Judges neighbour discovery from an endpoint: it advertises its own addresses, looks only for those for duplicates, and every link-layer address
+/// in it is its own.
 #[inline(always)]
 fn discovery_egress<A, P, M>(p: &P, m: &M, h: &Headers<A>, ep: &EndpointRow) -> Guard
 where
@@ -221,7 +230,8 @@ where
         135 | 136 => 24,
         _ => return Guard::Pass,
     };
-    if kind == 136 && ep.flags & flags::CHECK_IP != 0 {
+    let claims_target = kind == 136 || kind == 135 && h.src == A::default();
+    if claims_target && ep.flags & flags::CHECK_IP != 0 {
         let mut target = V6::default();
         if !read_address(p, l4 + 8, &mut target) {
             return Guard::Neighbor;
