@@ -19,7 +19,7 @@ use super::policy::each;
 use super::row::{Row, row, run};
 use super::rules::{Rule, SET, allow, default, reject, rule};
 use super::udp::udp_member;
-use super::world::{CLIENT, FAMILIES, Family, STRANGER, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, STRANGER, World};
 
 /// The set of the quarantine group.
 const HELD: u32 = SET + 1;
@@ -275,6 +275,9 @@ fn fragments_are_not_led() {
         let r = row(format!("{f:?}: fragments"), w).change(hold(true));
         let r = refused(r.egress(CLIENT, &piece), 12);
         let r = refused(r.egress(CLIENT, &to_vip), 12);
+        // Nor can what answers elsewhere: the service would have been asked.
+        let answer = Packet::tcp(f.outside(), 22, f.client(), 4000, SYN | ACK).macs(CLIENT_MAC, HOST_MAC);
+        let r = refused(r.ingress(CLIENT, &answer), 12);
         // Nor can what others open.
         refused(r.ingress(CLIENT, &Packet::udp(f.outside(), 4000, f.client(), 53)), 12)
     }));

@@ -8,12 +8,12 @@ use vnet_common::verdict::Reason;
 
 use super::guard::fragment;
 use super::judged_again::answer_to;
-use super::packet::{ACK, FIN, L4, Packet, RST, SYN, UDP};
+use super::packet::{ACK, FIN, L4, Packet, RST, SYN, TCP, UDP};
 use super::policy::{each, world};
 use super::row::{Row, row, run};
 use super::rules::{SET, allow, default, deny};
 use super::udp::udp_member;
-use super::world::{CLIENT, FAMILIES, Family, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, World};
 
 /// Everything may be opened, by either side.
 fn open_world(f: Family) -> World {
@@ -116,6 +116,34 @@ fn both_sides_open_at_once() {
         }
         r.holds(1, 0).quota(1, 1)
     }));
+}
+
+/// What answers the opening of a connection that nobody saw is asked about as what the other side opened, and so is what follows.
+#[test]
+fn answers_to_what_nobody_saw() {
+    let mut rows = Vec::new();
+    for f in FAMILIES {
+        let out = Packet::tcp(f.client(), 4000, f.ip(5, 1), 22, SYN);
+        let into = Packet::tcp(f.ip(5, 1), 4000, f.client(), 22, SYN).macs(CLIENT_MAC, HOST_MAC);
+        let answer = |p: &Packet| p.clone().back().flags(SYN | ACK);
+        // Rules of the one side say no where those of the other are to be asked.
+        let w = || world(f, &[allow(1).port(TCP, 22), deny(2)], &[allow(3).port(TCP, 22), deny(4)]);
+        let r = row(format!("{f:?}: it was opened to the endpoint"), w());
+        let r = r.egress(CLIENT, &answer(&into)).passes(Reason::Allowed).decided(3);
+        let r = r.egress(CLIENT, &answer(&into)).passes(Reason::HalfOpen);
+        let r = r.ingress(CLIENT, &into.clone().flags(ACK)).passes(Reason::Established);
+        let r = r.change(|w| w.bump()).egress(CLIENT, &into.clone().back().flags(ACK)).passes(Reason::Established);
+        rows.push(r.holds(1, 0).quota(1, 1));
+        let r = row(format!("{f:?}: the endpoint opened it"), w());
+        let r = r.ingress(CLIENT, &answer(&out)).passes(Reason::Allowed).decided(1);
+        let r = r.egress(CLIENT, &out.clone().flags(ACK)).passes(Reason::Established);
+        let r = r.change(|w| w.bump()).ingress(CLIENT, &out.clone().back().flags(ACK)).passes(Reason::Established);
+        rows.push(r.holds(1, 0).quota(1, 1));
+        let r = row(format!("{f:?}: it could not be opened"), w());
+        let r = r.egress(CLIENT, &answer(&into.clone().to(f.client(), 4000))).dropped(Reason::Denied).decided(4);
+        rows.push(r.ingress(CLIENT, &answer(&out.clone().to(f.ip(5, 1), 4000))).dropped(Reason::Denied).decided(2));
+    }
+    run(rows);
 }
 
 #[test]

@@ -58,7 +58,10 @@ where
         return false;
     }
     (w.entry.member, w.entry.serial, w.entry.group) = (NO_MEMBER, 0, 0);
-    if !insert(m, w, bits) {
+    let opened = w.headers.is_opened();
+    let inbound = (w.seen.key.direction == Direction::Ingress as u8) != opened;
+    let sides = if inbound { flags::INBOUND } else { 0 } | if opened { flags::REPLIED } else { 0 };
+    if !insert(m, w, bits | sides) {
         if !is_tcp {
             m.give_flow(ep.slot);
         }
@@ -87,9 +90,8 @@ pub fn insert<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>, bits: u16) -> 
 /// Makes both entries.
 #[inline(never)]
 fn fill<A: Address>(w: &mut Work<A>, bits: u16) {
-    let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let bits = bits | inbound | if picked_up { flags::PICKED_UP } else { 0 };
+    let bits = bits | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, .. } = w;
     (other.member, other.serial, other.group) = (entry.member, entry.serial, entry.group);
