@@ -31,6 +31,8 @@ pub struct Frame {
     pub partial: bool,
     /// `gso_size`.
     pub segment: u32,
+    /// `skb->data_len`: so many bytes at the end are not linear.
+    pub paged: usize,
     /// [`Packet::set_to_host`] was called.
     pub to_host: bool,
     /// `skb->mark`.
@@ -39,13 +41,25 @@ pub struct Frame {
     pub copies: Vec<(u32, Vec<u8>)>,
 }
 
+impl Frame {
+    /// How many bytes are linear.
+    fn linear(&self) -> usize {
+        self.bytes.len().saturating_sub(self.paged)
+    }
+}
+
 impl Packet for Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
+        let end = offset.checked_add(N).filter(|end| *end <= self.linear())?;
+        self.bytes.get(offset..end)?.try_into().ok()
     }
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(&bytes);
+        let end = offset.checked_add(N).filter(|end| *end <= self.linear())?;
+        self.bytes.get_mut(offset..end)?.copy_from_slice(&bytes);
         Some(())
+    }
+    fn pull(&mut self, bytes: u32) {
+        self.paged = self.paged.min(self.bytes.len().saturating_sub(bytes as usize));
     }
     fn size(&self) -> u32 {
         self.bytes.len() as u32
@@ -65,6 +79,7 @@ impl Packet for Frame {
         Some(())
     }
     fn set_len(&mut self, len: u32) -> Option<()> {
+        self.paged = self.paged.min((len as usize).saturating_sub(self.linear()));
         self.bytes.resize(len as usize, 0);
         self.segment = 0;
         Some(())

@@ -15,6 +15,9 @@ use crate::report::refuse;
 use crate::rewrite::Side;
 use crate::verdict::{Direction, Reason, Verdict};
 
+/// What the long way reads: Ethernet, IPv6, three extension headers of usual size and TCP; or an ICMPv6 error with the headers that it quotes.
+const HEADERS: u32 = 128;
+
 /// Of what an endpoint sends.
 #[inline(always)]
 pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
@@ -23,6 +26,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     let (bytes, segment) = (p.size(), p.segment());
     if !A::parse(p, w) {
         return unjudged(ep, Reason::Malformed);
@@ -68,6 +72,7 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     if !A::parse(p, w) {
         return unjudged(ep, Reason::Malformed);
     }
@@ -111,6 +116,7 @@ pub fn ingress_probe<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     if A::parse(p, w) {
         track::see(m, ep, Direction::Ingress, p.size(), w);
         open::note_probe(m, ep, w);
