@@ -336,10 +336,13 @@ pub struct Work<A: Address> {
 
 /// The flow tables of one address family.
 pub trait FlowMaps<A: Address> {
-    /// Runs `f` on one of the [`CACHE_WAYS`] slots that `hash` has in this CPU's cache; `None` where there is no cache.
-    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
-    /// Does that slot hold the flow? Without a closure: one that is used at many places becomes a subprogram.
-    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool;
+    /// The first of the [`CACHE_WAYS`] slots that `hash` has in this CPU's cache: the others are this one's number, exclusive or 1, 2, …
+    /// `None` where there is no cache.
+    fn cache_slot(&self, hash: u32) -> Option<u32>;
+    /// Runs `f` on a slot of this CPU's cache.
+    fn cached<R>(&self, slot: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
+    /// Does the slot hold the flow? Without a closure: one that is used at many places becomes a subprogram.
+    fn is_cached(&self, slot: u32, key: &FlowKey<A>) -> bool;
     /// The stamp of `hash`.
     fn stamp(&self, hash: u32) -> u32;
     /// Changes the stamp of `hash`.

@@ -281,13 +281,15 @@ impl EndpointMaps for Maps {
 }
 
 impl<A: Family> FlowMaps<A> for Maps {
-    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
-        let slot = (hash & self.cache_slots.checked_sub(1)?) ^ way;
+    fn cache_slot(&self, hash: u32) -> Option<u32> {
+        Some(hash & self.cache_slots.checked_sub(1)?)
+    }
+    fn cached<R>(&self, slot: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
         let mut cache = A::flows(self).cache.borrow_mut();
         Some(f(cache.entry(slot).or_insert_with(|| CacheSlot::empty(FlowKey::default(), Rewrite::default()))))
     }
-    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool {
-        self.cached(hash, way, |s| s.key.is(key)) == Some(true)
+    fn is_cached(&self, slot: u32, key: &FlowKey<A>) -> bool {
+        self.cached(slot, |s| s.key.is(key)) == Some(true)
     }
     fn stamp(&self, hash: u32) -> u32 {
         self.stamps.borrow().get(&(hash % STAMPS)).copied().unwrap_or(0)
