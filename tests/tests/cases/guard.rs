@@ -432,7 +432,7 @@ pub fn fragment(mut p: Packet, at: u16, more: bool) -> Packet {
 
 #[test]
 fn what_cannot_be_judged() {
-    let unpoliced = || with(strict(), 0, flags::POLICED);
+    let unpoliced = || with(strict(), flags::TUNNELS, flags::POLICED);
     let both = |name: &str, b: Vec<u8>, reason| {
         let drop = row(format!("{name}: dropped"), open()).egress(CLIENT, frame(b.clone())).dropped(reason);
         let pass = row(format!("{name}: left alone"), unpoliced()).egress(CLIENT, frame(b.clone())).passes(reason);

@@ -297,3 +297,23 @@ fn who_is_not_policed_may_not_tunnel_either() {
             .passes(Reason::NotOurs)
     }));
 }
+
+/// Nor behind more extension headers than are followed.
+#[test]
+fn nor_behind_many_headers() {
+    let f = Family::V6;
+    let mut w = World::new();
+    w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
+    let behind =
+        |n| Packet { extensions: vec![(60, vec![1, 4, 0, 0, 0, 0]); n], ..Packet::udp(f.client(), 4000, f.ip(5, 1), 4789) };
+    run([row("behind extension headers", w)
+        .egress(CLIENT, &behind(4))
+        .dropped(Reason::TunnelForbidden)
+        .egress(CLIENT, &behind(5))
+        .dropped(Reason::Malformed)
+        .ingress(CLIENT, &behind(5).back())
+        .passes(Reason::Malformed)
+        .change(|w| w.at(CLIENT).flags |= endpoint_flags::TUNNELS)
+        .egress(CLIENT, &behind(5))
+        .passes(Reason::Malformed)]);
+}

@@ -29,7 +29,9 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     p.pull(HEADERS);
     let (bytes, segment) = (p.size(), p.segment());
     if !A::parse(p, w) {
-        return unjudged(ep, Reason::Malformed);
+        // A tunnel's packet may be behind more headers than are followed here: its receiver follows them all.
+        let may_tunnel = A::VERSION == 4 || ep.flags & endpoint_flags::TUNNELS != 0;
+        return if may_tunnel { unjudged(ep, Reason::Malformed) } else { Verdict::Drop(Reason::Malformed) };
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
     if ep.is_policed() {
