@@ -146,6 +146,21 @@ pub struct FlowEntry<A: Address> {
     pub entry_pad: A::EntryPad1,
 }
 
+impl<A: Address> FlowEntry<A> {
+    /// Was it made a moment ago: this tick or the one before?
+    #[cfg(not(feature = "previous-abi"))]
+    #[inline(always)]
+    pub const fn is_new(&self, now: u32) -> bool {
+        now.wrapping_sub(self.created) < 2
+    }
+    /// The layout before this one does not say.
+    #[cfg(feature = "previous-abi")]
+    #[inline(always)]
+    pub const fn is_new(&self, _: u32) -> bool {
+        false
+    }
+}
+
 /// One cache line (IPv6: two) of a CPU's flow cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]

@@ -120,7 +120,7 @@ reasons! {
     MemberRemoved = 13, "member-removed";
     /// A fragment addressed to a VIP (no ports, no flow).
     Fragment = 14, "fragment";
-    /// No reverse tuple was free: other members and other source ports were tried.
+    /// No reverse tuple was free: other members and other source ports were tried. Or another CPU is just making the same flow.
     FlowCollision = 15, "flow-collision";
     /// The flow table is full.
     FlowTableFull = 16, "flow-table-full";

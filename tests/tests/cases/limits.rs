@@ -107,6 +107,32 @@ fn a_quota_is_given_back_once() {
     }));
 }
 
+/// A reverse entry without a forward one: for a moment another CPU may be making the flow, later it is dead.
+#[test]
+fn another_cpu_makes_the_flow() {
+    run(FAMILIES.into_iter().flat_map(|f| {
+        let unfinished = |w: &mut World| {
+            w.maps.flows4.main.borrow_mut().retain(|key, _| key.direction == Direction::Ingress as u8);
+            w.maps.flows6.main.borrow_mut().retain(|key, _| key.direction == Direction::Ingress as u8);
+            w.maps.give_flow(1);
+        };
+        let later = |w: &mut World| w.maps.now.set(w.maps.now.get() + 2);
+        let p = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let r = row(format!("{f:?}: a flow that is not rewritten"), policy::world(f, &[allow(1)], &[allow(2)])).host_only();
+        let r = r.egress(CLIENT, &p).passes(Reason::Allowed).change(unfinished);
+        let r = r.egress(CLIENT, &p).dropped(Reason::FlowCollision).change(later).egress(CLIENT, &p).passes(Reason::Allowed);
+        let plain = r.egress(CLIENT, &p).passes(Reason::Established).holds(1, 0).quota(1, 1);
+        let (m, port) = (udp_member(f), 1);
+        let again = Packet::udp(f.client(), port, f.vip(), 80);
+        let there = again.clone().to(f.member(0), 8080);
+        let r = row(format!("{f:?}: a balanced one"), World::balanced(8080)).host_only();
+        let r = ask(r, f, port).change(unfinished);
+        let r = r.egress(CLIENT, &again).dropped(Reason::FlowCollision).change(later);
+        let r = ask(r, f, port).egress(CLIENT, &again).becomes(Reason::Established, &there).by(m);
+        [plain, r.holds(1, 0).quota(1, 1)]
+    }));
+}
+
 /// Should more have been given back than was taken, the endpoint has flows all the same.
 #[test]
 fn a_quota_below_nothing() {

@@ -48,7 +48,7 @@ where
     match reverse(m, w) {
         Reverse::Free => {}
         Reverse::Dead => drop(clear_dead(m, ep, w)),
-        Reverse::Taken => {
+        Reverse::Making | Reverse::Taken => {
             w.reason = Reason::FlowCollision;
             return false;
         }
@@ -126,6 +126,8 @@ pub enum Reverse {
     Free,
     /// Entries that a dead flow, or this one's own past, left.
     Dead,
+    /// An entry of this flow that another CPU has just made: the other one follows. The next packet finds them.
+    Making,
     /// Another live flow.
     Taken,
 }
@@ -138,7 +140,11 @@ pub fn reverse<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> Reverse {
     for table in [Table::Main, Table::HalfOpen] {
         let possible = table == Table::Main || w.partner.protocol == protocol::TCP;
         if possible && m.flow(table, &w.partner, &mut w.other) {
-            if !w.other.rewrite.is(&mine) && !state::is_closed(w.other.tcp) {
+            let is_mine = w.other.rewrite.is(&mine);
+            if is_mine && w.other.generation == w.seen.generation && w.other.is_new(w.seen.now) {
+                return Reverse::Making;
+            }
+            if !is_mine && !state::is_closed(w.other.tcp) {
                 return Reverse::Taken;
             }
             found = Reverse::Dead;
