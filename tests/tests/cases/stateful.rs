@@ -439,7 +439,7 @@ fn half_open_connections_from_outside() {
         for n in 0..HALF_OPEN + 2 {
             r = r.ingress(CLIENT, &syn(n)).passes(Reason::Allowed).decided(2);
         }
-        r = r.egress(CLIENT, &syn(0).back().flags(SYN | ACK)).passes(Reason::Allowed).decided(1);
+        r = r.egress(CLIENT, &syn(0).back().flags(SYN | ACK)).passes(Reason::Allowed).decided(2);
         r = r.egress(CLIENT, &syn(HALF_OPEN).back().flags(SYN | ACK)).passes(Reason::HalfOpen);
         r.holds(0, usize::from(HALF_OPEN))
     }));
