@@ -10,14 +10,14 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
-use crate::flow::track::{self, Treatment};
+use crate::flow::track;
 use crate::flow::{FlowMaps, Work, flags as flow_flags};
 use crate::judge::{self, Decision, Judge};
 use crate::lb::vip;
-use crate::lb::{LocalKey, MemberRow};
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers};
 use crate::pipeline::Maps;
+use crate::policy::AddressKey;
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
@@ -48,7 +48,7 @@ pub enum Todo {
     Drop,
 }
 
-/// The way of a packet to its member. [`shortcut`] has the same rules for packets of cached flows.
+/// The way of a packet to its member. [`crate::pipeline::short`] has the same rules for packets of cached flows.
 #[inline(never)]
 pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     m: &M,
@@ -82,8 +82,7 @@ pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
 /// The endpoint of this host that has the address.
 #[inline(always)]
 pub fn local<'m, A: Address, M: Maps>(m: &'m M, from: &EndpointRow, addr: &A) -> Option<&'m EndpointRow> {
-    let key = LocalKey { network: from.network, version: u32::from(A::VERSION), addr: addr.widen() };
-    m.endpoint(m.local(&key)?)
+    m.endpoint(m.local(&AddressKey::of(from.network, addr))?)
 }
 
 /// The way of a member's reply to a client on this host: as the request came.
@@ -96,11 +95,11 @@ where
     if note_passage(ep, w, to, bytes, segment) != Passage::Fits {
         return Todo::Pass;
     }
-    judge::see(m, to, Direction::Ingress, bytes, w);
+    track::see(m, to, Direction::Ingress, bytes, w);
     if !went_past_the_stack(m, w) {
         return Todo::Pass;
     }
-    if to.flags & endpoint_flags::POLICED != 0 {
+    if to.is_policed() {
         // As it is: it is judged, and rewritten, at the client's device.
         (w.treatment.flags, w.reason) = (0, Reason::Reply);
         return Todo::HandBack;
@@ -120,20 +119,23 @@ where
 /// tracked, and counted, at the client's device.
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
+    !w.headers.fragment && track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
 }
 
 /// Is the endpoint's device entered directly, past its own program?
 #[inline(always)]
-fn is_entered(to: &EndpointRow) -> bool {
+pub fn is_entered(to: &EndpointRow) -> bool {
     to.flags & (endpoint_flags::PEER | endpoint_flags::POLICED) == endpoint_flags::PEER
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Passage {
+/// Whether a packet can go past the stack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// It can.
     Fits,
+    /// It is larger than the device takes, and may not be cut up.
     TooBig,
-    /// Only the stack can do it: cut the packet up, or answer that its time is over.
+    /// Only the stack can do it: cut the packet up, answer that its time is over, or find out the receiver's MAC.
     Stack,
 }
 
@@ -146,14 +148,14 @@ fn note_passage<A: Address>(from: &EndpointRow, w: &mut Work<A>, to: &EndpointRo
 
 /// Would a router be between the two?
 #[inline(always)]
-fn is_routed(from: &EndpointRow, to: &EndpointRow) -> bool {
+pub fn is_routed(from: &EndpointRow, to: &EndpointRow) -> bool {
     from.segment == 0 || from.segment != to.segment
 }
 
 /// Can the packet go straight to the device of `to`?
 #[inline(always)]
-fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u32, segment: u32) -> Passage {
-    if routed && h.ttl <= 1 {
+pub fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u32, segment: u32) -> Passage {
+    if to.mac == [0; 6] || (routed && h.ttl <= 1) {
         return Passage::Stack;
     }
     // What a GSO packet is cut into: the headers (TCP: 20 to 60 bytes, of which options take 12 in practice) and a segment.
@@ -244,7 +246,7 @@ fn ingress_of_peer<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     (w.headers.dst, w.headers.sport, w.headers.dport) = (r.addr, r.client_port, r.port);
     let mut d = Decision::NotOurs;
     if !vip::is_no_member(m, to, &w.headers.src) {
-        judge::see(m, to, Direction::Ingress, bytes, w);
+        track::see(m, to, Direction::Ingress, bytes, w);
         d = judge::follow(m, to, w);
     }
     let reason = if matches!(d, Decision::Forward | Decision::Drop | Decision::Reject) { w.reason } else { Reason::NotOurs };
@@ -264,127 +266,12 @@ fn address_to<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow
     rewrite::decrement_ttl(p, h)
 }
 
-/// Where the short way leads, if not to the stack.
-#[derive(Clone, Copy, Default)]
-pub struct Shortcut<'m> {
-    /// To this endpoint of the host.
-    to: Option<&'m EndpointRow>,
-    /// To this member, over the client's bridge.
-    via: Option<&'m MemberRow>,
-}
-
-/// [`route`] for the short way, by the same rules; `None` where only the long way can tell.
-#[inline(always)]
-pub fn shortcut<'m, A: Address, M: Maps>(
-    m: &'m M,
-    h: &Headers<A>,
-    t: &Treatment<A>,
-    from: &EndpointRow,
-    bytes: u32,
-    segment: u32,
-) -> Option<Shortcut<'m>> {
-    let redirect = t.flags & flow_flags::REDIRECT != 0;
-    if !redirect && from.segment == 0 {
-        return Some(Shortcut::default());
-    }
-    let member = m.member(t.member)?;
-    if redirect && member.ifindex != 0 {
-        let to = m.endpoint(member.ifindex)?;
-        // A member that may itself be a client has ingress stages of its own.
-        let client = is_entered(to) && !vip::is_no_member(m, to, &h.src);
-        let fits = passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits;
-        return (fits && !client).then_some(Shortcut { to: Some(to), via: None });
-    }
-    let near = from.segment != 0 && from.segment == member.segment && member.mac != [0; 6];
-    Some(Shortcut { to: None, via: near.then_some(member) })
-}
-
-/// The same for what a policed endpoint sends that may be a member's reply: to a policed client on this host it goes as it is.
-#[inline(always)]
-pub fn shortcut_back<'m, A, M>(m: &'m M, h: &Headers<A>, from: &EndpointRow, bytes: u32, segment: u32) -> Option<Shortcut<'m>>
-where
-    A: Address,
-    M: Maps + FlowMaps<A>,
-{
-    let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), bytes, segment) == Passage::Fits);
-    let Some(to) = to else { return Some(Shortcut::default()) };
-    if to.flags & endpoint_flags::POLICED == 0 {
-        return None;
-    }
-    // Of an unknown flow the long way looks into the tables.
-    let past = track::cached_flags(m, &judge::key(to, Direction::Ingress, h))? & flow_flags::REDIRECT != 0;
-    Some(Shortcut { to: past.then_some(to), via: None })
-}
-
-/// [`carry_out`] for the short way.
-#[inline(always)]
-pub fn take<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, t: &Treatment<A>, from: &EndpointRow, way: Shortcut<'_>) -> Verdict
-where
-    A: Address,
-    P: Packet,
-    M: Maps,
-{
-    if t.flags & flow_flags::NAT == 0 {
-        let back = |to| put_onto(p, h, to, is_routed(from, to), Reason::Reply);
-        return way.to.map_or(Verdict::Next(Reason::Established), back);
-    }
-    if rewrite::apply(p, h, &t.rewrite, Side::Destination).is_none() {
-        return FAILED;
-    }
-    if let Some(to) = way.to {
-        return send_to(p, m, h, from, to, [Reason::Established, Reason::NotOurs]);
-    }
-    let done = way.via.is_none_or(|member| p.write(0, member.mac).is_some());
-    if done { Verdict::Next(Reason::Established) } else { FAILED }
-}
-
-/// The short way of a member's reply to a client on this host; `None` where only the long way can tell.
-#[inline(always)]
-pub fn take_back<A, P, M>(p: &mut P, m: &M, h: &Headers<A>, from: &EndpointRow) -> Option<Verdict>
-where
-    A: Address,
-    P: Packet,
-    M: Maps + FlowMaps<A> + Judge<A>,
-{
-    // As the long way has it: what is not for this host, or does not fit, is not ours here.
-    let to = local(m, from, &h.dst).filter(|to| passage(h, to, is_routed(from, to), p.size(), p.segment()) == Passage::Fits);
-    let Some(to) = to else { return Some(Verdict::Next(Reason::NotOurs)) };
-    let key = judge::key(to, Direction::Ingress, h);
-    if to.flags & endpoint_flags::POLICED != 0 {
-        // As in `route_back`.
-        let past = track::cached_flags(m, &key)? & flow_flags::REDIRECT != 0;
-        let stack = Verdict::Next(Reason::NotOurs);
-        return Some(if past { put_onto(p, h, to, is_routed(from, to), Reason::Reply) } else { stack });
-    }
-    let t = track::hit(m, &key, p.size(), |t| t.flags & flow_flags::REDIRECT != 0)?;
-    if rewrite::apply(p, h, &t.rewrite, Side::Source).is_none() {
-        return Some(FAILED);
-    }
-    Some(send_to(p, m, h, from, to, [Reason::Reply; 2]))
-}
-
 /// The kernel had no memory for what was to be done.
 pub const FAILED: Verdict = Verdict::Drop(Reason::NoMemory);
 
-/// Sends a rewritten packet to the endpoint `to`; counted for these reasons at either end.
-#[inline(always)]
-fn send_to<A: Address, P: Packet, M: Maps>(
-    p: &mut P,
-    m: &M,
-    h: &Headers<A>,
-    from: &EndpointRow,
-    to: &EndpointRow,
-    [here, there]: [Reason; 2],
-) -> Verdict {
-    if is_entered(to) {
-        m.count(to.slot, Direction::Ingress, there, p.size());
-    }
-    put_onto(p, h, to, is_routed(from, to), here)
-}
-
 /// Addresses a packet whose ingress stages are done to the endpoint `to`, and sends it there.
 #[inline(always)]
-fn put_onto<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool, reason: Reason) -> Verdict {
+pub fn put_onto<A: Address, P: Packet>(p: &mut P, h: &Headers<A>, to: &EndpointRow, routed: bool, reason: Reason) -> Verdict {
     if address_to(p, h, to, routed).is_none() {
         return FAILED;
     }

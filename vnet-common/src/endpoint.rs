@@ -71,6 +71,14 @@ pub struct EndpointRow {
     pub pad2: u32,
 }
 
+impl EndpointRow {
+    /// Are its flows judged by rules?
+    #[inline(always)]
+    pub const fn is_policed(&self) -> bool {
+        self.flags & flags::POLICED != 0
+    }
+}
+
 #[cfg(not(feature = "previous-abi"))]
 impl EndpointRow {
     /// The number of its security group, and how often it was moved.

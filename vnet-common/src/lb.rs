@@ -162,13 +162,4 @@ pub trait LbMaps {
 }
 
 /// Key of the table of this host's endpoint addresses.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-#[repr(C)]
-pub struct LocalKey {
-    /// The network; 0 is the default one.
-    pub network: u32,
-    /// 4 or 6.
-    pub version: u32,
-    /// IPv4 in the first four bytes, or IPv6.
-    pub addr: [u8; 16],
-}
+pub type LocalKey = crate::policy::AddressKey;

@@ -15,6 +15,7 @@ pub mod checksum;
 pub mod deliver;
 pub mod endpoint;
 pub mod event;
+pub mod family;
 pub mod flow;
 pub mod hash;
 #[cfg(feature = "host")]
@@ -28,5 +29,6 @@ pub mod pipeline;
 #[cfg(feature = "aya")]
 mod pod;
 pub mod policy;
+pub mod report;
 pub mod rewrite;
 pub mod verdict;

@@ -13,7 +13,6 @@ pod!(
     crate::endpoint::EndpointRow,
     crate::endpoint::EndpointCounters,
     crate::endpoint::FlowCount,
-    crate::lb::LocalKey,
     crate::lb::VipKey,
     crate::lb::VipRow,
     crate::lb::GroupRow,

@@ -5,9 +5,9 @@ use aya_ebpf::bindings::__sk_buff;
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::Work;
-use vnet_common::judge::{self, Decision, Judge, Known};
+use vnet_common::judge::{self, Decision, Judge, Known, revalidate};
 use vnet_common::lb::pick::{self, Outcome};
-use vnet_common::pipeline::{self, Ways};
+use vnet_common::pipeline::{Ways, long, short};
 use vnet_common::policy::evaluate::{self, Search};
 use vnet_common::verdict::Verdict;
 
@@ -33,7 +33,7 @@ macro_rules! judge {
     ($addr:ty, $egress:ident, $ingress:ident, $known:ident, $evaluate:ident, $pick:ident) => {
         step!($egress(ep, w: $addr, vip) => judge::egress(&Kernel, ep, w, vip != 0));
         step!($ingress(ep, w: $addr) => judge::ingress(&Kernel, ep, w));
-        step!($known(ep, w: $addr) => judge::known(&Kernel, ep, w));
+        step!($known(ep, w: $addr) => revalidate::known(&Kernel, ep, w));
         step!($pick(ep, w: $addr, bits) => pick::from_group(&Kernel, ep, w, bits));
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -78,11 +78,11 @@ const NONE: u64 = u64::MAX;
 
 macro_rules! ways {
     ($addr:ty, [$known_egress:ident, $known_ingress:ident, $egress:ident, $ingress:ident, $probe:ident]) => {
-        way!($known_egress, pipeline::egress_known::<$addr, _, _>);
-        way!($known_ingress, pipeline::ingress_known::<$addr, _, _>);
-        way!($egress, pipeline::egress_ip, $addr);
-        way!($ingress, pipeline::ingress_ip, $addr);
-        way!($probe, pipeline::ingress_probe, $addr);
+        way!($known_egress, short::egress_known::<$addr, _, _>);
+        way!($known_ingress, short::ingress_known::<$addr, _, _>);
+        way!($egress, long::egress_ip, $addr);
+        way!($ingress, long::ingress_ip, $addr);
+        way!($probe, long::ingress_probe, $addr);
         impl Ways<Skb, $addr> for Kernel {
             #[inline(always)]
             fn egress_known(&self, p: &mut Skb, ep: &EndpointRow) -> Option<Verdict> {

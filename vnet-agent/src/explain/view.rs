@@ -8,11 +8,12 @@ use typed_arena::Arena;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use vnet_common::event::{EventMaps, EventRow};
+use vnet_common::family;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::host::Frame;
 use vnet_common::judge::Judge;
 use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow};
-use vnet_common::pipeline::{self, Ways};
+use vnet_common::pipeline::Ways;
 use vnet_common::policy::evaluate::{self, Search};
 use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow};
 use vnet_common::verdict::{Direction, Reason};
@@ -218,10 +219,13 @@ impl<R: Rows> View<'_, R> {
 
 impl<A: Family, R: Rows> FlowMaps<A> for View<'_, R> {
     /// There is no cache: what it holds are copies.
-    fn cached<T>(&self, _: u32, _: u32, _: impl FnOnce(&mut CacheSlot<A>) -> T) -> Option<T> {
+    fn cache_slot(&self, _: u32) -> Option<u32> {
         None
     }
-    fn is_cached(&self, _: u32, _: u32, _: &FlowKey<A>) -> bool {
+    fn cached<T>(&self, _: u32, _: impl FnOnce(&mut CacheSlot<A>) -> T) -> Option<T> {
+        None
+    }
+    fn is_cached(&self, _: u32, _: &FlowKey<A>) -> bool {
         false
     }
     fn stamp(&self, _: u32) -> u32 {
@@ -308,7 +312,7 @@ impl<R: Rows> LbMaps for View<'_, R> {
 }
 
 impl<A: Family, R: Rows> Judge<A> for View<'_, R> {}
-impl<A: Family + pipeline::Family, R: Rows> Ways<Frame, A> for View<'_, R> {}
+impl<A: Family + family::Family, R: Rows> Ways<Frame, A> for View<'_, R> {}
 
 impl<R: Rows> PolicyMaps for View<'_, R> {
     fn identity(&self, key: &AddressKey) -> u32 {

@@ -1,14 +1,16 @@
 //! The first packet of a flow: picking a member and making the flow's two entries.
 
-use super::{LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, flags as group_bits, state};
+use super::{LbMaps, MemberEvent, MemberRow, VipKey, flags as group_bits, state};
 use crate::addr::Address;
-use crate::endpoint::{EndpointMaps, EndpointRow, flags as endpoint_flags};
-use crate::flow::track::{forget, insert_pair, treat};
-use crate::flow::{FlowKey, FlowMaps, InsertError, Rewrite, Table, Work, flags, tcp as flow_state};
+use crate::endpoint::{EndpointMaps, EndpointRow};
+use crate::flow::open::{self, Reverse, clear_dead, make_room, reverse};
+use crate::flow::{FlowKey, FlowMaps, Rewrite, Table, Work, flags};
 use crate::hash;
-use crate::judge::{self, Admission, Decision, Judge};
+use crate::judge::admit::{admit_packet, admit_unbalanced};
+use crate::judge::{Admission, Decision, Judge};
 use crate::parse::{protocol, tcp};
 use crate::pipeline::Maps;
+use crate::policy::AddressKey;
 use crate::verdict::{Direction, Reason};
 
 /// Other members that are tried when a reverse tuple is taken, before the client's port is translated.
@@ -105,8 +107,8 @@ where
     }
     (w.group.table, w.group.flags) = (group.table, group.flags); // read once: the agent may switch the table at any time
     if w.group.table as u32 == 0 {
-        if ep.flags & endpoint_flags::POLICED != 0 && bits & u32::from(flags::STEERED) == 0 {
-            match judge::admit_unbalanced(m, ep, w) {
+        if ep.is_policed() && bits & u32::from(flags::STEERED) == 0 {
+            match admit_unbalanced(m, ep, w) {
                 Admission::Allowed => {}
                 Admission::Denied => return Outcome::Drop,
                 Admission::Rejected => return Outcome::Reject,
@@ -158,16 +160,20 @@ where
                     clear_dead(m, ep, w);
                     break index;
                 }
+                Reverse::Making => {
+                    w.reason = Reason::FlowCollision;
+                    return Outcome::Drop;
+                }
                 Reverse::Taken => w.reason = Reason::FlowCollision,
             }
         }
         attempt += 1;
     };
-    if ep.flags & endpoint_flags::POLICED == 0 {
+    if !ep.is_policed() {
         w.judged.rule.id = 0;
     } else if bits & flags::STEERED == 0 {
         (w.group.member, w.group.port) = (w.entry.rewrite.addr, w.entry.rewrite.port);
-        match judge::admit_balanced(m, ep, w) {
+        match admit_packet(m, ep, w, true) {
             Admission::Allowed => {}
             Admission::Denied => return Outcome::Drop,
             Admission::Rejected => return Outcome::Reject,
@@ -178,15 +184,10 @@ where
         w.reason = Reason::BadRow;
         return Outcome::Drop;
     };
-    fill(w, index, member, bits | delivery(m, ep, member, w));
-    if let Err(e) = insert_pair(m, w.table, &w.seen.key, &w.entry, &w.partner, &w.other) {
-        w.reason = match e {
-            InsertError::Exists => Reason::FlowCollision, // another CPU was faster; the next packet finds that flow
-            InsertError::Full => Reason::FlowTableFull,
-        };
+    (w.entry.member, w.entry.serial, w.entry.group) = (index, member.serial, member.group);
+    if !open::insert(m, w, bits | flags::DNAT | delivery(m, ep, member, w)) {
         return Outcome::Drop;
     }
-    treat(w);
     w.reason = if bits & flags::STEERED != 0 { Reason::Steered } else { Reason::NewFlow };
     account(m, ep, w, index);
     Outcome::Picked
@@ -210,76 +211,13 @@ fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
     (FIRST_PORT + n).to_be_bytes()
 }
 
-/// What is at a flow's reverse tuple.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reverse {
-    /// Nothing.
-    Free,
-    /// Entries that a dead flow, or this one's own past, left.
-    Dead,
-    /// Another live flow.
-    Taken,
-}
-
-/// Looks at the reverse tuple of the flow that [`Work::partner`] was computed for.
-#[inline(never)]
-pub fn reverse<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> Reverse {
-    let mine = w.seen.key.unrewrite();
-    let mut found = Reverse::Free;
-    for table in [Table::Main, Table::HalfOpen] {
-        let possible = table == Table::Main || w.partner.protocol == protocol::TCP;
-        if possible && m.flow(table, &w.partner, &mut w.other) {
-            if !w.other.rewrite.is(&mine) && !flow_state::is_closed(w.other.tcp) {
-                return Reverse::Taken;
-            }
-            found = Reverse::Dead;
-        }
-    }
-    found
-}
-
-/// Removes what is at the reverse tuple.
-#[inline(never)]
-pub fn clear_dead<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>) -> bool
-where
-    A: Address,
-    M: FlowMaps<A> + EndpointMaps,
-{
-    let mut any = false;
-    for table in [Table::Main, Table::HalfOpen] {
-        if m.flow(table, &w.partner, &mut w.other) {
-            w.spare = w.partner.partner(&w.other.rewrite);
-            any |= forget(m, ep.slot, table, &w.partner, &w.spare);
-        }
-    }
-    any
-}
-
-/// Makes both entries; the forward one's rewrite is there already.
-#[inline(never)]
-fn fill<A: Address>(w: &mut Work<A>, index: u32, member: &MemberRow, deliver: u16) {
-    let rule = w.judged.rule.id;
-    let Work { seen, entry, other, .. } = w;
-    let picked_up = seen.key.protocol == protocol::TCP && seen.tcp & u32::from(tcp::SYN) == 0;
-    let deliver = deliver | if picked_up { flags::PICKED_UP } else { 0 };
-    // Field by field: a whole entry made on the stack would take a seventh of it.
-    for e in [&mut *entry, &mut *other] {
-        (e.generation, e.member, e.serial, e.group) = (seen.generation, index, member.serial, member.group);
-        judge::begin(e, seen.now, rule);
-    }
-    (entry.packets, entry.bytes, entry.flags) = (1, u64::from(seen.bytes), flags::DNAT | deliver);
-    (other.packets, other.bytes, other.flags) = (0, 0, flags::UNNAT | deliver);
-    other.rewrite = seen.key.unrewrite();
-}
-
 /// Past the stack only where both ends are endpoints of this host, so that the replies go the same way.
 #[inline(never)]
 fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, member: &MemberRow, w: &Work<A>) -> u16 {
     if w.group.flags & group_bits::REDIRECT == 0 || member.ifindex == 0 {
         return 0;
     }
-    let client = LocalKey { network: ep.network, version: u32::from(A::VERSION), addr: w.seen.key.src.widen() };
-    if m.local(&client) == Some(ep.ifindex) { flags::REDIRECT } else { 0 }
+    if m.local(&AddressKey::of(ep.network, &w.seen.key.src)) == Some(ep.ifindex) { flags::REDIRECT } else { 0 }
 }
 
 #[inline(never)]
@@ -295,17 +233,4 @@ where
         return;
     }
     make_room(m, ep, w);
-}
-
-/// Notes a half-open flow as the endpoint's newest, and removes the oldest if it has too many.
-#[inline(always)]
-pub fn make_room<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
-where
-    A: Address,
-    M: FlowMaps<A> + EndpointMaps,
-{
-    if m.replace_oldest(ep.slot, &w.seen.key, &mut w.spare) && m.flow(Table::HalfOpen, &w.spare, &mut w.other) {
-        w.partner = w.spare.partner(&w.other.rewrite);
-        forget(m, ep.slot, Table::HalfOpen, &w.spare, &w.partner);
-    }
 }

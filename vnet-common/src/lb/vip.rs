@@ -3,10 +3,11 @@
 use super::pick::{self, Outcome, vip_key};
 use super::{Filter, LbMaps};
 use crate::addr::Address;
-use crate::endpoint::{EndpointRow, flags as endpoint_flags};
+use crate::endpoint::EndpointRow;
 use crate::flow::{FlowMaps, Work};
 use crate::hash;
-use crate::judge::{self, Admission, Decision, Judge};
+use crate::judge::admit::admit_unbalanced;
+use crate::judge::{Admission, Decision, Judge};
 use crate::parse::protocol;
 use crate::pipeline::Maps;
 use crate::verdict::Reason;
@@ -53,8 +54,8 @@ fn unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep: &Endpoint
     if m.vip(&vip_key(ep.network, &w.headers.dst, [0; 2], 0)).is_none() {
         return Decision::NotOurs;
     }
-    if ep.flags & endpoint_flags::POLICED != 0 {
-        match judge::admit_unbalanced(m, ep, w) {
+    if ep.is_policed() {
+        match admit_unbalanced(m, ep, w) {
             Admission::Allowed => {}
             Admission::Rejected => return Decision::Reject,
             Admission::Denied => return Decision::Drop,
