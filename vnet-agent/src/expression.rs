@@ -3,6 +3,7 @@
 //! Numbers of JSON that are whole are `int`, so that they can be calculated with whatever literals are written.
 
 use std::collections::HashMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::LazyLock;
 
 use cel::common::ast::{EntryExpr, Expr, LiteralValue, operators};
@@ -150,7 +151,9 @@ impl Expression {
     /// It cannot be evaluated with these values, or its value is nothing that JSON has.
     pub fn value(&self, variables: &Variables) -> Result<serde_json::Value, String> {
         let failed = |why: String| format!("`{}` cannot be evaluated: {why}", self.text);
-        let value = self.program.execute(&variables.0).map_err(|e| failed(e.to_string()))?;
+        // Whatever an expression does to the library that evaluates it, it must not end the agent.
+        let value = catch_unwind(AssertUnwindSafe(|| self.program.execute(&variables.0)));
+        let value = value.map_err(|_| failed("the evaluation broke down".to_owned()))?.map_err(|e| failed(e.to_string()))?;
         to_json(&value).ok_or_else(|| failed(format!("its value is a {}", value.type_of())))
     }
 
@@ -347,6 +350,20 @@ mod tests {
             assert_eq!(e.value(&v), Ok(value), "{text}");
             assert!(e.asks_for("event") && !e.asks_for("tags"));
         }
+    }
+
+    #[test]
+    fn what_breaks_the_library_is_a_fault_of_the_expression() {
+        let mut functions = Context::default();
+        // Without the message of a panic: it is meant.
+        let broken = |n: i64| -> i64 { if n > 1 { std::panic::resume_unwind(Box::new("broken")) } else { n } };
+        functions.add_function("broken", broken).unwrap();
+        let v = Variables(functions);
+        let e = |text: &str| Expression::parse(text, &[]).unwrap();
+        assert_eq!(e("broken(1) == 1").holds(&v), Ok(true));
+        let why = "`broken(2) == 2` cannot be evaluated: the evaluation broke down";
+        assert_eq!(e("broken(2) == 2").holds(&v), Err(why.to_owned()));
+        assert_eq!(e("broken(2) == 2").value(&v), Err(why.to_owned()));
     }
 
     #[test]

@@ -21,10 +21,13 @@ use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
 use vnet_agent::lb::health::{Checker, Tcp};
 use vnet_agent::object;
 use vnet_agent::quarantine::clock::SystemClock;
+use vnet_agent::source::Own;
 use vnet_agent::store::redb::RedbStore;
 
 use options::Options;
 
+/// How long what is under way on threads of its own, as a scan, may keep the agent from ending.
+const LAST: Duration = Duration::from_secs(1);
 /// Between two looks for what the programs have logged: their ring buffer holds a few thousand lines.
 const TRACES: Duration = Duration::from_millis(50);
 
@@ -44,7 +47,9 @@ fn main() -> ExitCode {
 
 fn start(options: Options) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime.context("starting the I/O runtime")?.block_on(serve(options));
+    let runtime = runtime.context("starting the I/O runtime")?;
+    let result = runtime.block_on(serve(options));
+    runtime.shutdown_timeout(LAST);
     log::logger().flush();
     result
 }
@@ -69,7 +74,7 @@ async fn serve(options: Options) -> Result<()> {
         zone: options.zone.clone(),
         checker: Checker::new(Tcp, to),
         networks: options.endpoint_networks.clone(),
-        run_dir: options.run_dir.clone(),
+        own: Own { run_dir: options.run_dir.clone(), state_dir: options.state_dir.clone() },
         clock: Arc::new(SystemClock::new()?),
     })?);
     let mut devices = run::follow_devices(Arc::clone(&agent));
@@ -87,8 +92,8 @@ async fn serve(options: Options) -> Result<()> {
         .with(Arc::clone(&agent.parts().sources) as Arc<dyn api::Sources>);
     let server = tokio::spawn(api::serve_on(socket, routes, shutdown));
     if let Some(address) = options.metrics_listen {
-        let metrics = api::listen_for_metrics(address).await?;
-        tokio::spawn(api::serve_metrics(metrics, Arc::clone(&agent) as Arc<dyn api::Observe>));
+        let (observer, told) = (Arc::clone(&agent) as Arc<dyn api::Observe>, Arc::clone(&agent));
+        tokio::spawn(api::serve_metrics(address, observer, move |trouble| told.set_metrics_trouble(trouble)));
     }
     run::tell_systemd(&[NotifyState::Ready]);
     run::run(&agent, devices, health).await?;

@@ -10,6 +10,9 @@ use nix::errno::Errno;
 use nix::sys::socket::sockopt::PeerCredentials;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, getsockopt, socket};
 
+/// Bytes of the longest path: what `sockaddr_un` has, less the NUL, and less what a draft's name has more (see [`draft`]).
+pub(crate) const LONGEST: usize = 107 - ".4194304.new".len();
+
 /// A socket's file, by instance: what someone else has put at the path since is not ours to remove. Removed with this value.
 #[derive(Debug)]
 pub(crate) struct SocketFile {
@@ -35,7 +38,7 @@ impl SocketFile {
         }
         refuse_if_taken(path, kind)?;
         // Under another name until it is complete: nobody finds a socket without its mode, or none while one is replaced.
-        let draft = path.with_added_extension(format!("{}.new", std::process::id()));
+        let draft = draft(path);
         remove_if_there(&draft)?;
         let placed = (|| {
             let socket = bind(&draft)?;
@@ -56,6 +59,11 @@ impl SocketFile {
         &self.path
     }
 
+    /// Its device and inode.
+    pub(crate) fn instance(&self) -> (u64, u64) {
+        self.instance
+    }
+
     /// It is still there.
     pub(crate) fn is_there(&self) -> bool {
         std::fs::symlink_metadata(&self.path).is_ok_and(|m| (m.dev(), m.ino()) == self.instance)
@@ -70,6 +78,11 @@ impl Drop for SocketFile {
             log::warn!("removing the socket {}: {error}", self.path.display());
         }
     }
+}
+
+/// No process has a number of more than seven digits.
+fn draft(path: &Path) -> PathBuf {
+    path.with_added_extension(format!("{}.new", std::process::id()))
 }
 
 fn refuse_if_taken(path: &Path, kind: SockType) -> Result<()> {
@@ -104,5 +117,24 @@ fn remove_if_there(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("removing the left-over {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixDatagram;
+
+    use super::*;
+
+    #[test]
+    fn the_longest_path_can_be_bound_whatever_the_process() {
+        let dir = nix::unistd::mkdtemp(&std::env::temp_dir().join("vnet-socket-XXXXXX")).unwrap();
+        let path = dir.join("x".repeat(LONGEST - dir.as_os_str().len() - 1));
+        assert!(draft(&path).as_os_str().len() <= 107 && path.as_os_str().len() == LONGEST);
+        let bind = |draft: &Path| UnixDatagram::bind(draft).context("binding");
+        let (_socket, file) = SocketFile::place(&path, SockType::Datagram, bind, |_| Ok(())).unwrap();
+        assert!(file.is_there());
+        drop(file);
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -162,7 +162,7 @@ fn what_is_not_wanted_is_not_reported() {
     // The thread ends with the reader, and has nothing that the datapath would have to wait for.
     let start = Instant::now();
     drop(reader);
-    assert!(start.elapsed() < Duration::from_secs(1));
+    assert!(start.elapsed() < Duration::from_secs(10));
     assert_eq!(Arc::strong_count(&s.datapath), 1);
 }
 

@@ -120,17 +120,13 @@ fn larger_maps_keep_the_policy() {
 }
 
 #[test]
-fn an_endpoint_s_set_and_identity_change_and_nothing_else() {
+fn a_move_changes_what_follows_from_rules_and_nothing_else() {
     become_host();
     let (d, _) = open();
     // The second has its row in the overflow table: the first one's is in its place.
     for (ifindex, slot) in [(9, 0), (9 + ENDPOINT_ROWS, 1)] {
         let before = EndpointRow { flags: flags::PEER | flags::NEIGHBORS, mac: [2; 6], ..row(ifindex, 7 + slot, slot) };
         d.maps().set_endpoint(&before).unwrap();
-        assert!(d.maps().set_policy(ifindex, 5, 17).unwrap());
-        let after = d.maps().endpoint(ifindex).unwrap().unwrap();
-        assert_eq!(after, EndpointRow { set: 5, identity: 17, ..before });
-
         let held = flags::POLICED | flags::QUARANTINED | flags::DHCP;
         // REDIRECT_BACK is none of a move's business.
         let to = Placement { set: 6, identity: 18, group: 3, moves: 41, mirror: 12, flags: held | flags::REDIRECT_BACK };
@@ -144,7 +140,6 @@ fn an_endpoint_s_set_and_identity_change_and_nothing_else() {
         let released = EndpointRow { set: 5, identity: 17, flags: flags::PEER | flags::POLICED, ..before };
         assert_eq!(d.maps().endpoint(ifindex).unwrap().unwrap(), released.with_membership(1, 42));
     }
-    assert!(!d.maps().set_policy(10, 5, 17).unwrap());
     assert!(!d.maps().set_quarantine(10, &Placement::default()).unwrap());
 }
 

@@ -184,5 +184,5 @@ fn events_explanations_and_metrics_are_served() {
     let start = Instant::now();
     kill(Pid::from_raw(agent.0.id() as i32), Signal::SIGTERM).unwrap();
     while events.next().is_some() {}
-    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }

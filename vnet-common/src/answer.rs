@@ -19,12 +19,21 @@ fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
     p.write(0, [m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]])
 }
 
-/// May the packet be refused aloud? Not if it came to all on the link, or from no single host (RFC 1122 §3.2.2, RFC 4443 §2.4).
+/// May the packet be refused aloud? Not if it came to all on the link, or from no single host; nor if it is itself an error, or a fragment: two
+/// that answer each other would never end (RFC 1122 §3.2.2, RFC 4443 §2.4).
 #[inline(always)]
 fn may_be_refused<P: Packet, A: Address>(p: &P, h: &Headers<A>) -> bool {
     let first = h.src.widen()[0];
     let one_host = if A::VERSION == 4 { first != 0 && first < 224 } else { first != 0xff && h.src != A::default() };
-    one_host && h.is_plain() && p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0)
+    let plain = h.is_plain() && !h.fragment && !is_error(h);
+    one_host && plain && p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0)
+}
+
+/// An ICMP error: unreachable, source quench, redirect, time exceeded, parameter problem (RFC 792); of ICMPv6 all below 128 (RFC 4443 §2.1).
+#[inline(always)]
+fn is_error<A: Address>(h: &Headers<A>) -> bool {
+    let kind = h.dport[0];
+    h.is_icmp() && if A::VERSION == 4 { matches!(kind, 3..=5 | 11 | 12) } else { kind < 128 }
 }
 
 /// Where the IP packet ends in the frame: a short frame is padded behind it.

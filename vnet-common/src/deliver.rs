@@ -119,7 +119,7 @@ where
 /// tracked, and counted, at the client's device.
 #[inline(never)]
 fn went_past_the_stack<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
-    track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
+    !w.headers.fragment && track::find(m, w) && w.entry.flags & flow_flags::REDIRECT != 0
 }
 
 /// Is the endpoint's device entered directly, past its own program?
@@ -135,7 +135,7 @@ pub enum Passage {
     Fits,
     /// It is larger than the device takes, and may not be cut up.
     TooBig,
-    /// Only the stack can do it: cut the packet up, or answer that its time is over.
+    /// Only the stack can do it: cut the packet up, answer that its time is over, or find out the receiver's MAC.
     Stack,
 }
 
@@ -155,7 +155,7 @@ pub fn is_routed(from: &EndpointRow, to: &EndpointRow) -> bool {
 /// Can the packet go straight to the device of `to`?
 #[inline(always)]
 pub fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes: u32, segment: u32) -> Passage {
-    if routed && h.ttl <= 1 {
+    if to.mac == [0; 6] || (routed && h.ttl <= 1) {
         return Passage::Stack;
     }
     // What a GSO packet is cut into: the headers (TCP: 20 to 60 bytes, of which options take 12 in practice) and a segment.

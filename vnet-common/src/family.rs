@@ -71,6 +71,6 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<Self>, ep: &EndpointRow) -> bool {
-        h.protocol == protocol::ICMPV6 && h.dport == answer::SOLICITATION && neighbor::neighbor(p, m, h, ep)
+        h.protocol == protocol::ICMPV6 && !h.fragment && h.dport == answer::SOLICITATION && neighbor::neighbor(p, m, h, ep)
     }
 }

@@ -146,6 +146,21 @@ pub struct FlowEntry<A: Address> {
     pub entry_pad: A::EntryPad1,
 }
 
+impl<A: Address> FlowEntry<A> {
+    /// Was it made a moment ago: this tick or the one before?
+    #[cfg(not(feature = "previous-abi"))]
+    #[inline(always)]
+    pub const fn is_new(&self, now: u32) -> bool {
+        now.wrapping_sub(self.created) < 2
+    }
+    /// The layout before this one does not say.
+    #[cfg(feature = "previous-abi")]
+    #[inline(always)]
+    pub const fn is_new(&self, _: u32) -> bool {
+        false
+    }
+}
+
 /// One cache line (IPv6: two) of a CPU's flow cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(64))]
@@ -336,10 +351,13 @@ pub struct Work<A: Address> {
 
 /// The flow tables of one address family.
 pub trait FlowMaps<A: Address> {
-    /// Runs `f` on one of the [`CACHE_WAYS`] slots that `hash` has in this CPU's cache; `None` where there is no cache.
-    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
-    /// Does that slot hold the flow? Without a closure: one that is used at many places becomes a subprogram.
-    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool;
+    /// The first of the [`CACHE_WAYS`] slots that `hash` has in this CPU's cache: the others are this one's number, exclusive or 1, 2, …
+    /// `None` where there is no cache.
+    fn cache_slot(&self, hash: u32) -> Option<u32>;
+    /// Runs `f` on a slot of this CPU's cache.
+    fn cached<R>(&self, slot: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R>;
+    /// Does the slot hold the flow? Without a closure: one that is used at many places becomes a subprogram.
+    fn is_cached(&self, slot: u32, key: &FlowKey<A>) -> bool;
     /// The stamp of `hash`.
     fn stamp(&self, hash: u32) -> u32;
     /// Changes the stamp of `hash`.

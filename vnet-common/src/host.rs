@@ -31,6 +31,8 @@ pub struct Frame {
     pub partial: bool,
     /// `gso_size`.
     pub segment: u32,
+    /// `skb->data_len`: so many bytes at the end are not linear.
+    pub paged: usize,
     /// [`Packet::set_to_host`] was called.
     pub to_host: bool,
     /// `skb->mark`.
@@ -39,13 +41,25 @@ pub struct Frame {
     pub copies: Vec<(u32, Vec<u8>)>,
 }
 
+impl Frame {
+    /// How many bytes are linear.
+    fn linear(&self) -> usize {
+        self.bytes.len().saturating_sub(self.paged)
+    }
+}
+
 impl Packet for Frame {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]> {
-        self.bytes.get(offset..offset.checked_add(N)?)?.try_into().ok()
+        let end = offset.checked_add(N).filter(|end| *end <= self.linear())?;
+        self.bytes.get(offset..end)?.try_into().ok()
     }
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
-        self.bytes.get_mut(offset..offset.checked_add(N)?)?.copy_from_slice(&bytes);
+        let end = offset.checked_add(N).filter(|end| *end <= self.linear())?;
+        self.bytes.get_mut(offset..end)?.copy_from_slice(&bytes);
         Some(())
+    }
+    fn pull(&mut self, bytes: u32) {
+        self.paged = self.paged.min(self.bytes.len().saturating_sub(bytes as usize));
     }
     fn size(&self) -> u32 {
         self.bytes.len() as u32
@@ -65,6 +79,7 @@ impl Packet for Frame {
         Some(())
     }
     fn set_len(&mut self, len: u32) -> Option<()> {
+        self.paged = self.paged.min((len as usize).saturating_sub(self.linear()));
         self.bytes.resize(len as usize, 0);
         self.segment = 0;
         Some(())
@@ -266,25 +281,27 @@ impl EndpointMaps for Maps {
     fn take_flow(&self, slot: u32) -> bool {
         let mut counts = self.flow_counts.borrow_mut();
         let n = counts.entry(slot).or_default();
-        let free = *n < self.flow_quota;
-        *n += u32::from(free);
+        let free = i64::from(*n as i32) < i64::from(self.flow_quota);
+        *n = n.wrapping_add(u32::from(free));
         free
     }
     fn give_flow(&self, slot: u32) {
         if let Some(n) = self.flow_counts.borrow_mut().get_mut(&slot) {
-            *n -= 1;
+            *n = n.wrapping_sub(1);
         }
     }
 }
 
 impl<A: Family> FlowMaps<A> for Maps {
-    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
-        let slot = (hash & self.cache_slots.checked_sub(1)?) ^ way;
+    fn cache_slot(&self, hash: u32) -> Option<u32> {
+        Some(hash & self.cache_slots.checked_sub(1)?)
+    }
+    fn cached<R>(&self, slot: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
         let mut cache = A::flows(self).cache.borrow_mut();
         Some(f(cache.entry(slot).or_insert_with(|| CacheSlot::empty(FlowKey::default(), Rewrite::default()))))
     }
-    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool {
-        self.cached(hash, way, |s| s.key.is(key)) == Some(true)
+    fn is_cached(&self, slot: u32, key: &FlowKey<A>) -> bool {
+        self.cached(slot, |s| s.key.is(key)) == Some(true)
     }
     fn stamp(&self, hash: u32) -> u32 {
         self.stamps.borrow().get(&(hash % STAMPS)).copied().unwrap_or(0)

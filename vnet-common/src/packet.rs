@@ -9,6 +9,8 @@ pub trait Packet {
     fn read<const N: usize>(&self, offset: usize) -> Option<[u8; N]>;
     /// Overwrites `N` bytes at `offset`.
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()>;
+    /// Makes sure that the first `bytes` bytes can be read, or all of a shorter frame: what is not linear reads as cut off.
+    fn pull(&mut self, bytes: u32);
     /// The frame's length in bytes, with the part that is not linear, before segmentation.
     fn size(&self) -> u32;
     /// The payload of one segment, in bytes, when a device will cut this frame into segments (GSO); otherwise 0.

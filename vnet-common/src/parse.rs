@@ -1,7 +1,8 @@
 //! Headers, copied out of the packet by value.
 //!
 //! IPv4 with options, IPv6 with extension headers (RFC 8200: hop-by-hop, routing, destination options, fragment), TCP,
-//! UDP, ICMP. A header that is cut off or contradicts itself is malformed: `None`.
+//! UDP, ICMP. A header that is cut off or contradicts itself is malformed: `None`. The first fragment of a datagram has all of them
+//! (RFC 7112, RFC 1858); later ones have no L4 header, and alone assemble to nothing.
 
 use crate::addr::{Address, V4, V6};
 use crate::packet::Packet;
@@ -10,6 +11,10 @@ use crate::packet::Packet;
 pub const ETH: usize = 14;
 /// Extension headers that are followed in one packet; more are malformed for us.
 const MAX_EXTENSIONS: usize = 4;
+
+/// An L4 header that starts further back in the frame is malformed for us: what reads from there on has an offset that the verifier knows a
+/// bound of.
+const MAX_L4: usize = 0x400;
 
 /// IP protocol numbers.
 pub mod protocol {
@@ -55,10 +60,10 @@ pub struct Headers<A> {
     pub src: A,
     /// Destination address.
     pub dst: A,
-    /// Source port, big-endian; zero for other protocols than TCP and UDP, and for fragments. ICMP: the 5th and 6th byte, an echo's
+    /// Source port, big-endian; zero for other protocols than TCP and UDP, and for later fragments. ICMP: the 5th and 6th byte, an echo's
     /// identifier.
     pub sport: [u8; 2],
-    /// Destination port, likewise. ICMP: type and code.
+    /// Destination port, likewise. ICMP: type and code; of a later fragment [`NO_TYPE`].
     pub dport: [u8; 2],
     /// IP protocol number of the L4 header.
     pub protocol: u8,
@@ -101,10 +106,27 @@ impl<A: Address> Headers<A> {
         let (request, answer) = if A::VERSION == 4 { (8, 0) } else { (128, 129) };
         self.is_icmp() && self.dport == [if reply { answer } else { request }, 0]
     }
+    /// Does it answer the opening of a TCP connection? One of no known connection tells that the other side opened it.
+    #[inline(always)]
+    pub fn is_opened(&self) -> bool {
+        self.is_tcp() && self.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
+    }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {
         self.l4 == A::PLAIN_L4
+    }
+}
+
+/// What stands for type and code of an ICMP packet whose header is in another fragment: type 255 is reserved (RFC 3692 §4, RFC 4443 §2.1), and
+/// type 0 is an echo's answer.
+pub const NO_TYPE: [u8; 2] = [255; 2];
+
+/// Fills in what stands for the L4 header of a later fragment.
+#[inline(always)]
+fn no_l4<A: Address>(h: &mut Headers<A>) {
+    if matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
+        h.dport = NO_TYPE;
     }
 }
 
@@ -210,9 +232,11 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<V4>> {
         dont_fragment: offset & 0x4000 != 0,
         l4: ETH + header,
     };
-    if !h.fragment {
+    if offset & 0x1fff == 0 {
         let end = if total == 0 { p.size() } else { total + ETH as u32 };
         parse_l4(p, &mut h, end)?;
+    } else {
+        no_l4(&mut h);
     }
     Some(h)
 }
@@ -241,10 +265,16 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
         dont_fragment: true,
         l4: ETH + 40,
     };
+    let mut later = false;
     if !matches!(h.protocol, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
-        skip_extensions(p, &mut h)?;
+        later = skip_extensions(p, &mut h)?;
+        if h.l4 > MAX_L4 {
+            return None;
+        }
     }
-    if !h.fragment {
+    if later {
+        no_l4(&mut h);
+    } else {
         // As in IPv4; extension headers count as payload.
         let end = if payload == 0 { p.size() } else { payload + 40 + ETH as u32 };
         parse_l4(p, &mut h, end)?;
@@ -252,9 +282,9 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
     Some(h)
 }
 
-/// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4).
+/// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4); says if what follows is a later fragment's.
 #[inline(always)]
-fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<()> {
+fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<bool> {
     const FRAGMENT: u8 = 44;
     for _ in 0..MAX_EXTENSIONS {
         match h.protocol {
@@ -268,16 +298,17 @@ fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<()> {
                 h.protocol = b[0];
                 h.l4 += 8;
                 // An atomic fragment (RFC 6946) is a whole datagram.
-                if u16::from_be_bytes([b[2], b[3]]) & 0xfff9 != 0 {
-                    h.fragment = true;
-                    return Some(());
+                let at = u16::from_be_bytes([b[2], b[3]]);
+                h.fragment |= at & 0xfff9 != 0;
+                if at & 0xfff8 != 0 {
+                    return Some(true);
                 }
             }
-            _ => return Some(()),
+            _ => return Some(false),
         }
     }
     match h.protocol {
         0 | 43 | 60 | FRAGMENT => None,
-        _ => Some(()),
+        _ => Some(false),
     }
 }

@@ -222,8 +222,8 @@ pub const PORT_STEPS: u32 = 13;
 /// Tiers at most: a `pass` leads to a later one.
 pub const MAX_TIERS: u32 = 8;
 
-/// Protocol and port as one number: ports of one protocol are next to each other. ICMP: type and code instead of the port; other
-/// protocols, and fragments: 0.
+/// Protocol and port as one number: ports of one protocol are next to each other. ICMP: type and code instead of the port
+/// (of a later fragment [`crate::parse::NO_TYPE`]); other protocols, and later fragments: 0.
 #[inline(always)]
 pub const fn port_key(protocol: u8, port: [u8; 2]) -> u32 {
     (protocol as u32) << 16 | (port[0] as u32) << 8 | port[1] as u32

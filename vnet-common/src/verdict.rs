@@ -120,7 +120,7 @@ reasons! {
     MemberRemoved = 13, "member-removed";
     /// A fragment addressed to a VIP (no ports, no flow).
     Fragment = 14, "fragment";
-    /// No reverse tuple was free: other members and other source ports were tried.
+    /// No reverse tuple was free: other members and other source ports were tried. Or another CPU is just making the same flow.
     FlowCollision = 15, "flow-collision";
     /// The flow table is full.
     FlowTableFull = 16, "flow-table-full";
@@ -160,6 +160,8 @@ reasons! {
     Probe = 33, "probe";
     /// Made by our own programs: an answer in somebody's name, or a copy for a service node.
     Ours = 34, "ours";
+    /// Addressed to another MAC: a bridge that does not know where that is sent it to all ports.
+    Flooded = 35, "flooded";
 }
 
 impl Reason {
@@ -176,6 +178,7 @@ impl Reason {
             Self::Allowed | Self::Steered | Self::Related | Self::System | Self::Probe | Self::Ours => false,
             Self::Denied | Self::Rejected | Self::Quarantined => true,
             Self::SpoofedMac | Self::SpoofedAddress | Self::SpoofedNeighbor | Self::TunnelForbidden => true,
+            Self::Flooded => true,
         }
     }
 

@@ -1,11 +1,10 @@
 //! `events`: what the datapath and the agent report, as it happens.
 
 use std::collections::VecDeque;
-use std::io::Write;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use vnet_common::api::{EndpointStatus, Event};
+use vnet_common::api::{EVENT_KINDS, EndpointStatus, Event};
 
 use crate::cli::Format;
 use crate::client::{Lines, segment};
@@ -36,7 +35,7 @@ pub struct Args {
     #[arg(long, value_name = "ENDPOINT,…", value_delimiter = ',')]
     endpoint: Vec<String>,
     /// Only of these kinds
-    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = KINDS, hide_possible_values = true)]
+    #[arg(long, value_name = "KIND,…", value_delimiter = ',', value_parser = EVENT_KINDS, hide_possible_values = true)]
     kind: Vec<String>,
     /// Only of these reasons, as an endpoint's counters name them
     #[arg(long, value_name = "REASON,…", value_delimiter = ',')]
@@ -48,8 +47,6 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
 }
-
-const KINDS: [&str; 11] = ["drop", "log", "staged", "flow", "suppressed", "move", "tag", "health", "device", "policy", "source"];
 
 /// From where on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -173,10 +170,8 @@ async fn follow(session: &Session, args: &Args, events: &mut Events) -> Result<u
 fn show(session: &Session, event: &Event) -> Result<()> {
     match session.format {
         Format::Json => {
-            let mut line = serde_json::to_vec(event).context("writing JSON")?;
-            line.push(b'\n');
-            let mut out = std::io::stdout().lock();
-            out.write_all(&line).and_then(|()| out.flush()).context("writing to standard output")
+            let line = serde_json::to_string(event).context("writing JSON")?;
+            print(&format!("{line}\n"))
         }
         Format::Yaml => print(&format!("---\n{}", output::yaml(event)?)),
         Format::Table | Format::Wide => print(&text(event, session.wide(), session.paint)),

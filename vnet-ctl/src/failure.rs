@@ -1,7 +1,7 @@
 //! How errors are told.
 
 use std::fmt;
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::process::ExitCode;
 
 use vnet_common::api::{ErrorResponse, Fault};
@@ -38,6 +38,18 @@ impl fmt::Display for Misused {
 
 impl std::error::Error for Misused {}
 
+/// The reader of our output has gone, as `head` does when it has seen enough.
+#[derive(Debug)]
+pub struct ReaderGone;
+
+impl fmt::Display for ReaderGone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("nobody reads standard output any more")
+    }
+}
+
+impl std::error::Error for ReaderGone {}
+
 /// Whether the agent said that there is no such thing.
 pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
@@ -46,7 +58,7 @@ pub fn is_not_found(error: &anyhow::Error) -> bool {
 /// Prints an error to standard error, and gives the exit code: `failed`, or none where nothing went wrong but that the reader of
 /// our output has gone.
 pub fn report(error: &anyhow::Error, paint: Paint, failed: u8) -> ExitCode {
-    if error.chain().any(|cause| cause.downcast_ref().is_some_and(|e: &std::io::Error| e.kind() == ErrorKind::BrokenPipe)) {
+    if error.is::<ReaderGone>() {
         return ExitCode::SUCCESS;
     }
     // If nobody can be told, the exit code is all there is.

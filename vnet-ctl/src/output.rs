@@ -1,6 +1,6 @@
 //! What a verb talks to: the agent on one side, the person or program that called it on the other.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::cli::{Format, Global};
 use crate::client::Agent;
+use crate::failure::ReaderGone;
 use crate::human;
 use crate::style::{Look, Paint};
 
@@ -87,7 +88,11 @@ impl Session {
 /// Prints to standard output.
 pub fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).context("writing to standard output")
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        // Only here: the agent's socket can break in the same way, and that is an error.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(ReaderGone.into()),
+        written => written.context("writing to standard output"),
+    }
 }
 
 /// JSON with an end of line.

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use vnet_common::api::{EndpointFlow, EndpointFlowList, EndpointStatus};
-use vnet_common::verdict::Reason;
 
 use crate::output::{Session, print};
 use crate::style::{Look, Paint, of_policy};
@@ -146,9 +145,9 @@ fn compare(now: &Seen, before: &Seen, time: Duration, args: &Args) -> Top {
 }
 
 fn endpoint_rate(now: &EndpointStatus, was: &EndpointStatus, flows: &EndpointFlowList, time: Duration) -> EndpointRate {
+    // Both looks are read by its policy of now: a change of it in between makes no drops of what was counted before.
     let packets = |ep: &EndpointStatus, drops: bool| -> u64 {
-        let counts = ep.packets.values().flatten();
-        counts.filter(|(name, _)| !drops || Reason::named(name).is_some_and(Reason::is_drop)).map(|(_, count)| count).sum()
+        ep.packets.values().flatten().filter(|(reason, _)| !drops || now.is_drop(reason)).map(|(_, count)| count).sum()
     };
     let rate = |drops| human::per_second(packets(now, drops), packets(was, drops), time);
     EndpointRate {

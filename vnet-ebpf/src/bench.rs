@@ -100,8 +100,12 @@ pub fn bench_forget6(_: TcContext) -> i32 {
 pub fn bench_uncache(_: TcContext) -> i32 {
     let Some(plan) = plan() else { return NEXT };
     let slot = plan.step();
-    FlowMaps::<V4>::cached(&Kernel, slot, 0, |s| s.key.endpoint = 0);
-    FlowMaps::<V6>::cached(&Kernel, slot, 0, |s| s.key.endpoint = 0);
+    if let Some(slot) = FlowMaps::<V4>::cache_slot(&Kernel, slot) {
+        FlowMaps::<V4>::cached(&Kernel, slot, |s| s.key.endpoint = 0);
+    }
+    if let Some(slot) = FlowMaps::<V6>::cache_slot(&Kernel, slot) {
+        FlowMaps::<V6>::cached(&Kernel, slot, |s| s.key.endpoint = 0);
+    }
     NEXT
 }
 

@@ -201,7 +201,8 @@ impl EndpointMaps for Kernel {
     fn take_flow(&self, slot: u32) -> bool {
         let quota = CONFIG.get(0).map_or(0, |c| c.flow_quota);
         let Some(c) = FLOW_COUNTS.get(slot) else { return false };
-        if c.created.wrapping_sub(c.removed) >= quota {
+        // Signed: should more have been given back than taken, there are fewer than none, not as many as can be.
+        if i64::from(c.created.wrapping_sub(c.removed) as i32) >= i64::from(quota) {
             return false;
         }
         with(FLOW_COUNTS.get_ptr_mut(slot), |c| atomic_add(&mut c.created, 1));
@@ -273,27 +274,25 @@ macro_rules! family {
 family!(V4, FLOWS4, HALF_OPEN4, CACHE4, CACHE_MASK, RING4);
 family!(V6, FLOWS6, HALF_OPEN6, CACHE6, CACHE_MASK6, RING6);
 
-/// One of the slots that `hash` has in this CPU's cache.
-#[inline(always)]
-fn cache_slot<A: Family>(hash: u32, way: u32) -> Option<*mut CacheSlot<A>> {
-    if global(&CACHE_ON) == 0 {
-        return None;
-    }
-    let mask = A::cache_mask();
-    // SAFETY: no arguments, no effects.
-    let cpu = unsafe { bpf_get_smp_processor_id() };
-    A::cache().get_ptr_mut(cpu * (mask + 1) + (hash & mask ^ way))
-}
-
 impl<A: Family> FlowMaps<A> for Kernel {
     #[inline(always)]
-    fn cached<R>(&self, hash: u32, way: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
-        with(cache_slot(hash, way), f)
+    fn cache_slot(&self, hash: u32) -> Option<u32> {
+        if global(&CACHE_ON) == 0 {
+            return None;
+        }
+        let mask = A::cache_mask();
+        // SAFETY: no arguments, no effects.
+        let cpu = unsafe { bpf_get_smp_processor_id() };
+        Some(cpu * (mask + 1) + (hash & mask))
     }
     #[inline(always)]
-    fn is_cached(&self, hash: u32, way: u32, key: &FlowKey<A>) -> bool {
+    fn cached<R>(&self, slot: u32, f: impl FnOnce(&mut CacheSlot<A>) -> R) -> Option<R> {
+        with(A::cache().get_ptr_mut(slot), f)
+    }
+    #[inline(always)]
+    fn is_cached(&self, slot: u32, key: &FlowKey<A>) -> bool {
         // SAFETY: as in `with`.
-        cache_slot::<A>(hash, way).is_some_and(|slot| unsafe { (*aligned(slot)).key.is(key) })
+        A::cache().get_ptr_mut(slot).is_some_and(|slot| unsafe { (*aligned(slot)).key.is(key) })
     }
     #[inline(always)]
     fn stamp(&self, hash: u32) -> u32 {

@@ -11,8 +11,6 @@ use aya_ebpf::programs::TcContext;
 use vnet_common::packet::Packet;
 use vnet_common::policy::MARK_OURS;
 
-/// Headers that must lie in the linear part: Ethernet, IPv6, three extension headers of usual size, TCP.
-const HEADERS: u32 = 14 + 40 + 24 + 20;
 /// Since Linux 6.16 (and in later 6.6 and 6.12 ones): for IPv6 the received checksum must not follow the addresses.
 const BPF_F_IPV6: u64 = 1 << 7;
 const PACKET_HOST: u32 = 0;
@@ -25,17 +23,9 @@ pub struct Skb {
 }
 
 impl Skb {
-    /// Wraps a context, after making sure that its headers can be read directly.
+    /// Wraps a context. Its Ethernet header can be read; for more see [`Packet::pull`].
     #[inline(always)]
     pub fn new(ctx: &TcContext) -> Self {
-        let len = ctx.len();
-        let wanted = if len < HEADERS { len } else { HEADERS };
-        let (start, end) = bounds(ctx.skb.skb);
-        if end - start < wanted as usize {
-            // On failure the packet reads as too short, which the pipeline leaves to the stack.
-            // SAFETY: the context of this run.
-            unsafe { bpf_skb_pull_data(ctx.skb.skb, wanted) };
-        }
         Self { ctx: ctx.skb.skb }
     }
 
@@ -145,6 +135,17 @@ impl Packet for Skb {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: usize, bytes: [u8; N]) -> Option<()> {
         self.at::<N>(offset).map(|p| store(p, bytes))
+    }
+    #[inline(always)]
+    fn pull(&mut self, bytes: u32) {
+        let len = self.size();
+        let wanted = if len < bytes { len } else { bytes };
+        let (start, end) = bounds(self.ctx);
+        if end - start < wanted as usize {
+            // On failure the packet reads as cut off.
+            // SAFETY: the context of this run; no pointer into the packet outlives the call.
+            unsafe { bpf_skb_pull_data(self.ctx, wanted) };
+        }
     }
     #[inline(always)]
     fn size(&self) -> u32 {

@@ -106,6 +106,15 @@ impl Flow {
     fn held(self, r: Row) -> Row {
         if self.kind == Kind::HalfOpen { r.holds(0, 1) } else { r.holds(1, 0).quota(1, 1) }
     }
+    /// What the other side sends after the flow is gone: by the rule for who opens one as it would, which denies. But a SYN-ACK is the answer to what
+    /// the first side opened, to be `decided` about by the rule for that.
+    fn after(self, r: Row, decided: impl FnOnce(Row, &Packet) -> Row) -> Row {
+        let r = self.goes_on(r, true);
+        match self.kind {
+            Kind::HalfOpen => decided(r, &self.back(SYN | ACK)).decided(NOW),
+            _ => r.dropped(Reason::Denied).decided(OTHERWISE),
+        }
+    }
     /// Another set: `rule` for who opens a flow as this one is.
     fn change(self, r: Row, rule: Rule) -> Row {
         r.change(move |w| {
@@ -168,8 +177,11 @@ fn what_is_denied_now_ends() {
             let mut r = flow.goes_on(start(deny(NOW).flags(flags)), back).dropped(reason).decided(NOW);
             // It is gone: each side is asked about as if it began a flow.
             for side in [false, true, false, true] {
-                r = flow.goes_on(r, side);
-                r = if side { r.dropped(Reason::Denied).decided(OTHERWISE) } else { r.dropped(reason).decided(NOW) };
+                r = if side {
+                    flow.after(r, |r, _| r.dropped(reason))
+                } else {
+                    flow.goes_on(r, side).dropped(reason).decided(NOW)
+                };
             }
             Some(r)
         }));
@@ -183,8 +195,10 @@ fn what_is_refused_now_is_told() {
         let told = refusal(&if back { flow.back(flags) } else { flow.there(flags) });
         let r = flow.goes_on(start(reject(NOW)), back);
         let r = if back == flow.out { r.bounced(Reason::Rejected, &told) } else { r.answered(Reason::Rejected, &told) };
-        let r = r.decided(NOW);
-        Some(flow.goes_on(r, true).dropped(Reason::Denied).decided(OTHERWISE))
+        Some(flow.after(r.decided(NOW), |r, p| match flow.out {
+            true => r.bounced(Reason::Rejected, &refusal(p)),
+            false => r.answered(Reason::Rejected, &refusal(p)),
+        }))
     }));
 }
 
@@ -471,7 +485,7 @@ fn policed_no_more_and_again() {
         }
         let r = flow.change(r.change(police(true)), deny(NOW));
         let r = flow.goes_on(r, back).dropped(Reason::Denied).decided(NOW);
-        Some(flow.goes_on(r, true).dropped(Reason::Denied).decided(OTHERWISE))
+        Some(flow.after(r, |r, _| r.dropped(Reason::Denied)))
     }));
     // Balanced flows live on.
     run(each(|f| {

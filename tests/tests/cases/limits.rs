@@ -1,13 +1,16 @@
 //! Quotas, full tables, and what the flow cache may hold back.
 
 use vnet_common::addr::V4;
+use vnet_common::endpoint::EndpointMaps;
 use vnet_common::flow::{CACHE_WAYS, FLUSH_JIFFIES, FlowEntry, FlowKey};
 use vnet_common::host::Frame;
 use vnet_common::lb::MemberEvent::{Established, NewFlow};
 use vnet_common::verdict::{Direction, Reason, Verdict};
 
-use super::packet::{ACK, Packet, SYN};
+use super::packet::{ACK, Packet, SYN, UDP};
+use super::policy;
 use super::row::{Row, on_host, row, run};
+use super::rules::{SET, allow, deny};
 use super::tcp::{Connection, tcp_member};
 use super::udp::udp_member;
 use super::world::{CLIENT, FAMILIES, Family, World};
@@ -73,6 +76,72 @@ fn flows_of_an_endpoint() {
     let r = r.change(|w| w.maps.flow_quota = 2);
     rows.push(refused(r, Family::V4, 2, Reason::FlowQuota).holds(2, 0).quota(1, 2));
     run(rows);
+}
+
+/// Two CPUs may each remove one of the two entries of a flow: its quota is given back once.
+#[test]
+fn a_quota_is_given_back_once() {
+    run(FAMILIES.into_iter().flat_map(|f| {
+        [Direction::Egress, Direction::Ingress].map(|removed| {
+            let mut w = policy::world(f, &[allow(1)], &[allow(2)]);
+            w.maps.flow_quota = 1;
+            let ask = |port| Packet::udp(f.client(), 4000, f.ip(5, 1), port);
+            let r = row(format!("{f:?}: another CPU removed the {removed:?} entry"), w).host_only();
+            let r = r.egress(CLIENT, &ask(1)).passes(Reason::Allowed);
+            let r = r.change(move |w| {
+                w.maps.flows4.main.borrow_mut().retain(|key, _| key.direction != removed as u8);
+                w.maps.flows6.main.borrow_mut().retain(|key, _| key.direction != removed as u8);
+                if removed == Direction::Egress {
+                    w.maps.give_flow(1);
+                }
+                w.set(SET, &[deny(3).port(UDP, 1), allow(1)], &[deny(4).port(UDP, 4000)]);
+                w.bump();
+            });
+            let r = match removed {
+                Direction::Egress => r.ingress(CLIENT, &ask(1).back()).dropped(Reason::Denied),
+                Direction::Ingress => r.egress(CLIENT, &ask(1)).dropped(Reason::Denied),
+            };
+            let r = r.egress(CLIENT, &ask(2)).passes(Reason::Allowed);
+            r.egress(CLIENT, &ask(3)).dropped(Reason::FlowQuota).holds(1, 0).quota(1, 1)
+        })
+    }));
+}
+
+/// A reverse entry without a forward one: for a moment another CPU may be making the flow, later it is dead.
+#[test]
+fn another_cpu_makes_the_flow() {
+    run(FAMILIES.into_iter().flat_map(|f| {
+        let unfinished = |w: &mut World| {
+            w.maps.flows4.main.borrow_mut().retain(|key, _| key.direction == Direction::Ingress as u8);
+            w.maps.flows6.main.borrow_mut().retain(|key, _| key.direction == Direction::Ingress as u8);
+            w.maps.give_flow(1);
+        };
+        let later = |w: &mut World| w.maps.now.set(w.maps.now.get() + 2);
+        let p = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let r = row(format!("{f:?}: a flow that is not rewritten"), policy::world(f, &[allow(1)], &[allow(2)])).host_only();
+        let r = r.egress(CLIENT, &p).passes(Reason::Allowed).change(unfinished);
+        let r = r.egress(CLIENT, &p).dropped(Reason::FlowCollision).change(later).egress(CLIENT, &p).passes(Reason::Allowed);
+        let plain = r.egress(CLIENT, &p).passes(Reason::Established).holds(1, 0).quota(1, 1);
+        let (m, port) = (udp_member(f), 1);
+        let again = Packet::udp(f.client(), port, f.vip(), 80);
+        let there = again.clone().to(f.member(0), 8080);
+        let r = row(format!("{f:?}: a balanced one"), World::balanced(8080)).host_only();
+        let r = ask(r, f, port).change(unfinished);
+        let r = r.egress(CLIENT, &again).dropped(Reason::FlowCollision).change(later);
+        let r = ask(r, f, port).egress(CLIENT, &again).becomes(Reason::Established, &there).by(m);
+        [plain, r.holds(1, 0).quota(1, 1)]
+    }));
+}
+
+/// Should more have been given back than was taken, the endpoint has flows all the same.
+#[test]
+fn a_quota_below_nothing() {
+    run(FAMILIES.map(|f| {
+        let w = policy::world(f, &[allow(1)], &[allow(2)]);
+        w.maps.flow_counts.borrow_mut().insert(1, u32::MAX);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        row(format!("{f:?}: one too many was given back"), w).host_only().egress(CLIENT, &ask).passes(Reason::Allowed).holds(1, 0)
+    }));
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! Headers that are cut off or contradict themselves, and fields at their limits.
 
+use vnet_common::endpoint::flags;
 use vnet_common::host::Frame;
 use vnet_common::verdict::{Direction, Reason, Verdict};
 
@@ -31,14 +32,15 @@ fn kinds(f: Family) -> Vec<Packet> {
     out
 }
 
-/// All of these are left to the stack, whichever way they go. Those that the kernel does not take run on the host alone.
+/// All of these are left to the stack, whichever way they go, but for IPv6 from an endpoint that may not tunnel. Those that the kernel does not
+/// take run on the host alone.
 fn all_malformed(name: &str, frames: Vec<Vec<u8>>) -> Vec<Row> {
     let (taken, refused): (Vec<_>, Vec<_>) = frames.into_iter().partition(|b| kernel::takes(b));
     let rows = [("in the kernel", taken), ("on the host", refused)].into_iter().filter(|(_, frames)| !frames.is_empty());
     rows.map(|(place, frames)| {
         let mut r = row(format!("{name}, {place}"), World::balanced(8080));
         for b in frames {
-            r = r.egress(CLIENT, frame(b.clone())).passes(Reason::Malformed);
+            r = malformed(r.egress(CLIENT, frame(b.clone())), &b);
             r = r.ingress(CLIENT, frame(b)).passes(Reason::Malformed);
         }
         r
@@ -84,6 +86,11 @@ fn with_ip_length(f: Family, frame: &[u8], end: usize) -> Vec<u8> {
     b
 }
 
+/// The last frame of the row, which the client sends, is malformed.
+fn malformed(r: Row, frame: &[u8]) -> Row {
+    if frame.get(12..14) == Some(&[0x86, 0xdd]) { r.dropped(Reason::Malformed) } else { r.passes(Reason::Malformed) }
+}
+
 fn edited(p: &Packet, at: usize, bytes: &[u8]) -> Frame {
     let mut b = p.bytes();
     b[at..at + bytes.len()].copy_from_slice(bytes);
@@ -93,7 +100,11 @@ fn edited(p: &Packet, at: usize, bytes: &[u8]) -> Frame {
 #[test]
 fn fields_that_contradict() {
     let mut rows: Vec<Row> = Vec::new();
-    let malformed = |name: String, frame: Frame| row(name, World::balanced(8080)).egress(CLIENT, frame).passes(Reason::Malformed);
+    let malformed = |name: String, frame: Frame| {
+        let r = row(name, World::balanced(8080)).egress(CLIENT, frame.clone());
+        let r = malformed(r, &frame.bytes).change(|w| w.at(CLIENT).flags |= flags::TUNNELS);
+        r.egress(CLIENT, frame).passes(Reason::Malformed)
+    };
     for f in FAMILIES {
         let p = &kinds(f)[0];
         for version in [0, 4, 5, 6, 7, 15].into_iter().filter(|v| *v != if f == Family::V4 { 4 } else { 6 }) {
@@ -116,6 +127,16 @@ fn fields_that_contradict() {
     let mut far = kinds(Family::V6)[0].clone();
     far.extensions = vec![(60, vec![1, 4, 0, 0, 0, 0])];
     rows.push(malformed("an extension header that ends behind the packet".into(), edited(&far, 55, &[255])));
+    // As far as L4 headers may lie: an extension header of up to 968 bytes.
+    far = Packet::udp(Family::V6.client(), 1, Family::V6.outside(), 53);
+    for (bytes, reason) in [(968, Reason::NotOurs), (976, Reason::Malformed), (2040, Reason::Malformed)] {
+        let mut body = vec![0; bytes - 2];
+        (body[0], body[1], body[2]) = (1, 4, 0);
+        body[4..].fill(0);
+        far.extensions = vec![(60, body)];
+        let r = row(format!("an extension header of {bytes} bytes"), World::balanced(8080)).egress(CLIENT, &far);
+        rows.push(if reason == Reason::Malformed { r.dropped(reason) } else { r.passes(reason) });
+    }
     run(rows);
 }
 

@@ -2,11 +2,13 @@
 
 use vnet_common::host::Frame;
 use vnet_common::lb::MemberEvent::{Established, NewFlow};
-use vnet_common::verdict::Reason;
+use vnet_common::verdict::{Direction, Reason, Verdict};
 
 use super::answers::{closed, reset};
 use super::packet::{ACK, L4, Packet, SYN};
-use super::row::{Row, row, run};
+use super::policy;
+use super::row::{Row, on_host, row, run};
+use super::rules::{allow, deny};
 use super::tcp::{Connection, tcp_member};
 use super::udp::udp_member;
 use super::world::{CLIENT, FAMILIES, Family, NEAR, World};
@@ -51,6 +53,32 @@ fn partial_checksums_there_and_back() {
         rows.push(r.becomes(Reason::Reply, &a.clone().from(f.vip(), 80)).by(m).holds(1, 0).quota(1, 1));
     }
     run(rows);
+}
+
+/// Where a packet's payload lies in pages its headers are read all the same; packets of established flows leave it there.
+#[test]
+fn payload_in_pages() {
+    for f in FAMILIES {
+        let w = policy::world(f, &[allow(1)], &[deny(2)]);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53).with(&[7; 600]);
+        // What becomes of a packet with so many linear bytes, and how many it has then.
+        let go = |direction, p: &Packet, linear: usize| {
+            let mut frame = Frame::from(p);
+            frame.paged = frame.bytes.len() - linear;
+            let verdict = on_host(&w, direction, CLIENT, &mut frame, false);
+            (verdict, frame.bytes.len() - frame.paged)
+        };
+        let (ethernet, plain) = (14, ask.l4_at() + 20);
+        assert_eq!(go(Direction::Egress, &ask, ethernet), (Verdict::Next(Reason::Allowed), 128));
+        assert_eq!(go(Direction::Egress, &ask, plain), (Verdict::Next(Reason::Established), 128));
+        for linear in [ethernet, plain] {
+            assert_eq!(go(Direction::Egress, &ask, linear), (Verdict::Next(Reason::Established), plain));
+        }
+        // An error has the headers that it quotes far back.
+        let error = ask.error(if f == Family::V4 { 3 } else { 1 }, 1, 0);
+        let all = error.bytes().len().min(128);
+        assert_eq!(go(Direction::Ingress, &error, ethernet), (Verdict::Next(Reason::Related), all));
+    }
 }
 
 /// Addresses of members for which complete and partial fields change alike, or the difference is nil.

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use vnet_common::host::Frame;
 
 use super::sums;
+use super::world::{CLIENT_MAC, FAMILIES, HOST_MAC};
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
@@ -66,10 +67,13 @@ pub struct Packet {
 }
 
 impl Packet {
+    /// Between the client and its host: to the client if it has the address, else from it.
     pub fn new(src: IpAddr, dst: IpAddr, l4: L4) -> Self {
+        let to_client = FAMILIES.iter().any(|f| f.client() == dst);
+        let (dst_mac, src_mac) = if to_client { (CLIENT_MAC, HOST_MAC) } else { (HOST_MAC, CLIENT_MAC) };
         Self {
-            dst_mac: [2, 0, 0, 0, 0, 0xfe],
-            src_mac: [2, 0, 0, 0, 0, 1],
+            dst_mac,
+            src_mac,
             src,
             dst,
             ttl: 64,

@@ -5,10 +5,12 @@ use vnet_common::event::kind;
 use vnet_common::policy::{action, rule_flags};
 use vnet_common::verdict::Reason;
 
+use super::guard::fragment;
+use super::judged_again::refusal;
 use super::packet::{ACK, L4, Packet, RST, SYN, UDP};
 use super::row::{Row, row, run};
 use super::rules::{Rule, SET, allow, default, deny, reject, rule};
-use super::world::{CLIENT, FAMILIES, Family, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, NEAR, World};
 
 pub const FRIEND: u32 = 100;
 pub const NETWORK: u32 = 101;
@@ -213,6 +215,72 @@ fn events_of_rules() {
     .flatten());
 }
 
+/// What a bridge floods to an endpoint's port is not refused in the name of its real receiver; an endpoint with a checked MAC does not get it.
+#[test]
+fn flooded_frames() {
+    run(each(|f| {
+        let w = world(f, &[allow(1)], &[allow(2).port(UDP, 1), default(3, action::REJECT)]);
+        let [allowed, refused] = [1, 2].map(|port| Packet::udp(f.ip(5, 1), 4000, f.client(), port));
+        let stray = |p: &Packet| p.clone().macs([2, 0, 0, 0, 0, 9], HOST_MAC);
+        let told = |r: Row| r.ingress(CLIENT, &refused).bounced(Reason::Rejected, &refusal(&refused)).decided(3);
+        let silent = |r: Row, p: &Packet| r.ingress(CLIENT, p).dropped(Reason::RejectSilent).decided(3);
+        let mut r = silent(told(row(format!("{f:?}: flooded"), w)), &stray(&refused));
+        for byte in 0..6 {
+            let mut p = refused.clone();
+            p.dst_mac[byte] ^= 4;
+            r = silent(r, &p);
+        }
+        r = r.ingress(CLIENT, &stray(&allowed)).passes(Reason::Allowed).decided(2);
+        // Of who has but one MAC:
+        r = told(r.change(|w| w.at(CLIENT).flags |= endpoint_flags::CHECK_MAC));
+        for p in [&allowed, &refused] {
+            r = r.ingress(CLIENT, &stray(&p.clone().sport(5000))).dropped(Reason::Flooded);
+        }
+        r = silent(r, &refused.clone().macs([0xff; 6], HOST_MAC));
+        // Where its MAC is not known, nobody can tell.
+        r = r.change(|w| (w.at(CLIENT).flags, w.at(CLIENT).mac) = (w.at(CLIENT).flags & !endpoint_flags::CHECK_MAC, [0; 6]));
+        told(r).holds(1, 0).quota(1, 1)
+    }));
+}
+
+/// Two endpoints that refuse each other's packets aloud: neither answers an error, nor a fragment.
+#[test]
+fn refusals_are_not_refused() {
+    run(each(|f| {
+        let mut w = world(f, &[allow(1)], &[default(2, action::REJECT)]);
+        let mac = [2, 0, 0, 0, 0, 2];
+        w.endpoint(NEAR, 2, mac);
+        w.local(f.ip(5, 1), NEAR);
+        w.police(NEAR, SET);
+        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53).macs(mac, CLIENT_MAC);
+        let told = refusal(&ask);
+        let silent = |r: Row| r.dropped(Reason::RejectSilent).decided(2);
+        let mut r = row(format!("{f:?}: refused by both"), w);
+        // Of a flow it knows of, an error passes.
+        r = r.egress(CLIENT, &ask).passes(Reason::Allowed).decided(1);
+        r = r.ingress(NEAR, &ask).bounced(Reason::Rejected, &told).decided(2);
+        r = r.ingress(CLIENT, &told).passes(Reason::Related);
+        // Of one it does not know of:
+        let stray = refusal(&ask.clone().sport(4001));
+        r = silent(r.ingress(CLIENT, &stray));
+        let kinds: &[u8] = if f == Family::V4 { &[3, 4, 5, 11, 12] } else { &[0, 1, 2, 3, 4, 127] };
+        for kind in kinds {
+            r = silent(r.ingress(CLIENT, &ask.clone().sport(4001).error(*kind, 0, 0)));
+        }
+        for p in [
+            ask.clone(),
+            Packet { l4: L4::Tcp { sport: 4000, dport: 80, flags: SYN, seq: 1, ack: 0, options: vec![] }, ..ask.clone() },
+        ] {
+            for (at, more) in [(0, true), (8, true), (8, false)] {
+                let piece = fragment(p.clone().with(&[0; 64]), at, more);
+                r = r.egress(CLIENT, &piece).passes(Reason::Allowed).decided(1);
+                r = silent(r.ingress(NEAR, &piece));
+            }
+        }
+        r.holds(1, 0).quota(1, 1)
+    }));
+}
+
 #[test]
 fn who_is_not_policed_may_not_tunnel_either() {
     run(each(|f| {
@@ -228,4 +296,24 @@ fn who_is_not_policed_may_not_tunnel_either() {
             .egress(CLIENT, &packet)
             .passes(Reason::NotOurs)
     }));
+}
+
+/// Nor behind more extension headers than are followed.
+#[test]
+fn nor_behind_many_headers() {
+    let f = Family::V6;
+    let mut w = World::new();
+    w.maps.tunnel_ports = vec![4789u16.to_be_bytes()];
+    let behind =
+        |n| Packet { extensions: vec![(60, vec![1, 4, 0, 0, 0, 0]); n], ..Packet::udp(f.client(), 4000, f.ip(5, 1), 4789) };
+    run([row("behind extension headers", w)
+        .egress(CLIENT, &behind(4))
+        .dropped(Reason::TunnelForbidden)
+        .egress(CLIENT, &behind(5))
+        .dropped(Reason::Malformed)
+        .ingress(CLIENT, &behind(5).back())
+        .passes(Reason::Malformed)
+        .change(|w| w.at(CLIENT).flags |= endpoint_flags::TUNNELS)
+        .egress(CLIENT, &behind(5))
+        .passes(Reason::Malformed)]);
 }

@@ -19,7 +19,7 @@ use super::policy::each;
 use super::row::{Row, row, run};
 use super::rules::{Rule, SET, allow, default, reject, rule};
 use super::udp::udp_member;
-use super::world::{CLIENT, FAMILIES, Family, STRANGER, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, STRANGER, World};
 
 /// The set of the quarantine group.
 const HELD: u32 = SET + 1;
@@ -163,7 +163,7 @@ fn led_to_a_service() {
                 (group, w.member(group, f.ip(8, 9), 8443))
             });
             let led = |id, (group, _): (u32, u32)| {
-                let mut r = rule(id, action::REDIRECT).flags(rule_flags::QUARANTINE | rule_flags::DEFAULT);
+                let mut r = rule(id, action::REDIRECT).flags(rule_flags::QUARANTINE);
                 (r.row.group, r.row.serial) = (group, 500 + group);
                 r
             };
@@ -237,6 +237,29 @@ fn led_to_a_service() {
     run(rows);
 }
 
+/// What a quarantine allows it does not lead elsewhere: not a VIP that is allowed, nor one whose member is.
+#[test]
+fn an_allowed_vip_is_not_led_elsewhere() {
+    run(each(|f| f).into_iter().flat_map(|f| {
+        [f.vip(), f.member(0)].map(|allowed| {
+            let mut w = world(f, &[], held_by_default(OUT, action::DENY));
+            let group = w.group(f.ip(8, 1), UDP, 1);
+            w.member(group, f.ip(8, 9), 8443);
+            w.identity(allowed, HELPER);
+            let mut led = rule(12, action::REDIRECT).flags(rule_flags::QUARANTINE).ports(UDP, 0, 65535);
+            (led.row.group, led.row.serial) = (group, 500 + group);
+            let egress = [allow(11).peer(HELPER).flags(rule_flags::QUARANTINE), led, held_by_default(OUT, action::DENY)];
+            w.set(HELD, &egress, &[held_by_default(IN, action::DENY)]);
+            let (ask, m) = (Packet::udp(f.client(), 4000, f.vip(), 80), udp_member(f));
+            let there = ask.clone().to(f.member(0), 8080);
+            let r = row(format!("{f:?}: {allowed} is allowed"), w).no_reports().change(hold(true));
+            let r = r.egress(CLIENT, &ask).becomes(Reason::NewFlow, &there).by(m).events(m).decided(11);
+            let r = r.change(|w| w.bump()).egress(CLIENT, &ask).becomes(Reason::Established, &there).by(m);
+            r.ingress(CLIENT, &there.back()).becomes(Reason::Reply, &ask.back()).by(m).holds(1, 0).quota(1, 1)
+        })
+    }));
+}
+
 /// A fragment has no ports to lead it by: the rule that would lead it denies it.
 #[test]
 fn fragments_are_not_led() {
@@ -252,6 +275,9 @@ fn fragments_are_not_led() {
         let r = row(format!("{f:?}: fragments"), w).change(hold(true));
         let r = refused(r.egress(CLIENT, &piece), 12);
         let r = refused(r.egress(CLIENT, &to_vip), 12);
+        // Nor can what answers elsewhere: the service would have been asked.
+        let answer = Packet::tcp(f.outside(), 22, f.client(), 4000, SYN | ACK).macs(CLIENT_MAC, HOST_MAC);
+        let r = refused(r.ingress(CLIENT, &answer), 12);
         // Nor can what others open.
         refused(r.ingress(CLIENT, &Packet::udp(f.outside(), 4000, f.client(), 53)), 12)
     }));

@@ -183,6 +183,32 @@ fn by_the_stack_after_all() {
     run(rows);
 }
 
+/// Whose MAC is not known is not handed frames for nobody: the stack finds it out.
+#[test]
+fn by_the_stack_until_the_mac_is_known() {
+    run(settings().into_iter().map(|s| {
+        let (p, m) = (Packet::udp(s.f.client(), 5353, s.f.vip(), 80), udp_member(s.f));
+        let there = p.clone().to(s.f.member(0), 8080);
+        let handed = |r: Row, reason| {
+            let r = r.egress(CLIENT, &p).handed(NEAR, s.peer, reason, &s.onto_member(there.clone())).by(m);
+            if s.peer { r.also(NEAR, Ingress, Reason::NotOurs) } else { r }
+        };
+        let stack = |r: Row, reason| r.egress(CLIENT, &p).becomes(reason, &there).by(m);
+        let unknown = |w: &mut World| w.at(NEAR).mac = [0; 6];
+        let mut r = stack(s.row("the member's MAC is not known yet").change(unknown), Reason::NewFlow).events(m);
+        r = stack(stack(r, Reason::Established), Reason::Established).change(|w| w.at(NEAR).mac = MEMBER_MAC);
+        r = handed(handed(r, Reason::Established), Reason::Established).change(unknown);
+        r = stack(stack(r, Reason::Established), Reason::Established);
+        // And back.
+        r = r.change(|w| (w.at(NEAR).mac, w.at(CLIENT).mac) = (MEMBER_MAC, [0; 6]));
+        let back = there.clone().back().macs(MEMBER_HOST_MAC, MEMBER_MAC);
+        for _ in 0..3 {
+            r = r.egress(NEAR, &back).passes(Reason::NotOurs);
+        }
+        r.holds(1, 0).quota(1, 1)
+    }));
+}
+
 #[test]
 fn replies_of_flows_that_went_by_the_stack() {
     // The member belongs to a second group, which delivers by the stack: its replies pass, and are counted once, at the client.

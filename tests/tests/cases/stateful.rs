@@ -8,12 +8,12 @@ use vnet_common::verdict::Reason;
 
 use super::guard::fragment;
 use super::judged_again::answer_to;
-use super::packet::{ACK, FIN, L4, Packet, RST, SYN, UDP};
+use super::packet::{ACK, FIN, L4, Packet, RST, SYN, TCP, UDP};
 use super::policy::{each, world};
 use super::row::{Row, row, run};
 use super::rules::{SET, allow, default, deny};
 use super::udp::udp_member;
-use super::world::{CLIENT, FAMILIES, Family, World};
+use super::world::{CLIENT, CLIENT_MAC, FAMILIES, Family, HOST_MAC, World};
 
 /// Everything may be opened, by either side.
 fn open_world(f: Family) -> World {
@@ -118,6 +118,34 @@ fn both_sides_open_at_once() {
     }));
 }
 
+/// What answers the opening of a connection that nobody saw is asked about as what the other side opened, and so is what follows.
+#[test]
+fn answers_to_what_nobody_saw() {
+    let mut rows = Vec::new();
+    for f in FAMILIES {
+        let out = Packet::tcp(f.client(), 4000, f.ip(5, 1), 22, SYN);
+        let into = Packet::tcp(f.ip(5, 1), 4000, f.client(), 22, SYN).macs(CLIENT_MAC, HOST_MAC);
+        let answer = |p: &Packet| p.clone().back().flags(SYN | ACK);
+        // Rules of the one side say no where those of the other are to be asked.
+        let w = || world(f, &[allow(1).port(TCP, 22), deny(2)], &[allow(3).port(TCP, 22), deny(4)]);
+        let r = row(format!("{f:?}: it was opened to the endpoint"), w());
+        let r = r.egress(CLIENT, &answer(&into)).passes(Reason::Allowed).decided(3);
+        let r = r.egress(CLIENT, &answer(&into)).passes(Reason::HalfOpen);
+        let r = r.ingress(CLIENT, &into.clone().flags(ACK)).passes(Reason::Established);
+        let r = r.change(|w| w.bump()).egress(CLIENT, &into.clone().back().flags(ACK)).passes(Reason::Established);
+        rows.push(r.holds(1, 0).quota(1, 1));
+        let r = row(format!("{f:?}: the endpoint opened it"), w());
+        let r = r.ingress(CLIENT, &answer(&out)).passes(Reason::Allowed).decided(1);
+        let r = r.egress(CLIENT, &out.clone().flags(ACK)).passes(Reason::Established);
+        let r = r.change(|w| w.bump()).ingress(CLIENT, &out.clone().back().flags(ACK)).passes(Reason::Established);
+        rows.push(r.holds(1, 0).quota(1, 1));
+        let r = row(format!("{f:?}: it could not be opened"), w());
+        let r = r.egress(CLIENT, &answer(&into.clone().to(f.client(), 4000))).dropped(Reason::Denied).decided(4);
+        rows.push(r.ingress(CLIENT, &answer(&out.clone().to(f.ip(5, 1), 4000))).dropped(Reason::Denied).decided(2));
+    }
+    run(rows);
+}
+
 #[test]
 fn what_makes_no_flow() {
     let mut rows = Vec::new();
@@ -148,24 +176,93 @@ fn what_makes_no_flow() {
     run(rows);
 }
 
-/// A fragment matches rules without ports only: those are in the first fragment.
+/// The first fragment is asked about as the packet is: a `deny` with a port is not passed in pieces. Later ones have no ports: rules without match.
 #[test]
-fn fragments_are_asked_about_without_ports() {
+fn fragments_are_asked_about_as_far_as_they_say() {
     run(each(|f| {
-        let w = world(f, &[allow(1).port(UDP, 53), deny(2).ports(UDP, 1, 65535), allow(3)], &[default(4, action::DENY)]);
-        let ask = Packet::udp(f.client(), 4000, f.ip(5, 1), 53);
+        let w = world(
+            f,
+            &[allow(1).port(UDP, 53), deny(2).ports(UDP, 1, 65535), deny(5).port(TCP, 22), allow(3)],
+            &[default(4, action::DENY)],
+        );
+        let ask = |port| Packet::udp(f.client(), 4000, f.ip(5, 1), port).with(&[0; 64]);
+        let syn = Packet::tcp(f.client(), 4000, f.ip(5, 1), 22, SYN);
         row(format!("{f:?}: fragments"), w)
-            .egress(CLIENT, &fragment(ask.clone(), 0, true))
-            .passes(Reason::Allowed)
-            .decided(3)
-            .egress(CLIENT, &ask)
+            .egress(CLIENT, &fragment(ask(53), 0, true))
             .passes(Reason::Allowed)
             .decided(1)
-            .egress(CLIENT, &fragment(ask, 8, false))
+            .egress(CLIENT, &fragment(ask(54), 0, true))
+            .dropped(Reason::Denied)
+            .decided(2)
+            .egress(CLIENT, &fragment(syn.clone(), 0, true))
+            .dropped(Reason::Denied)
+            .decided(5)
+            .egress(CLIENT, &fragment(syn.to(f.ip(5, 1), 23), 0, true))
+            .passes(Reason::Allowed)
+            .decided(3)
+            .egress(CLIENT, &ask(53))
+            .passes(Reason::Allowed)
+            .decided(1)
+            .egress(CLIENT, &fragment(ask(54), 8, false))
             .passes(Reason::Allowed)
             .decided(3)
             .holds(1, 0)
             .quota(1, 1)
+    }));
+}
+
+/// Behind an IPv6 fragment header there may be further ones: a `deny` with a protocol is not passed behind them.
+#[test]
+fn first_fragments_with_further_headers() {
+    let f = Family::V6;
+    let rows = [0, 43, 60].map(|kind| {
+        let w = world(f, &[deny(1).ports(TCP, 0, 65535), allow(2)], &[default(3, action::DENY)]);
+        let mut p = fragment(Packet::tcp(f.client(), 4000, f.ip(5, 1), 22, SYN), 0, true);
+        p.extensions.push((kind, vec![1, 4, 0, 0, 0, 0]));
+        let r = row(format!("extension header {kind}"), w).egress(CLIENT, &p).dropped(Reason::Denied).decided(1);
+        // One that ends before them (RFC 7112):
+        let cut = Packet { l4: L4::Other(kind), payload: vec![TCP, 2, 1, 14, 0, 0, 0, 0], ..p.clone() };
+        r.egress(CLIENT, &cut).dropped(Reason::Malformed)
+    });
+    run(rows);
+}
+
+/// The first fragment has a whole L4 header, or it is malformed (RFC 1858).
+#[test]
+fn first_fragments_that_are_too_short() {
+    run(each(|f| {
+        let w = world(f, &[allow(1)], &[allow(2)]);
+        let short =
+            |protocol, len| fragment(Packet::new(f.client(), f.ip(5, 1), L4::Other(protocol)).with(&vec![0x50; len]), 0, true);
+        let icmp = if f == Family::V4 { 1 } else { 58 };
+        let mut r = row(format!("{f:?}: too short"), w);
+        for (protocol, whole) in [(TCP, 20), (UDP, 8), (icmp, 8)] {
+            for len in [0, whole - 1] {
+                r = r.egress(CLIENT, &short(protocol, len)).dropped(Reason::Malformed);
+                r = r.ingress(CLIENT, &short(protocol, len).back()).dropped(Reason::Malformed);
+            }
+            r = r.egress(CLIENT, &short(protocol, whole)).passes(Reason::Allowed).decided(1);
+        }
+        r
+    }));
+}
+
+/// A later fragment of an ICMP packet is of no type that a rule can name: not of 0, an echo's answer.
+#[test]
+fn fragments_of_icmp() {
+    run(each(|f| {
+        let (icmp, request, answer) = if f == Family::V4 { (1, 8, 0) } else { (58, 128, 129) };
+        let all = |kind: u16| (kind << 8, kind << 8 | 255);
+        let ((a, b), (c, d)) = (all(answer), all(request));
+        let w = world(
+            f,
+            &[allow(1).ports(icmp, a, b), allow(2).ports(icmp, c, d), default(3, action::DENY)],
+            &[default(4, action::DENY)],
+        );
+        let ping = Packet::ping(f.client(), f.ip(5, 1)).with(&[7; 64]);
+        let r = row(format!("{f:?}: fragments of ICMP"), w);
+        let r = r.egress(CLIENT, &fragment(ping.clone(), 0, true)).passes(Reason::Allowed).decided(2);
+        r.egress(CLIENT, &fragment(ping, 8, false)).dropped(Reason::Denied).decided(3)
     }));
 }
 
@@ -342,7 +439,7 @@ fn half_open_connections_from_outside() {
         for n in 0..HALF_OPEN + 2 {
             r = r.ingress(CLIENT, &syn(n)).passes(Reason::Allowed).decided(2);
         }
-        r = r.egress(CLIENT, &syn(0).back().flags(SYN | ACK)).passes(Reason::Allowed).decided(1);
+        r = r.egress(CLIENT, &syn(0).back().flags(SYN | ACK)).passes(Reason::Allowed).decided(2);
         r = r.egress(CLIENT, &syn(HALF_OPEN).back().flags(SYN | ACK)).passes(Reason::HalfOpen);
         r.holds(0, usize::from(HALF_OPEN))
     }));

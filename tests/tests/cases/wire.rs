@@ -22,7 +22,7 @@ use super::world::World;
 const ECHO: u16 = 7000;
 const VIPS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(10, 0, 100, 1)), IpAddr::V6(Ipv6Addr::new(0xfd00, 0x100, 0, 0, 0, 0, 0, 1))];
 /// Long enough for an answer, if there is to be one.
-const SOON: Duration = Duration::from_secs(2);
+const SOON: Duration = Duration::from_secs(10);
 /// Long enough to see that there is none.
 const NEVER: Duration = Duration::from_millis(300);
 const CLIENT_SLOT: u32 = 1;

@@ -202,7 +202,7 @@ pub fn as_stranger<T: Send>(host: &Host, act: impl FnOnce() -> T + Send) -> Resu
 /// Can `from` connect to this address and port?
 pub fn connects(from: &Host, address: IpAddr, port: u16) -> Result<bool> {
     let to = SocketAddr::new(address, port);
-    Ok(from.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?.is_ok())
+    Ok(from.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(1500)))?.is_ok())
 }
 
 /// Waits until `from` can connect again.

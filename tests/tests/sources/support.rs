@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use vnet_agent::resource::{Resource, TagSource, parse};
-use vnet_agent::source::{Current, Known, Refused, Sink, SourceName, Sources, TagChange};
+use vnet_agent::source::{Applied, Current, Known, Own, Refused, Sink, SourceName, Sources, TagChange};
 use vnet_common::api::{File, SourceStatus};
 use vnet_tests::wait_for;
 
@@ -19,7 +19,7 @@ pub struct Taken {
 }
 
 impl Sink for Taken {
-    fn change(&self, change: TagChange) -> Result<(), Refused> {
+    fn change(&self, change: TagChange) -> Result<Applied, Refused> {
         if !change.is_trial() {
             self.all.lock().unwrap_or_else(PoisonError::into_inner).push((change, Instant::now()));
         }
@@ -27,7 +27,11 @@ impl Sink for Taken {
             0 => {}
             takes => std::thread::sleep(Duration::from_micros(takes)),
         }
-        Ok(())
+        Ok(Applied::Made)
+    }
+
+    fn without_room(&self, _source: &SourceName) -> u64 {
+        0
     }
 
     fn lost(&self, _source: &SourceName, _lost: bool) {}
@@ -72,7 +76,8 @@ impl Scene {
         };
         directory.replace(endpoints.iter().map(known).collect::<Result<Vec<_>>>()?.into_iter().collect());
         let sink: Arc<dyn Sink> = Arc::clone(&taken) as Arc<dyn Sink>;
-        Ok(Self { sources: Sources::new(run_dir, directory, sink), taken })
+        let own = Own { run_dir: run_dir.to_owned(), state_dir: run_dir.join("state") };
+        Ok(Self { sources: Sources::new(own, directory, sink), taken })
     }
 
     /// Runs the sources of this YAML.

@@ -8,7 +8,8 @@ use std::ffi::CString;
 use std::sync::Arc;
 
 use axum::extract::{ConnectInfo, Request, State};
-use axum::http::StatusCode;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::Response;
 use nix::unistd::{Gid, Group, Uid, User, getgrouplist};
@@ -26,13 +27,23 @@ pub(super) struct Access {
     pub(super) senders: Option<Arc<dyn Sources>>,
 }
 
-/// Lets a request through, or not, and logs it.
+/// Lets a request through, or not, and logs it. Ordinary users, who have but a few connections, keep none that they do not use.
 pub(super) async fn check(
     State(access): State<Access>,
     ConnectInfo(peer): ConnectInfo<Peer>,
     request: Request,
     next: Next,
 ) -> Response {
+    peer.has_asked();
+    let is_root = peer.uid() == 0;
+    let mut answer = answer(access, peer, request, next).await;
+    if !is_root {
+        answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    answer
+}
+
+async fn answer(access: Access, peer: Peer, request: Request, next: Next) -> Response {
     let line = format!("{} {}", request.method(), request.uri().path());
     if request.method().is_safe() {
         let answer = next.run(request).await;

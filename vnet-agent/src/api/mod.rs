@@ -3,8 +3,10 @@
 //! This layer speaks HTTP and decides who may do what; what is done is behind [`Control`].
 
 mod access;
+mod connection;
 mod error;
 mod extract;
+mod metrics;
 mod observe;
 mod quarantine;
 mod routes;
@@ -26,7 +28,8 @@ use vnet_common::api::{
 };
 
 pub use error::{Class, Refusal};
-pub use observe::{Observe, listen_for_metrics, serve_metrics};
+pub use metrics::serve_metrics;
+pub use observe::Observe;
 pub use quarantine::Quarantine;
 pub use routes::Routes;
 pub use socket::{Peer, Socket};

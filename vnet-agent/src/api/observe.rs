@@ -1,10 +1,8 @@
 //! The routes for what happens, and why: events, flows of endpoints, explanations and metrics.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
 use axum::body::Body as Answered;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
@@ -13,14 +11,12 @@ use axum::routing::{get, post};
 use axum::{Json, Router};
 use futures_util::stream;
 use serde::Deserialize;
-use tokio::net::TcpListener;
-use vnet_common::api::{EndpointFlowList, ExplainRequest, Explanation};
+use vnet_common::api::{EVENT_KINDS, EndpointFlowList, ExplainRequest, Explanation};
 
 use super::error::Refusal;
 use super::extract::{Body, Query};
 use super::routes::{Answer, Routes, ask, flow_limit};
-use crate::observe::events::{Filter, Follower, kinds};
-use crate::observe::metrics;
+use crate::observe::events::{Filter, Follower};
 
 /// Events that are sent at once.
 const CHUNK: usize = 256;
@@ -46,24 +42,8 @@ impl From<Arc<dyn Observe>> for Routes {
             .route("/v1/events", get(events))
             .route("/v1/endpoint-flows", get(endpoint_flows))
             .route("/v1/explain", post(explain))
-            .route("/metrics", get(prometheus));
+            .route("/metrics", super::metrics::route());
         Self::new(router.with_state(observer))
-    }
-}
-
-/// Listens at a TCP address, for [`serve_metrics`].
-pub async fn listen_for_metrics(address: SocketAddr) -> Result<TcpListener> {
-    let listener = TcpListener::bind(address).await;
-    let listener = listener.with_context(|| format!("listening on {address} for metrics (--metrics-listen)"))?;
-    log::info!("serving metrics at http://{}/metrics", listener.local_addr().unwrap_or(address));
-    Ok(listener)
-}
-
-/// Serves the metrics, and nothing else, to whoever can connect, without end.
-pub async fn serve_metrics(listener: TcpListener, observer: Arc<dyn Observe>) {
-    let router = Router::new().route("/metrics", get(prometheus)).with_state(observer);
-    if let Err(e) = axum::serve(listener, router).await {
-        log::error!("serving metrics: {e}");
     }
 }
 
@@ -86,9 +66,9 @@ fn list(text: Option<String>) -> Vec<String> {
 
 async fn events(State(observer): Observer, Query(query): Query<EventQuery>) -> Result<Response, Refusal> {
     let filter = Filter { endpoints: list(query.endpoint), kinds: list(query.kind), reasons: list(query.reason) };
-    if let Some(unknown) = filter.kinds.iter().find(|k| !kinds().any(|known| known == *k)) {
-        let known: Vec<_> = kinds().collect();
-        return Err(Refusal::bad_request(format!("there is no kind '{unknown}' of event; there are {}", known.join(", "))));
+    if let Some(unknown) = filter.kinds.iter().find(|k| !EVENT_KINDS.contains(&k.as_str())) {
+        let known = EVENT_KINDS.join(", ");
+        return Err(Refusal::bad_request(format!("there is no kind '{unknown}' of event; there are {known}")));
     }
     let Json(follower) = ask(observer, move |o| o.events(filter, query.since, query.follow)).await?;
     let chunks = stream::unfold(follower, |mut follower| async {
@@ -120,9 +100,4 @@ async fn endpoint_flows(State(observer): Observer, Query(query): Query<FlowQuery
 
 async fn explain(State(observer): Observer, Body(request): Body<ExplainRequest>) -> Answer<Explanation> {
     ask(observer, |o| o.explain(request)).await
-}
-
-async fn prometheus(State(observer): Observer) -> Result<Response, Refusal> {
-    let Json(text) = ask(observer, |o| o.metrics()).await?;
-    Ok(([(CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response())
 }

@@ -1,9 +1,10 @@
 //! The API's unix socket.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -12,12 +13,16 @@ use axum::serve::{IncomingStream, Listener};
 use nix::sys::socket::SockType;
 use nix::unistd::Group;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::connection::{Asked, Connection};
 use crate::socket_file::SocketFile;
 
-/// Connections of all users but root together: none of them can use up the agent's descriptors, or lock root out.
-const CONNECTIONS: usize = 64;
+/// Connections of all users but root together: they cannot use up the agent's descriptors, or lock root out.
+const CONNECTIONS: usize = 256;
+/// Connections of one such user, who so cannot lock out the others.
+const OF_ONE: usize = 16;
+/// Until a client has sent the head of its first request.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The group whose members may change things, unless another is named.
 const GROUP: &str = "vnet";
@@ -28,7 +33,9 @@ pub struct Socket {
     listener: UnixListener,
     file: SocketFile,
     group: Arc<str>,
-    free: Arc<Semaphore>,
+    places: Arc<Places>,
+    /// See [`PATIENCE`].
+    pub(super) patience: Duration,
     /// The last connection found no place: the next one like it is no news.
     full: bool,
 }
@@ -39,8 +46,39 @@ pub struct Peer {
     uid: u32,
     gid: u32,
     pid: Option<i32>,
-    /// Held as long as the connection is there.
-    _place: Option<Arc<OwnedSemaphorePermit>>,
+    asked: Asked,
+}
+
+/// How many connections each user has, root aside.
+type Places = Mutex<HashMap<u32, usize>>;
+
+/// One of these, as long as it is there.
+#[derive(Debug)]
+pub struct Place {
+    uid: u32,
+    places: Arc<Places>,
+}
+
+impl Place {
+    /// `None`: there is no other for this user.
+    fn take(uid: u32, places: &Arc<Places>) -> Option<Self> {
+        let mut taken = places.lock().unwrap_or_else(PoisonError::into_inner);
+        let (own, all) = (taken.get(&uid).copied().unwrap_or(0), taken.values().sum::<usize>());
+        (own < OF_ONE && all < CONNECTIONS).then(|| {
+            taken.insert(uid, own + 1);
+            Self { uid, places: Arc::clone(places) }
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        match taken.get_mut(&self.uid) {
+            Some(own) if *own > 1 => *own -= 1,
+            _ => drop(taken.remove(&self.uid)),
+        }
+    }
 }
 
 impl Socket {
@@ -51,7 +89,7 @@ impl Socket {
         let open = |draft: &Path| std::fs::set_permissions(draft, std::fs::Permissions::from_mode(0o666));
         let (listener, file) = SocketFile::place(path, SockType::Stream, bind, |draft| Ok(open(draft)?))
             .with_context(|| format!("making the API's socket {}", path.display()))?;
-        Ok(Self { listener, file, group: GROUP.into(), free: Arc::new(Semaphore::new(CONNECTIONS)), full: false })
+        Ok(Self { listener, file, group: GROUP.into(), places: Arc::default(), patience: PATIENCE, full: false })
     }
 
     /// Where it is.
@@ -78,29 +116,29 @@ impl Socket {
         Arc::clone(&self.group)
     }
 
-    /// Who this is; `None` for one more ordinary user's connection than there may be.
-    fn admit(&self, stream: &UnixStream) -> std::io::Result<Option<Peer>> {
+    /// The connection, and who this is; `None` for one more ordinary user's than there may be.
+    fn admit(&self, stream: UnixStream) -> std::io::Result<Option<(<Self as Listener>::Io, Peer)>> {
         let cred = stream.peer_cred()?;
-        let place = if cred.uid() == 0 {
-            None
-        } else {
-            match Arc::clone(&self.free).try_acquire_owned() {
-                Ok(place) => Some(Arc::new(place)),
-                Err(_) => return Ok(None),
-            }
+        let place = match cred.uid() {
+            0 => None,
+            uid => match Place::take(uid, &self.places) {
+                Some(place) => Some(place),
+                None => return Ok(None),
+            },
         };
-        Ok(Some(Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid(), _place: place }))
+        let peer = Peer { uid: cred.uid(), gid: cred.gid(), pid: cred.pid(), asked: Asked::default() };
+        Ok(Some((Connection::new(stream, place, peer.asked.clone(), self.patience), peer)))
     }
 }
 
 impl Listener for Socket {
-    type Io = UnixStream;
+    type Io = Connection<UnixStream, Option<Place>>;
     type Addr = Peer;
 
-    async fn accept(&mut self) -> (UnixStream, Peer) {
+    async fn accept(&mut self) -> (Self::Io, Peer) {
         loop {
             let accepted = match self.listener.accept().await {
-                Ok((stream, _)) => self.admit(&stream).map(|peer| peer.map(|peer| (stream, peer))),
+                Ok((stream, _)) => self.admit(stream),
                 Err(error) => Err(error),
             };
             match accepted {
@@ -111,7 +149,9 @@ impl Listener for Socket {
                 Ok(None) if self.full => {}
                 Ok(None) => {
                     self.full = true;
-                    log::warn!("API: closing connections of ordinary users: they have {CONNECTIONS} open, and may not have more");
+                    log::warn!(
+                        "API: closing connections of ordinary users: one has {OF_ONE} open, or all have {CONNECTIONS}, and may not have more"
+                    );
                 }
                 Err(error) => {
                     // Mostly out of descriptors: an immediate retry would spin.
@@ -123,7 +163,12 @@ impl Listener for Socket {
     }
 
     fn local_addr(&self) -> std::io::Result<Peer> {
-        Ok(Peer { uid: nix::unistd::geteuid().as_raw(), gid: nix::unistd::getegid().as_raw(), pid: None, _place: None })
+        Ok(Peer {
+            uid: nix::unistd::geteuid().as_raw(),
+            gid: nix::unistd::getegid().as_raw(),
+            pid: None,
+            asked: Asked::default(),
+        })
     }
 }
 
@@ -131,6 +176,11 @@ impl Peer {
     /// Its effective user when it connected.
     pub fn uid(&self) -> u32 {
         self.uid
+    }
+
+    /// It has sent the head of a request.
+    pub(super) fn has_asked(&self) {
+        self.asked.set();
     }
 
     /// Its effective group when it connected.

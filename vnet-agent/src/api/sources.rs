@@ -2,6 +2,7 @@
 
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
@@ -24,8 +25,8 @@ pub trait Sources: Send + Sync + 'static {
     fn may_send(&self, source: &str, uid: u32) -> bool;
     /// Takes events: a JSON object, a list of objects, or one object a line.
     fn ingest(&self, source: &str, text: &[u8]) -> Result<IngestResponse, Refusal>;
-    /// Has ClamAV scan.
-    fn scan(&self, source: &str, request: &ScanRequest) -> Result<ScanReport, Refusal>;
+    /// Has ClamAV scan, until `stop` is set: then nobody waits for the report any more.
+    fn scan(&self, source: &str, request: &ScanRequest, stop: &AtomicBool) -> Result<ScanReport, Refusal>;
     /// Measures, and looks at the source's own settings: in the file `config`, if one is named.
     fn test(&self, source: &str, config: Option<&FilePath>) -> Result<SourceTest, Refusal>;
 }
@@ -72,7 +73,18 @@ async fn ingest(
 }
 
 async fn scan(State(sources): Agent, Path(name): Path<String>, Body(request): Body<ScanRequest>) -> Answer<ScanReport> {
-    ask(sources, move |sources| sources.scan(&name, &request)).await
+    let stop = Arc::new(AtomicBool::new(false));
+    let _asked = Asked(Arc::clone(&stop));
+    ask(sources, move |sources| sources.scan(&name, &request, &stop)).await
+}
+
+/// Goes with the request: when it is answered, when the client has gone, when the agent ends.
+struct Asked(Arc<AtomicBool>);
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Deserialize)]

@@ -315,11 +315,48 @@ fn ordinary_users_cannot_use_up_all_connections() -> Result<()> {
     // They are accepted in order: when this one is answered, all those are in.
     assert_eq!(server.ask("GET", "/v1/status", None)?.0, 200);
     assert_eq!(as_user(65534, || raw(&server.socket, b"GET /v1/status HTTP/1.0\r\n\r\n"))?, "");
+    // Who has used up none is not locked out.
+    assert_eq!(as_user(4711, || server.ask("GET", "/v1/status", None))?.0, 200);
     drop(held);
     let deadline = Instant::now() + Duration::from_secs(5);
     while as_user(65534, || server.ask("GET", "/v1/status", None)).is_err() {
         ensure!(Instant::now() < deadline, "the places of closed connections are not free again");
     }
+    Ok(())
+}
+
+#[test]
+fn who_says_nothing_is_hung_up_on_and_who_has_asked_is_not() -> Result<()> {
+    let server = Server::start_with(|mut socket| {
+        socket.patience = Duration::from_secs(1);
+        socket
+    })?;
+    let mut silent = UnixStream::connect(&server.socket)?;
+    silent.set_read_timeout(Some(Duration::from_secs(10)))?;
+    silent.write_all(b"GET /v1/status HTTP/1.1\r\nHost:")?;
+    assert_eq!(silent.read(&mut [0; 64])?, 0);
+    let mut slow = UnixStream::connect(&server.socket)?;
+    slow.set_read_timeout(Some(Duration::from_secs(10)))?;
+    let head =
+        "POST /v1/apply HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: 30\r\n\r\n";
+    slow.write_all(head.as_bytes())?;
+    std::thread::sleep(Duration::from_millis(1500));
+    slow.write_all(br#"{"files": [], "dry_run": true}"#)?;
+    let mut text = String::new();
+    slow.read_to_string(&mut text)?;
+    assert_eq!(answer(&text)?.0, 200);
+    Ok(())
+}
+
+#[test]
+fn ordinary_users_keep_no_connection_that_they_do_not_use() -> Result<()> {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("SKIPPED ordinary_users_keep_no_connection_that_they_do_not_use: needs root, to become someone else");
+        return Ok(());
+    }
+    let server = Server::start()?;
+    let text = as_user(65534, || raw(&server.socket, b"GET /v1/status HTTP/1.1\r\nHost: x\r\n\r\n"))?;
+    assert!(text.starts_with("HTTP/1.1 200") && text.to_lowercase().contains("connection: close"), "{text}");
     Ok(())
 }
 

@@ -23,7 +23,7 @@ pub struct Attachments {
     locals: Option<HashMap<LocalKey, u32>>,
     /// Why something could not be brought to what it should be.
     trouble: Vec<String>,
-    /// Endpoints that were attached since somebody asked.
+    /// Endpoints that got a device with the programs since somebody asked.
     fresh: Vec<String>,
 }
 
@@ -49,7 +49,7 @@ impl Attachments {
         self.devices.values().filter(|a| a.state.is_ok()).count()
     }
 
-    /// Endpoints that were attached since this was asked last.
+    /// Endpoints that got a device with the programs since this was asked last.
     pub fn take_fresh(&mut self) -> Vec<String> {
         std::mem::take(&mut self.fresh)
     }
@@ -158,7 +158,11 @@ impl Attachments {
                 log::error!("endpoint {}: {e}", nic.name);
                 placements.events().say(Saying::Device, &nic.name, "failed", e.as_str());
             }
-            (None, Some(a)) if a.state.is_ok() => {}
+            (None, Some(a)) if a.state.is_ok() => {
+                if a.endpoint != nic.name {
+                    self.fresh.push(nic.name.clone());
+                }
+            }
             (None, _) => {
                 self.fresh.push(nic.name.clone());
                 let what = format!("attached to {} (index {ifindex})", nic.device);

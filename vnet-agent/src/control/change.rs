@@ -4,18 +4,18 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use vnet_common::api::{ApplyResponse, AttachRequest, EndpointStatus};
 
 use super::inputs::{Inputs, Key, Nic, key};
 use super::security::{Around, Draft, quarters, refusal, subjects, timed};
-use super::{Agent, State, effects, tags};
+use super::{Agent, State, effects};
 use crate::api::Refusal;
 use crate::explain::rows::Balancing;
 use crate::observe::Saying;
-use crate::policy::membership::Membership;
+use crate::policy::apply::PlanError;
 use crate::quarantine;
-use crate::resource::{Origin, Resource};
+use crate::resource::{DEFAULT_GROUP, Origin, Resource};
 use crate::source;
 
 /// How long an endpoint's device may take to be seen and attached.
@@ -30,6 +30,8 @@ pub struct Edit {
     pub delete: Vec<Key>,
     /// Where those that are put were written.
     pub origins: Vec<(Key, Origin)>,
+    /// Devices that endpoints among those that are put had been given at run time.
+    pub bindings: Vec<(String, String)>,
 }
 
 impl Edit {
@@ -65,9 +67,28 @@ impl Edit {
                 Some(r) => undo.put.push(r.clone()),
                 None => undo.delete.push(k.clone()),
             }
+            if k.0 == "Endpoint" && self.delete.contains(&k) {
+                undo.bindings.extend(inputs.bindings.get(&k.1).map(|device| (k.1.clone(), device.clone())));
+            }
             undo.origins.extend(inputs.origins.get(&k).map(|origin| (k, origin.clone())));
         }
         undo
+    }
+
+    /// Leaves quarantine groups alone that are to go though they hold somebody by now; gives that as the end of a sentence.
+    fn without_held(&mut self, holds: &BTreeMap<String, String>, inputs: &Inputs) -> String {
+        let after = self.over(inputs);
+        let mut stay: BTreeMap<&str, &str> = BTreeMap::new();
+        for (endpoint, group) in holds.iter().filter(|(_, group)| inputs.has_quarantine(group) && !after.has_quarantine(group)) {
+            stay.entry(group).or_insert(endpoint);
+        }
+        let stays = |kind: &str, name: &str| kind == "SecurityGroup" && stay.contains_key(name);
+        self.put.retain(|r| !stays(r.kind(), r.name()));
+        self.delete.retain(|(kind, name)| !stays(kind, name));
+        self.origins.retain(|((kind, name), _)| !stays(kind, name));
+        stay.iter()
+            .map(|(group, endpoint)| format!(", but for quarantine group '{group}', which holds endpoint '{endpoint}'"))
+            .collect()
     }
 }
 
@@ -87,8 +108,9 @@ impl State {
         let start = Instant::now();
         let after = edit.over(self.policy.inputs());
         let nics = after.endpoints();
-        self.keeps_the_held(&after)?;
-        let draft = self.draft(&after, &nics, edit.has_rules()).map_err(refusal)?;
+        keep_the_held(&self.parts.quarantine.holds(), self.policy.inputs(), &after)?;
+        let bases = self.parts.quarantine.bases(&told(&after, &nics));
+        let draft = self.draft(&after, &nics, edit.has_rules(), Some(&bases)).map_err(refusal)?;
         let mut warnings: Vec<String> = draft.image.warnings();
         if dry_run {
             let mut response = self.policy.change(edit.put.clone(), edit.delete.clone(), true)?;
@@ -113,6 +135,7 @@ impl State {
         if let Err(e) = self.put_in_force(rules) {
             return Err(self.take_back(undo, &e));
         }
+        warnings.extend(self.policy.drop_overrides().err().map(|e| format!("{e:#}")));
         self.follow(false);
         self.parts.observer.timings.applied(start.elapsed());
         response.warnings.append(&mut warnings);
@@ -125,7 +148,8 @@ impl State {
     pub(super) fn preview(&mut self, edit: &Edit) -> Result<Preview, Refusal> {
         let inputs = edit.over(self.policy.inputs());
         let nics = inputs.endpoints();
-        let image = self.draft(&inputs, &nics, edit.has_rules()).map_err(refusal)?.image;
+        let bases = self.parts.quarantine.bases(&told(&inputs, &nics));
+        let image = self.draft(&inputs, &nics, edit.has_rules(), Some(&bases)).map_err(refusal)?.image;
         let mut writes = None;
         let balancers = edit.balancers();
         if let Some(known) = self.policy.known().filter(|_| !balancers.is_empty()) {
@@ -140,48 +164,39 @@ impl State {
         Ok(Preview { image, nics, balancing: writes })
     }
 
-    /// A quarantine group that holds somebody cannot go.
-    fn keeps_the_held(&self, after: &Inputs) -> Result<(), Refusal> {
-        for (endpoint, a) in self.parts.quarantine.assignments() {
-            if a.quarantined && !after.groups().any(|g| g.metadata.name == a.group && g.spec.quarantine.is_some()) {
-                return Err(Refusal::conflict(format!(
-                    "quarantine group '{}' holds endpoint '{endpoint}': let it go first (vnet-ctl quarantine release {endpoint}). \
-                     Nothing was changed",
-                    a.group
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn take_back(&mut self, undo: Edit, why: &anyhow::Error) -> Refusal {
+    fn take_back(&mut self, mut undo: Edit, why: &anyhow::Error) -> Refusal {
+        let stay = undo.without_held(&self.parts.quarantine.holds(), self.policy.inputs());
         let back = self.policy.change(undo.put, undo.delete, false);
         let origins = self.policy.set_origins(undo.origins);
+        let bound = undo.bindings.iter().try_for_each(|(endpoint, device)| self.policy.bind(endpoint, device));
+        self.policy.refresh();
         self.tell();
         let force = self.put_in_force(true);
         self.follow(false);
-        match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(force) {
-            Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back")),
+        match back.map_err(|e| anyhow::anyhow!("{e}")).map(drop).and(origins).and(bound).and(force) {
+            Ok(()) => Refusal::from(anyhow::anyhow!("{why:#}; the change was taken back{stay}")),
             Err(e) => Refusal::from(anyhow::anyhow!("a change failed half-way ({why:#}), and could not be taken back: {e:#}")),
         }
     }
 
-    /// What rules should be in force, given these inputs.
-    fn draft(&mut self, inputs: &Inputs, nics: &[Nic], rules: bool) -> Result<Draft, crate::policy::apply::PlanError> {
+    /// What rules should be in force, given these inputs. `bases`: the groups that endpoints would belong to, if the engine was not told
+    /// of the inputs.
+    fn draft(
+        &mut self,
+        inputs: &Inputs,
+        nics: &[Nic],
+        rules: bool,
+        bases: Option<&HashMap<String, String>>,
+    ) -> Result<Draft, PlanError> {
         let around = Around::new(inputs, self.policy.desired(), self.policy.known());
         let assignments = self.parts.quarantine.assignments();
-        let membership = Membership::new(inputs.groups());
         let group = |nic: &Nic| -> Arc<str> {
-            match assignments.get(&nic.name) {
-                Some(a) if a.quarantined => a.group.as_str().into(),
-                Some(a) if !rules => a.base.as_str().into(),
-                was => {
-                    let found = membership.of(&nic.name, &nic.labels, &tags::as_json(&self.parts.quarantine, &nic.name));
-                    // As the engine does: a group whose selector cannot be asked keeps whom it had.
-                    let kept = was.filter(|a| found.faults.iter().any(|(group, _)| **group == *a.base));
-                    kept.map_or(found.group, |a| a.base.as_str().into())
-                }
-            }
+            let assigned = assignments.get(&nic.name);
+            let base = match bases {
+                Some(bases) => bases.get(&nic.name),
+                None => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
+            };
+            group_in(inputs, assigned, base.map_or(DEFAULT_GROUP, String::as_str)).into()
         };
         let subjects = subjects(nics, group);
         let timings = &self.parts.observer.timings;
@@ -191,11 +206,7 @@ impl State {
     /// Tells those who have locks of their own what there is.
     pub(super) fn tell(&self) {
         let (inputs, nics) = (self.policy.inputs(), self.policy.endpoints());
-        self.parts.quarantine.set_inputs(&quarantine::Inputs {
-            groups: inputs.groups().collect(),
-            sources: inputs.tag_sources().collect(),
-            endpoints: nics.iter().map(|n| (n.name.as_str(), &n.labels)).collect(),
-        });
+        self.parts.quarantine.set_inputs(&told(inputs, nics));
         let known = nics.iter().map(|n| source::Known {
             name: n.name.clone(),
             addresses: n.addresses.clone(),
@@ -216,10 +227,10 @@ impl State {
 
     fn put_in_force(&mut self, rules: bool) -> Result<()> {
         let (inputs, nics) = (self.policy.inputs().clone(), self.policy.endpoints().to_vec());
-        let draft = self.draft(&inputs, &nics, rules)?;
-        self.policy.store().change_rule_ids(&self.security.new_ids(&draft)).context("storing the numbers of rules")?;
+        let draft = self.draft(&inputs, &nics, rules, None)?;
+        self.security.store_ids(&draft, |change| self.policy.store().change_rule_ids(change))?;
         let mut numbers = HashMap::new();
-        let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([crate::policy::membership::DEFAULT]);
+        let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT_GROUP]);
         for name in names {
             numbers.insert(name.to_owned(), self.parts.quarantine.group_number(name)?);
         }
@@ -229,6 +240,32 @@ impl State {
         placements.retain(|name| there.contains(name));
         self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
+    }
+}
+
+/// The group whose rules an endpoint is to have. Who is held in a group that is gone has those of the group that it belongs to: its row
+/// lets nothing through ([`Placements`](super::placements::Placements)), and others' rules can be made.
+fn group_in<'a>(inputs: &Inputs, assigned: Option<&'a quarantine::Assignment>, base: &'a str) -> &'a str {
+    assigned.filter(|a| a.quarantined && inputs.has_quarantine(&a.group)).map_or(base, |held| held.group.as_str())
+}
+
+/// A quarantine group that holds somebody cannot go, though the endpoint may be gone: it can come back. `holds`: groups by endpoint.
+fn keep_the_held(holds: &BTreeMap<String, String>, before: &Inputs, after: &Inputs) -> Result<(), Refusal> {
+    match holds.iter().find(|(_, group)| before.has_quarantine(group) && !after.has_quarantine(group)) {
+        None => Ok(()),
+        Some((endpoint, group)) => Err(Refusal::conflict(format!(
+            "quarantine group '{group}' holds endpoint '{endpoint}': let it go first (vnet-ctl quarantine release {endpoint}). \
+             Nothing was changed"
+        ))),
+    }
+}
+
+/// What the quarantine engine is told of these inputs.
+fn told<'a>(inputs: &'a Inputs, nics: &'a [Nic]) -> quarantine::Inputs<'a> {
+    quarantine::Inputs {
+        groups: inputs.groups().collect(),
+        sources: inputs.tag_sources().collect(),
+        endpoints: nics.iter().map(|n| (n.name.as_str(), &n.labels)).collect(),
     }
 }
 
@@ -263,6 +300,93 @@ pub fn attach(agent: &Agent, request: &AttachRequest) -> Result<EndpointStatus, 
                 }));
             }
             _ => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::resource::parse;
+    use vnet_common::api::File;
+
+    /// Security groups: those of quarantine, and others.
+    fn inputs(quarantines: &[&str], others: &[&str]) -> Inputs {
+        let group = |name: &&str, spec: &str| {
+            format!("apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: {{ name: {name} }}\nspec: {{ {spec} }}\n---\n")
+        };
+        let text = quarantines.iter().map(|name| group(name, "quarantine: {}"));
+        let text = text.chain(others.iter().map(|name| group(name, "selector: { matchLabels: { app: web } }"))).collect();
+        let located = parse(&[File { name: "t.yaml".into(), text }]).unwrap();
+        Inputs { resources: located.into_iter().map(|l| (key(&l.resource), l.resource)).collect(), ..Inputs::default() }
+    }
+
+    #[test]
+    fn who_is_held_in_a_group_that_is_gone_has_the_rules_of_its_own() {
+        let assigned = |group: &str, quarantined| quarantine::Assignment {
+            base: "of-the-engine".into(),
+            group: group.into(),
+            quarantined,
+            moves: 1,
+        };
+        let inputs = inputs(&["isolated"], &["web"]);
+        for (assigned, group) in [
+            (None, "base"),
+            (Some(assigned("of-the-engine", false)), "base"),
+            (Some(assigned("isolated", true)), "isolated"),
+            (Some(assigned("gone", true)), "base"),
+            (Some(assigned("(number 7)", true)), "base"),
+            (Some(assigned("web", true)), "base"),
+        ] {
+            assert_eq!(group_in(&inputs, assigned.as_ref(), "base"), group, "{assigned:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_a_quarantine_group_that_holds_somebody_by_now() {
+        let before = inputs(&[], &["web", "odd"]);
+        let after = inputs(&["isolated", "empty", "odd"], &[]);
+        let put: Vec<Resource> = after.resources.values().cloned().collect();
+        let edit = Edit { put, delete: vec![("SecurityGroup".into(), "web".into())], ..Edit::default() };
+        let group = |name: &str| ("SecurityGroup".to_owned(), name.to_owned());
+        for (holds, said, stay) in [
+            (&[][..], "", &[][..]),
+            (&[("vm", "web")], "", &[]),
+            (&[("vm", "isolated")], ", but for quarantine group 'isolated', which holds endpoint 'vm'", &["isolated"]),
+            (
+                &[("a", "odd"), ("b", "isolated"), ("c", "odd")],
+                ", but for quarantine group 'isolated', which holds endpoint 'b', but for quarantine group 'odd', which holds endpoint 'a'",
+                &["isolated", "odd"],
+            ),
+        ] {
+            let holds = holds.iter().map(|(endpoint, group)| ((*endpoint).to_owned(), (*group).to_owned())).collect();
+            let mut undo = edit.undo(&before);
+            assert_eq!(undo.without_held(&holds, &after), said, "{holds:?}");
+            let mut expected = before.resources.clone();
+            expected.extend(stay.iter().map(|name| (group(name), after.resources[&group(name)].clone())));
+            assert_eq!(undo.over(&after).resources, expected, "{holds:?}");
+        }
+    }
+
+    #[test]
+    fn a_quarantine_group_that_holds_somebody_cannot_go() {
+        let holds = |group: &str| BTreeMap::from([("tap5".to_owned(), group.to_owned())]);
+        let before = inputs(&["isolated", "other"], &["web"]);
+        for (held_in, after, may) in [
+            ("isolated", inputs(&["isolated"], &[]), true),
+            ("isolated", inputs(&["other"], &["web"]), false),
+            ("isolated", inputs(&["other"], &["isolated"]), false),
+            ("other", inputs(&["isolated"], &["web"]), false),
+            // It was none before: nobody is held any worse than before.
+            ("web", inputs(&["isolated", "other"], &[]), true),
+            ("(number 7)", inputs(&[], &[]), true),
+        ] {
+            let result = keep_the_held(&holds(held_in), &before, &after);
+            assert_eq!(result.is_ok(), may, "{held_in}");
+            if let Err(e) = result {
+                let said = format!("'{held_in}' holds endpoint 'tap5': let it go first");
+                assert!(e.response.error.contains(&said), "{e:?}");
+            }
         }
     }
 }

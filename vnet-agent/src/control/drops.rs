@@ -45,6 +45,11 @@ impl Drops {
         }
     }
 
+    /// These are all endpoints: what was seen of others is not kept.
+    pub fn retain(&mut self, is_there: impl Fn(u32) -> bool) {
+        self.seen.retain(|(id, _), _| is_there(*id));
+    }
+
     /// The alarms about an endpoint.
     pub fn alarms(&self, id: u32, name: &str) -> Vec<String> {
         let grown = |reason| self.seen.get(&(id, reason)).and_then(|s| s.grown);
@@ -75,5 +80,8 @@ mod tests {
         assert!(drops.alarms(2, "other").is_empty());
         drops.look(1, &counters, at(70));
         assert!(drops.alarms(1, "vm").is_empty());
+        drops.look(2, &counters, at(70));
+        drops.retain(|id| id == 2);
+        assert!(drops.seen.len() == WANTS.len() && drops.seen.keys().all(|(id, _)| *id == 2));
     }
 }

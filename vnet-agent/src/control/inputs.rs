@@ -62,7 +62,7 @@ pub struct Nic {
     pub mac: Mac,
     /// Its addresses, configured or learned.
     pub addresses: Vec<IpAddr>,
-    /// The device, if it is there.
+    /// The device, if it is there, and no other endpoint's.
     pub link: Option<Device>,
     /// The bridge that the device is a port of, or 0.
     pub segment: u32,
@@ -109,6 +109,11 @@ impl Inputs {
         })
     }
 
+    /// Is there a quarantine group of this name?
+    pub fn has_quarantine(&self, name: &str) -> bool {
+        self.groups().any(|g| g.metadata.name == name && g.spec.quarantine.is_some())
+    }
+
     /// The policies.
     pub fn policies(&self) -> impl Iterator<Item = &Policy> {
         self.resources.values().filter_map(|r| match r {
@@ -134,26 +139,43 @@ impl Inputs {
 
     /// Every endpoint: those with a resource, and the devices that match a pattern.
     pub fn endpoints(&self) -> Vec<Nic> {
-        let mut nics: Vec<Nic> = self.endpoint_resources().map(|e| self.configured(e)).collect();
-        let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name));
+        let owners = self.owners();
+        let mut nics: Vec<Nic> = self.endpoint_resources().map(|e| self.configured(e, &owners)).collect();
+        let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name)) && !owners.contains_key(d.name.as_str());
         for device in self.world.devices.values().filter(matching) {
-            if nics.iter().all(|n| n.device != device.name) {
-                nics.push(Nic { discovered: true, ..self.nic(&device.name, &device.name, None, &[]) });
-            }
+            nics.push(Nic { discovered: true, ..self.nic(&device.name, &device.name, Some(device), None, &[]) });
         }
         nics
     }
 
-    fn configured(&self, e: &Endpoint) -> Nic {
+    /// Which endpoint has a device, of those with a resource. To be bound to it goes before to be named with it; of equals, the
+    /// first name has it: the rules of two would take turns on it.
+    pub fn owners(&self) -> HashMap<&str, &str> {
+        let is_bound = |e: &&Endpoint| self.bindings.contains_key(&e.metadata.name);
+        let (bound, others): (Vec<&Endpoint>, Vec<&Endpoint>) = self.endpoint_resources().partition(is_bound);
+        let mut owners = HashMap::new();
+        for e in bound.into_iter().chain(others) {
+            owners.entry(self.device_of(e)).or_insert(e.metadata.name.as_str());
+        }
+        owners
+    }
+
+    fn device_of<'a>(&'a self, e: &'a Endpoint) -> &'a str {
+        self.bindings.get(&e.metadata.name).unwrap_or(&e.spec.device)
+    }
+
+    fn configured(&self, e: &Endpoint, owners: &HashMap<&str, &str>) -> Nic {
+        let (name, device) = (e.metadata.name.as_str(), self.device_of(e));
         let mac = e.spec.mac.as_deref().and_then(parse_mac);
-        let device = self.bindings.get(&e.metadata.name).unwrap_or(&e.spec.device);
-        let nic = self.nic(&e.metadata.name, device, mac, &e.spec.addresses);
+        let has_it = owners.get(device) == Some(&name);
+        let link = self.world.devices.values().find(|d| has_it && d.name == device);
+        let nic = self.nic(name, device, link, mac, &e.spec.addresses);
         Nic { labels: e.metadata.labels.clone(), given: !e.spec.addresses.is_empty(), guards: guards(&e.spec), ..nic }
     }
 
-    fn nic(&self, name: &str, device: &str, mac: Option<Mac>, addresses: &[IpAddr]) -> Nic {
+    fn nic(&self, name: &str, device: &str, link: Option<&Device>, mac: Option<Mac>, addresses: &[IpAddr]) -> Nic {
         let nic = Nic { name: name.into(), device: device.into(), ..Nic::default() };
-        let Some(link) = self.world.devices.values().find(|d| d.name == device) else {
+        let Some(link) = link else {
             return Nic { mac: mac.unwrap_or_default(), addresses: addresses.to_vec(), ..nic };
         };
         let (mac, addresses) = self.world.behind(link, mac, addresses);
@@ -282,24 +304,41 @@ mod tests {
 
     #[test]
     fn resources_name_devices_and_say_what_cannot_be_learned() {
-        let (mut by_address, mut by_mac, mut other) = (endpoint("vm1", "tap1"), endpoint("vm2", "tap1"), endpoint("vm9", "tap2"));
+        let (mut by_address, mut by_mac, mut other) = (endpoint("vm1", "tap1"), endpoint("vm2", "tap3"), endpoint("vm9", "tap2"));
         by_address.spec.addresses = vec![[10, 0, 0, 9].into()];
         by_mac.spec.mac = Some("02:00:00:00:00:01".into());
         other.spec.mac = Some("02:00:00:00:00:07".into());
-        let nics = inputs(vec![by_address, by_mac, endpoint("vm3", "eth0"), endpoint("vm5", "gone"), other]).endpoints();
+        let mut i = inputs(vec![by_address, by_mac, endpoint("vm3", "eth0"), endpoint("vm5", "gone"), other]);
+        i.world.devices.insert(6, device("tap3", 6, 3));
+        let nics = i.endpoints();
         let last = |n: &Nic| n.addresses.first().map_or(0, |a| if let IpAddr::V4(a) = a { a.octets()[3] } else { 0 });
         let got: Vec<_> = nics.iter().map(|n| (n.name.as_str(), n.device.as_str(), n.ifindex(), n.mac[5], last(n))).collect();
         assert_eq!(
             got,
             [
                 ("vm1", "tap1", 4, 9, 9),
-                ("vm2", "tap1", 4, 1, 1),
+                ("vm2", "tap3", 6, 1, 1),
                 ("vm3", "eth0", 2, 3, 3),
                 ("vm5", "gone", 0, 0, 0),
                 ("vm9", "tap2", 5, 7, 0)
             ]
         );
         assert!(nics.iter().all(|n| n.labels["app"] == "web" && !n.discovered));
+    }
+
+    #[test]
+    fn a_device_has_one_endpoint() {
+        let mut i = inputs(vec![endpoint("alpha", "tap8"), endpoint("beta", "tap1"), endpoint("zeta", "tap9")]);
+        let mut links = |bindings: &[(&str, &str)]| {
+            i.bindings = bindings.iter().map(|(e, d)| ((*e).to_owned(), (*d).to_owned())).collect();
+            let nics = i.endpoints();
+            nics.iter().map(|n| format!("{} {}", n.name, n.ifindex())).collect::<Vec<_>>().join(", ")
+        };
+        assert_eq!(links(&[]), "alpha 0, beta 4, zeta 0, tap2 5");
+        assert_eq!(links(&[("zeta", "tap1")]), "alpha 0, beta 0, zeta 4, tap2 5");
+        assert_eq!(links(&[("zeta", "tap1"), ("beta", "tap2")]), "alpha 0, beta 5, zeta 4");
+        assert_eq!(links(&[("alpha", "tap1"), ("zeta", "tap1")]), "alpha 4, beta 0, zeta 0, tap2 5");
+        assert_eq!(links(&[("gone", "tap1")]), "alpha 0, beta 4, zeta 0, tap2 5", "nobody's binding");
     }
 
     #[test]

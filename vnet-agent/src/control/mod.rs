@@ -26,7 +26,6 @@ mod warn;
 pub mod world;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -73,6 +72,8 @@ pub struct Agent {
     /// Reads the programs' events.
     reader: Mutex<Option<Reader>>,
     rehearsals: Rehearsals,
+    /// Why nobody can ask for the metrics at the TCP address.
+    metrics_trouble: Mutex<Option<String>>,
 }
 
 /// What the lock guards.
@@ -120,8 +121,8 @@ pub struct Ground {
     pub checker: Checker,
     /// Networks that endpoints are in.
     pub networks: Vec<Cidr>,
-    /// Where sockets are made.
-    pub run_dir: PathBuf,
+    /// Where the agent has its own files.
+    pub own: source::Own,
     /// What tells the time of holds.
     pub clock: Arc<dyn Clock>,
 }
@@ -131,7 +132,7 @@ impl Agent {
     ///
     /// Call it within a tokio runtime: health checks run there.
     pub fn new(ground: Ground) -> Result<Self> {
-        let Ground { store, journal, datapath, patterns, zone, checker, networks, run_dir, clock } = ground;
+        let Ground { store, journal, datapath, patterns, zone, checker, networks, own, clock } = ground;
         let datapath = Arc::new(datapath);
         let inputs = Inputs { attach: patterns, zone, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
@@ -145,7 +146,7 @@ impl Agent {
         let quarantine = Arc::new(quarantine::Service::open(journal, enforce, clock)?);
         let directory = Arc::new(source::Current::default());
         let sink = Arc::new(tags::Sink::new(Arc::clone(&quarantine), Arc::clone(&observer)));
-        let sources = Arc::new(source::Sources::new(&run_dir, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
+        let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
         let (blind, drops) = (None, Drops::default());
@@ -157,12 +158,22 @@ impl Agent {
             ending: watch::Sender::new(false),
             reader: Mutex::default(),
             rehearsals: Rehearsals::default(),
+            metrics_trouble: Mutex::default(),
         })
     }
 
     /// What has locks of its own.
     pub fn parts(&self) -> &Parts {
         &self.parts
+    }
+
+    /// Says why nobody can ask for the metrics at the TCP address; `None`: they can.
+    pub fn set_metrics_trouble(&self, trouble: Option<String>) {
+        let mut known = self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = trouble.as_ref().filter(|_| *known != trouble) {
+            log::error!("{why}; trying again");
+        }
+        *known = trouble;
     }
 
     /// Becomes `true` when the agent is to end.
@@ -223,7 +234,7 @@ impl Agent {
                 self.parts.observer.events.say(Saying::Health, "", reason, what);
                 s.policy.set_health(e.check, e.health, e.error);
             }
-            s.policy.refresh();
+            s.refresh();
         });
     }
 
@@ -231,7 +242,7 @@ impl Agent {
     pub fn look_after(&self) {
         self.event(|s| {
             if s.policy.trouble().is_some() {
-                s.policy.refresh();
+                s.refresh();
             }
             if s.security.trouble().is_some() {
                 s.secure(true);
@@ -277,6 +288,16 @@ impl Agent {
 }
 
 impl State {
+    /// Brings the maps of load balancing to what is desired.
+    fn refresh(&mut self) {
+        let before = self.policy.trouble().is_some();
+        self.policy.refresh();
+        if before && self.policy.trouble().is_none() {
+            // Quarantines redirect to groups of load balancers: as long as their rows were not known, to nothing.
+            self.secure(false);
+        }
+    }
+
     /// Brings what depends on the policy after it: programs on devices, and health checks.
     fn follow(&mut self, again: bool) {
         let Self { policy, attachments, datapath, parts, .. } = self;
@@ -300,13 +321,16 @@ impl State {
 
 impl State {
     fn look_at_drops(&mut self) {
+        let mut there = HashSet::new();
         for nic in self.policy.endpoints() {
             let Some(row) = self.attachments.get(nic.ifindex()).map(|a| a.row).filter(|row| row.id != 0) else { continue };
+            there.insert(row.id);
             match self.datapath.maps().endpoint_counters(row.slot) {
                 Ok(counters) => self.drops.look(row.id, &counters, Instant::now()),
                 Err(e) => log::error!("endpoint {}: {e:#}", nic.name),
             }
         }
+        self.drops.retain(|id| there.contains(&id));
     }
 }
 
@@ -324,19 +348,25 @@ impl State {
         let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
         let inputs = self.policy.inputs().resources.iter();
         let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
-        let faults = resource::check(&located, &others);
+        let mut faults = resource::check(&located, &others);
+        for l in &located {
+            let Resource::TagSource(source) = &l.resource else { continue };
+            faults.extend(self.parts.sources.refuses(&source.spec).map(|(field, why)| l.fault(field, why)));
+        }
         if !faults.is_empty() {
             return Err(refuse(faults));
         }
         let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
         let put = located.into_iter().map(|l| l.resource).collect();
-        Ok(Edit { put, delete: Vec::new(), origins })
+        Ok(Edit { put, origins, ..Edit::default() })
     }
 }
 
 impl Control for Agent {
     fn status(&self) -> Result<Status, Refusal> {
-        views::status(self)
+        let mut status = views::status(self)?;
+        status.alarms.extend(self.metrics_trouble.lock().unwrap_or_else(PoisonError::into_inner).clone());
+        Ok(status)
     }
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
@@ -355,7 +385,7 @@ impl Control for Agent {
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
             let delete = s.policy.deletable(request)?;
-            s.change(Edit { put: Vec::new(), delete, origins: Vec::new() }, false)
+            s.change(Edit { delete, ..Edit::default() }, false)
         })
     }
 
@@ -406,7 +436,7 @@ impl State {
         let flows = datapath.maps().flow_total()?;
         parts.placements.close();
         drop(policy);
-        let datapath = only(datapath).context("requests are still reading the datapath")?;
+        let datapath = only(datapath)?;
         let name = |i: u32| names.get(&i).map_or_else(|| format!("index {i}"), |d| d.name.clone());
         let devices = datapath.detach_all().context("taking the datapath off")?.into_iter().map(name).collect();
         log::info!("everything was detached");
@@ -420,7 +450,10 @@ fn only<T>(mut shared: Arc<T>) -> Result<T> {
     loop {
         match Arc::try_unwrap(shared) {
             Ok(value) => return Ok(value),
-            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!("gave up after {} s: try again", PATIENCE.as_secs()),
+            Err(_) if start.elapsed() > PATIENCE => anyhow::bail!(
+                "nothing was detached: requests were still reading the datapath after {} s. This agent ends now; start it again, and detach then",
+                PATIENCE.as_secs()
+            ),
             Err(again) => shared = again,
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -118,6 +118,11 @@ impl Placements {
         Ok(row)
     }
 
+    /// Does nothing pass to or from this endpoint, because its rules are not known?
+    pub fn is_shut(&self, name: &str) -> bool {
+        self.lock().endpoints.get(name).is_some_and(Endpoint::is_shut)
+    }
+
     /// Where to say what happens to endpoints.
     pub fn events(&self) -> &Events {
         &self.observer.events
@@ -131,9 +136,16 @@ impl Placements {
         }
     }
 
-    /// These are all endpoints: others are not kept in mind.
+    /// These are all endpoints: of others only who holds them is kept in mind.
     pub fn retain(&self, is_there: impl Fn(&str) -> bool) {
-        self.lock().endpoints.retain(|name, e| e.held.is_some() || e.base.ifindex != 0 || is_there(name));
+        self.lock().endpoints.retain(|name, e| {
+            let is_there = is_there(name);
+            if !is_there && e.held.is_some() {
+                // Its set may be another's when it is back: it begins with that of its quarantine group.
+                e.assigned = None;
+            }
+            is_there || e.held.is_some() || e.base.ifindex != 0
+        });
     }
 
     /// Leads endpoints to their sets; `group` says whose rules those are.
@@ -233,15 +245,13 @@ impl Inner {
         self.datapath.as_ref().context("everything was detached")
     }
 
-    /// Where nobody has said yet which rules an endpoint has, and it is held by nobody, its row goes on saying what it said.
+    /// The row, or what stands for it as long as nobody has said which rules the endpoint has.
     fn kept(&self, name: &str, row: EndpointRow) -> Result<EndpointRow> {
-        let told = self.endpoints.get(name).is_some_and(|e| e.assigned.is_some() || e.held.is_some() || e.leaving.is_some());
-        let old = if told { None } else { self.datapath()?.maps().endpoint(row.ifindex)?.filter(|old| old.id == row.id) };
-        Ok(old.map_or(row, |old| {
-            let ((group, moves), flags) = (old.membership(), row.flags & !JUDGED | old.flags & JUDGED);
-            let row = EndpointRow { set: old.set, identity: old.identity, flags, ..row };
-            row.with_membership(group, moves).with_mirror(old.mirror())
-        }))
+        if self.endpoints.get(name).is_some_and(Endpoint::is_told) {
+            return Ok(row);
+        }
+        let old = self.datapath()?.maps().endpoint(row.ifindex)?;
+        Ok(untold(row, old.filter(|old| old.id == row.id)))
     }
 
     /// The row of an endpoint.
@@ -255,11 +265,12 @@ impl Inner {
         let number = |group: &str| self.numbers.get(group).copied().unwrap_or(0);
         let base = EndpointRow { identity, flags: base.flags & !JUDGED, ..base }.with_membership(base.membership().0, e.moves);
         if let Some(group) = e.held.as_deref().or(e.leaving.as_deref()) {
-            let quarters = self.quarters.get(group).copied().unwrap_or_default();
-            // The set that the compiler gave it is newer than that of its group, if it is of that group. A group that is not loaded
-            // has set 0, which lets nothing through.
+            // A group that is not loaded, or none of quarantine any more, has set 0, which lets nothing through.
+            let known = self.quarters.get(group);
+            let quarters = known.copied().unwrap_or_default();
+            // The set that the compiler gave it is newer than that of its group, if it is of that group.
             let set = match &e.assigned {
-                Some((a, of)) if **of == *group => a.set,
+                Some((a, of)) if known.is_some() && **of == *group => a.set,
                 _ => quarters.set,
             };
             let flags = base.flags | flags::POLICED | flags::QUARANTINED | quarters.keep;
@@ -270,6 +281,29 @@ impl Inner {
         let flags = base.flags | if policed { flags::POLICED | ALIVE } else { 0 };
         EndpointRow { set: a.set, flags, ..base }.with_membership(number(group), e.moves).with_mirror(0)
     }
+}
+
+impl Endpoint {
+    /// Has anybody said which rules it has?
+    fn is_told(&self) -> bool {
+        self.assigned.is_some() || self.held.is_some() || self.leaving.is_some()
+    }
+
+    /// Does it have no rules, so that nothing passes?
+    fn is_shut(&self) -> bool {
+        !self.is_told() && self.written.is_some_and(|row| row.flags & JUDGED == flags::POLICED && row.set == 0)
+    }
+}
+
+/// The row of an endpoint of which nobody has said which rules it has, and which nobody holds: it goes on saying what it said. Where it
+/// said nothing, nothing passes: the rules may be such that nothing should.
+fn untold(row: EndpointRow, old: Option<EndpointRow>) -> EndpointRow {
+    let Some(old) = old else {
+        return EndpointRow { set: 0, flags: row.flags & !JUDGED | flags::POLICED, ..row };
+    };
+    let ((group, moves), flags) = (old.membership(), row.flags & !JUDGED | old.flags & JUDGED);
+    let row = EndpointRow { set: old.set, identity: old.identity, flags, ..row };
+    row.with_membership(group, moves).with_mirror(old.mirror())
 }
 
 impl Enforce for Placements {
@@ -283,5 +317,85 @@ impl Enforce for Placements {
 
     fn pinned(&self) -> Result<Vec<Pinned>> {
         Ok(self.lock().pinned.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Without a datapath: rows are made, and not written.
+    fn placements(held: &str, group: &str) -> Placements {
+        let placements = Placements { observer: Arc::default(), inner: Mutex::default() };
+        let pin = Pinned { endpoint: held.to_owned(), group: group.to_owned(), quarantined: true, moves: 1 };
+        placements.recall(vec![pin], HashMap::new());
+        placements
+    }
+
+    #[test]
+    fn who_is_held_and_comes_back_has_no_set_of_before() {
+        let placements = placements("vm", "strict");
+        let assignment = Assignment { name: "vm".into(), set: 5, identity: 0, policed: true };
+        placements.assign(&[&assignment], |_| Some("strict".into())).unwrap();
+        placements.retain(|name| name == "vm");
+        assert_eq!(placements.lock().row("vm").set, 5);
+        placements.retain(|_| false);
+        let quarters = Quarters { set: 3, ..Quarters::default() };
+        for (set, quarters) in [(0, HashMap::new()), (3, HashMap::from([("strict".to_owned(), quarters)]))] {
+            placements.set_groups(quarters, HashMap::new()).unwrap();
+            let row = placements.lock().row("vm");
+            assert_eq!((row.set, row.flags & flags::QUARANTINED), (set, flags::QUARANTINED), "its row may be another's by now");
+        }
+    }
+
+    fn row() -> EndpointRow {
+        EndpointRow { ifindex: 5, id: 9, flags: flags::PEER, ..EndpointRow::default() }
+    }
+
+    fn assigned(set: u32, policed: bool, group: &str) -> Option<(Assignment, Arc<str>)> {
+        Some((Assignment { name: "vm".into(), set, identity: 77, policed }, group.into()))
+    }
+
+    #[test]
+    fn a_held_endpoint_has_the_rules_of_its_quarantine_or_none() {
+        const HELD: u16 = flags::POLICED | flags::QUARANTINED;
+        let quarters = HashMap::from([("isolated".to_owned(), Quarters { set: 4, keep: flags::DHCP, mirror: 0 })]);
+        let inner = Inner { quarters, numbers: HashMap::from([("isolated".to_owned(), 3)]), ..Inner::default() };
+        for (held, to, set, bits, number) in [
+            (None, assigned(0, false, "default"), 0, 0, 0),
+            (None, assigned(2, true, "web"), 2, flags::POLICED | ALIVE, 0),
+            (Some("isolated"), None, 4, HELD | flags::DHCP, 3),
+            (Some("isolated"), assigned(5, true, "isolated"), 5, HELD | flags::DHCP, 3),
+            (Some("isolated"), assigned(2, true, "web"), 4, HELD | flags::DHCP, 3),
+            // The group is gone: others' rules are not its own, whoever's they are.
+            (Some("gone"), assigned(2, true, "web"), 0, HELD, 0),
+            (Some("gone"), assigned(2, false, "default"), 0, HELD, 0),
+            (Some("web"), assigned(2, true, "web"), 0, HELD, 0),
+        ] {
+            let endpoint = Endpoint { assigned: to, held: held.map(str::to_owned), ..Endpoint::default() };
+            let judged = inner.judged(&endpoint, row());
+            let found = (judged.set, judged.flags, judged.membership().0);
+            assert_eq!(found, (set, bits | flags::PEER, number), "{held:?} {endpoint:?}");
+        }
+    }
+
+    #[test]
+    fn without_rules_an_endpoint_has_those_that_it_had_or_none() {
+        let open = row().with_membership(7, 2);
+        let policed = EndpointRow { set: 3, identity: 66, flags: flags::POLICED | ALIVE, ..open };
+        for (old, set, bits, shut) in [
+            (None, 0, flags::POLICED, true),
+            (Some(open), 0, 0, false),
+            (Some(policed), 3, flags::POLICED | ALIVE, false),
+            (Some(untold(row(), None)), 0, flags::POLICED, true),
+        ] {
+            let written = untold(row(), old);
+            assert_eq!((written.set, written.flags), (set, bits | flags::PEER), "{old:?}");
+            assert_eq!(written.membership(), old.unwrap_or_default().membership());
+            let untold = Endpoint { written: Some(written), ..Endpoint::default() };
+            assert_eq!(untold.is_shut(), shut, "{old:?}");
+            let told = Endpoint { assigned: assigned(0, true, "web"), ..untold };
+            assert!(!told.is_shut());
+        }
     }
 }

@@ -115,9 +115,10 @@ impl<R: Rows> Policy<R> {
         stored
     }
 
-    /// Gives an endpoint a device, until it gets another. Call [`Policy::refresh`] afterwards.
+    /// Gives an endpoint a device, until it gets another, or another endpoint gets that. Call [`Policy::refresh`] afterwards.
     pub fn bind(&mut self, endpoint: &str, device: &str) -> Result<()> {
         self.store.bind(endpoint, device).with_context(|| format!("storing that endpoint {endpoint} has device {device}"))?;
+        self.inputs.bindings.retain(|_, bound| bound != device);
         self.inputs.bindings.insert(endpoint.to_owned(), device.to_owned());
         self.look_around();
         Ok(())
@@ -253,7 +254,8 @@ impl<R: Rows> Policy<R> {
         Ok(())
     }
 
-    /// Puts and deletes resources together, or says what that would do.
+    /// Puts and deletes resources together, or says what that would do. Call [`Policy::drop_overrides`] once it is not to be taken back
+    /// any more.
     pub fn change(&mut self, put: Vec<Resource>, delete: Vec<Key>, dry_run: bool) -> Result<ApplyResponse, Refusal> {
         // The last one of a name counts.
         let mut wanted: BTreeMap<Key, Option<Resource>> = put.iter().map(|r| (key(r), Some(r.clone()))).collect();
@@ -267,11 +269,18 @@ impl<R: Rows> Policy<R> {
         let created: Vec<Key> = wanted.keys().filter(|k| !self.inputs.resources.contains_key(*k)).cloned().collect();
         let new: Vec<Resource> = wanted.values().flatten().cloned().collect();
         let deleted: Vec<Key> = wanted.iter().filter(|(_, r)| r.is_none()).map(|(k, _)| k.clone()).collect();
-        let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &|s| s.change(&old, &created) };
-        let mut warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
+        let is_deleted = |endpoint: &str| deleted.iter().any(|(kind, name)| kind == "Endpoint" && name == endpoint);
+        let bound: Vec<(String, String)> =
+            self.inputs.bindings.iter().filter(|(e, _)| is_deleted(e)).map(|(e, d)| (e.clone(), d.clone())).collect();
+        let undo = |s: &dyn Store| {
+            s.change(&old, &created)?;
+            bound.iter().try_for_each(|(endpoint, device)| s.bind(endpoint, device))
+        };
+        let change = StoreChange { commit: &|s| s.change(&new, &deleted), undo: &undo };
+        let warnings = self.transact(Edit::Resources(wanted.into_iter().collect()), &change, dry_run)?;
         if !dry_run {
             self.inputs.origins.retain(|k, _| !deleted.contains(k));
-            warnings.extend(self.drop_overrides(&deleted).err().map(|e| format!("{e:#}")));
+            self.inputs.bindings.retain(|endpoint, _| !is_deleted(endpoint));
         }
         Ok(ApplyResponse { changes, warnings, effects: None })
     }
@@ -296,10 +305,7 @@ impl<R: Rows> Policy<R> {
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.
-    fn drop_overrides(&mut self, deleted: &[Key]) -> Result<()> {
-        if deleted.is_empty() {
-            return Ok(());
-        }
+    pub fn drop_overrides(&mut self) -> Result<()> {
         let Inputs { overrides, resources, .. } = &mut self.inputs;
         let gone = |lb: &str| !resources.contains_key(&load_balancer_key(lb));
         for (lb, member) in overrides.keys().filter(|(lb, _)| gone(lb)) {

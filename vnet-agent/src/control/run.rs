@@ -105,7 +105,7 @@ async fn tell(mut records: broadcast::Receiver<AuditRecord>, observer: Arc<Obser
                 observer.events.say(kind, &r.endpoint, &r.action, format!("{way}{} ({})", r.reason, r.who));
             }
             // They are in the audit log all the same.
-            Err(broadcast::error::RecvError::Lagged(missed)) => observer.events.suppressed(missed),
+            Err(broadcast::error::RecvError::Lagged(missed)) => observer.events.untold(missed),
             Err(broadcast::error::RecvError::Closed) => return,
         }
     }

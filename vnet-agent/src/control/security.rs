@@ -140,9 +140,17 @@ impl Security {
         Ok(image?)
     }
 
-    /// Numbers of rules that are to be stored before the draft is put in force.
-    pub fn new_ids(&self, draft: &Draft) -> IdChange {
-        draft.image.ids().change_since(&self.ids)
+    /// Stores the numbers of a draft's rules, before it is put in force. Most drafts change endpoints only: they are put in force also
+    /// where nothing can be stored.
+    pub fn store_ids(&mut self, draft: &Draft, store: impl FnOnce(&IdChange) -> Result<()>) -> Result<()> {
+        let ids = draft.image.ids();
+        let change = ids.change_since(&self.ids);
+        if change != IdChange::default() {
+            store(&change).context("storing the numbers of rules")?;
+        }
+        // Not when the draft is in force: what takes it back has to find what is stored.
+        self.ids = ids.clone();
+        Ok(())
     }
 
     /// Puts a draft in force; it must be the last one that was made. `groups` gives what quarantine groups do besides their rules, and
@@ -166,7 +174,6 @@ impl Security {
             self.applier.forget();
             return Err(e);
         }
-        self.ids = image.ids().clone();
         (self.image, self.around) = (Some(image), around);
         Ok(())
     }
@@ -235,5 +242,73 @@ pub fn refusal(e: PlanError) -> Refusal {
     match e {
         PlanError::Refused(why) => Refusal::invalid(format!("{why}. Nothing was changed")),
         PlanError::Maps(e) => Refusal::from(e.context("nothing was changed")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::inputs::key;
+    use super::*;
+    use crate::policy::ids::RuleKey;
+    use crate::policy::live::{Limits, Tables, Write};
+    use crate::resource::parse;
+    use vnet_common::api::File;
+
+    /// Maps that take everything.
+    struct Maps;
+
+    impl PolicyRows for Maps {
+        fn limits(&self) -> Result<Limits> {
+            Ok(Limits::NONE)
+        }
+        fn read(&self) -> Result<Tables> {
+            Ok(Tables::default())
+        }
+        fn write(&self, _: &Write) -> Result<()> {
+            Ok(())
+        }
+        fn bump_generation(&self) -> Result<()> {
+            Ok(())
+        }
+        fn wait_for_programs(&self) {}
+    }
+
+    /// A group of one rule.
+    fn inputs(rule: &str) -> Inputs {
+        let text = format!(
+            "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: {{ name: web }}\nspec: {{ ingress: [{{ name: {rule}, action: allow }}] }}\n"
+        );
+        let located = parse(&[File { name: "t.yaml".into(), text }]).unwrap();
+        Inputs { resources: located.into_iter().map(|l| (key(&l.resource), l.resource)).collect(), ..Inputs::default() }
+    }
+
+    #[test]
+    fn numbers_are_stored_when_rules_come_or_go() {
+        let mut security = Security::new(RuleIds::default(), Vec::new());
+        // (the rule, did resources change, does the store take it, what is stored)
+        for (what, rule, rules, takes, expected) in [
+            ("at first", "a", true, true, Some("+a -")),
+            ("a device came", "a", false, true, None),
+            ("the same again", "a", true, true, None),
+            ("the maps will not take it", "b", true, true, Some("+b -a")),
+            ("so it is taken back", "a", true, true, Some("+a -b")),
+            ("the store does not take it", "c", true, false, Some("+c -a")),
+            ("a is still stored", "a", true, true, None),
+        ] {
+            let nobody = subjects(&[], |_| "default".into());
+            let draft = security.draft(&Maps, &inputs(rule), nobody, Around::default(), rules);
+            let draft = draft.unwrap_or_else(|e| panic!("{what}: {e}"));
+            let mut stored = None;
+            let done = security.store_ids(&draft, |change| {
+                let own = |key: &&RuleKey| key.rule != "default";
+                let given: String = change.given.iter().map(|(key, _)| key).filter(own).map(|key| key.rule.as_str()).collect();
+                let freed: String = change.freed.iter().filter(own).map(|key| key.rule.as_str()).collect();
+                stored = Some(format!("+{given} -{freed}"));
+                if takes { Ok(()) } else { Err(anyhow::anyhow!("disk full")) }
+            });
+            assert_eq!((stored.as_deref(), done.is_ok()), (expected, takes), "{what}");
+            // The first is in force.
+            security.image.get_or_insert(draft.image);
+        }
     }
 }

@@ -154,7 +154,13 @@ pub fn endpoints(agent: &Agent) -> Result<Vec<EndpointStatus>, Refusal> {
             _ => "allowed",
         };
         let status = endpoint(nic, a.as_ref(), &datapath)?;
+        let shut = status.state == "attached" && agent.parts.placements.is_shut(&nic.name);
         Ok(EndpointStatus {
+            state: if shut {
+                "failed: its rules could not be made, and nothing passes: see the agent's alarms".into()
+            } else {
+                status.state
+            },
             group: assignments.get(&nic.name).map_or_else(String::new, |a| a.group.clone()),
             policy: policy.to_owned(),
             identity: row.identity,

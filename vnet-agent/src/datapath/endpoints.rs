@@ -114,12 +114,6 @@ impl Maps {
         self.endpoints_more.remove(&row.ifindex).map(drop)
     }
 
-    /// Gives a device's endpoint another set and identity, both at once; says if there is such a row. Flows that are cached are
-    /// judged anew from the next [`Maps::bump_generation`] on.
-    pub fn set_policy(&self, ifindex: u32, set: u32, identity: u32) -> Result<bool> {
-        self.change(ifindex, |row| EndpointRow { set, identity, ..row }, &[SET])
-    }
-
     /// Moves a device's endpoint into quarantine or out of it; says if there is such a row. Whoever reads the row in between, a
     /// program or the next agent, finds the stricter of the two states. In force from the next [`Maps::bump_generation`] on.
     pub fn set_quarantine(&self, ifindex: u32, to: &Placement) -> Result<bool> {

@@ -182,12 +182,11 @@ impl Collector {
                 stamp.fetch_add(1, Ordering::Release);
             }
         }
+        // As a program does: whoever removes the egress entry gives back the quota.
         if one && let Some(n) = self.flows.get_mut(&forward.endpoint) {
             *n -= 1;
         }
-        if (one || other)
-            && let Some(removed) = now.slots.get(&forward.endpoint).and_then(|slot| maps.flow_counts.word32(*slot, 1))
-        {
+        if one && let Some(removed) = now.slots.get(&forward.endpoint).and_then(|slot| maps.flow_counts.word32(*slot, 1)) {
             removed.fetch_add(1, Ordering::Relaxed);
         }
         Ok(one || other)

@@ -1,7 +1,7 @@
 //! Policy rows: sets with their rules, ports and bits, peers, identities, and what rules counted.
 //!
 //! A set is immutable once an endpoint's row leads to it. So: write its bits, ports, rules and peers, then its row, then
-//! the endpoints' rows ([`Maps::set_policy`]), then bump the generation; free the old ones when no program can be in them any more
+//! the endpoints' rows ([`Maps::set_endpoint`]), then bump the generation; free the old ones when no program can be in them any more
 //! ([`super::wait_for_programs`]). Nothing here checks that order.
 
 use std::collections::BTreeMap;

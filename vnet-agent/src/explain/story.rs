@@ -188,6 +188,7 @@ impl<R: Rows> Teller<'_, R> {
             Reason::System => "let through before all rules: it keeps the network going",
             Reason::Probe => "one of the agent's own probes",
             Reason::Ours => "made by the datapath itself",
+            Reason::Flooded => "addressed to another MAC",
             _ if self.run.direction == Direction::Ingress => return None,
             _ => match (row.flags & endpoint_flags::CHECK_MAC != 0, row.flags & endpoint_flags::CHECK_IP != 0) {
                 (true, true) => "source MAC and address are the endpoint's",

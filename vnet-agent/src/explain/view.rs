@@ -231,10 +231,13 @@ impl<R: Rows> View<'_, R> {
 
 impl<A: Family, R: Rows> FlowMaps<A> for View<'_, R> {
     /// There is no cache: what it holds are copies.
-    fn cached<T>(&self, _: u32, _: u32, _: impl FnOnce(&mut CacheSlot<A>) -> T) -> Option<T> {
+    fn cache_slot(&self, _: u32) -> Option<u32> {
         None
     }
-    fn is_cached(&self, _: u32, _: u32, _: &FlowKey<A>) -> bool {
+    fn cached<T>(&self, _: u32, _: impl FnOnce(&mut CacheSlot<A>) -> T) -> Option<T> {
+        None
+    }
+    fn is_cached(&self, _: u32, _: &FlowKey<A>) -> bool {
         false
     }
     fn stamp(&self, _: u32) -> u32 {

@@ -356,6 +356,7 @@ mod tests {
         let event = rx.recv().await.unwrap();
         assert_eq!(event.health, Health::Down);
         assert!(event.error.unwrap().contains("refused"));
-        assert!(closed.elapsed() <= ms(100 * 2 + 50 + 100), "{:?}", closed.elapsed());
+        // The bound itself is tested with a clock of its own, above.
+        assert!(closed.elapsed() <= ms(10_000), "{:?}", closed.elapsed());
     }
 }

@@ -394,7 +394,7 @@ mod tests {
         let start = std::time::Instant::now();
         let filled = fill(&m);
         // 131,063 slots: 3 ms optimised, some 40 ms not. A quadratic fill would take minutes.
-        assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+        assert!(start.elapsed() < std::time::Duration::from_secs(20), "{:?}", start.elapsed());
         assert_eq!(filled.len(), 131_063);
     }
 }

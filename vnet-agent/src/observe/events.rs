@@ -57,12 +57,6 @@ impl Saying {
 const PACKETS: [(u8, &str); 4] = [(kind::DROP, "drop"), (kind::LOG, "log"), (kind::STAGED, "staged"), (kind::FLOW, "flow")];
 const SUPPRESSED: &str = "suppressed";
 
-/// Every kind of event.
-pub fn kinds() -> impl Iterator<Item = &'static str> {
-    let said = [Saying::Move, Saying::Tag, Saying::Health, Saying::Device, Saying::Policy, Saying::Source];
-    PACKETS.into_iter().map(|(_, name)| name).chain([SUPPRESSED]).chain(said.map(Saying::name))
-}
-
 /// The bits of kinds that the programs report.
 pub fn packet_kinds(names: &[String]) -> u8 {
     PACKETS.iter().filter(|(_, name)| names.iter().any(|n| n == name)).fold(0, |bits, (bit, _)| bits | bit)
@@ -311,8 +305,16 @@ impl Events {
 
     /// The programs did not report so many.
     pub fn suppressed(&self, count: u64) {
-        let what = What::Suppressed { message: "the datapath reports no more than --event-rate says" };
-        self.lock().put(now_ms(), count, what);
+        self.left_out(count, "the datapath reports no more than --event-rate says");
+    }
+
+    /// So many records of the audit log came too fast to be made events of.
+    pub fn untold(&self, count: u64) {
+        self.left_out(count, "too many moves and tags at once: vnet-ctl quarantine log has them all");
+    }
+
+    fn left_out(&self, count: u64, message: &'static str) {
+        self.lock().put(now_ms(), count, What::Suppressed { message });
     }
 
     /// Reads what is kept and, if `follow`, what comes. `since`: only events with larger numbers.

@@ -16,7 +16,6 @@ use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 use vnet_common::api::{EndpointStatus, LbStatus, QuarantineStatus, RuleStatus, SourceStatus, Status};
-use vnet_common::verdict::Reason;
 
 pub use prometheus_text::CONTENT_TYPE;
 
@@ -236,7 +235,7 @@ impl Snapshot {
         let mut drops = BTreeMap::new();
         for e in &self.endpoints {
             for (direction, reasons) in &e.packets {
-                for (reason, n) in reasons.iter().filter(|(reason, _)| is_drop(reason, e)) {
+                for (reason, n) in reasons.iter().filter(|(reason, _)| e.is_drop(reason)) {
                     *drops.entry((direction, reason)).or_default() += n;
                 }
             }
@@ -245,7 +244,7 @@ impl Snapshot {
         w.counter("vnet_drops", "Packets of all endpoints that were dropped or refused", drops)?;
         let mut states = BTreeMap::new();
         for e in &self.endpoints {
-            *states.entry((e.state.split(':').next().unwrap_or_default(), e.policy.as_str())).or_default() += 1;
+            *states.entry((without_cause(&e.state), e.policy.as_str())).or_default() += 1;
         }
         let states =
             states.into_iter().map(|((s, p), n): ((&str, &str), u64)| ([("state", s.to_owned()), ("policy", p.to_owned())], n));
@@ -273,7 +272,7 @@ impl Snapshot {
     fn quarantine(&self, w: &mut Writer<'_>) -> fmt::Result {
         let mut held: BTreeMap<(&str, &str), u64> = BTreeMap::new();
         for h in &self.quarantine.held {
-            *held.entry((&h.group, &h.state)).or_default() += 1;
+            *held.entry((&h.group, without_cause(&h.state))).or_default() += 1;
         }
         let held = held.into_iter().map(|((g, s), n)| ([("group", g.to_owned()), ("state", s.to_owned())], n));
         w.gauge("vnet_quarantine_held_endpoints", "Endpoints in quarantine", held)?;
@@ -305,11 +304,9 @@ impl Snapshot {
     }
 }
 
-/// What is no IP, malformed or tagged is dropped where an endpoint is policed, and else left to the stack.
-fn is_drop(reason: &str, endpoint: &EndpointStatus) -> bool {
-    let policed = matches!(&*endpoint.policy, "policed" | "quarantined");
-    Reason::named(reason)
-        .is_some_and(|r| r.is_drop() || (policed && matches!(r, Reason::NotIp | Reason::Malformed | Reason::Vlan)))
+/// A state as a label: without what is after a colon, an error's text, of which there may be any number.
+fn without_cause(state: &str) -> &str {
+    state.split(':').next().unwrap_or_default()
 }
 
 fn balanced(w: &mut Writer<'_>, members: &[&Member<'_>]) -> fmt::Result {

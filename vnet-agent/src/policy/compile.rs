@@ -198,7 +198,7 @@ impl Program {
         if !self.rules.has_group(&subject.group) {
             return Err(Refused::Group { endpoint: subject.name.to_string(), group: subject.group.to_string() });
         }
-        let candidate = Candidate { name: &subject.name, labels: &subject.labels, tags: None };
+        let candidate = Candidate { name: &subject.name, labels: &subject.labels };
         let (atoms, mut faults) = self.atoms.of_endpoint(candidate, &subject.group);
         let combination = subject.local.then(|| {
             let (combination, more) = self.rules.about(candidate, &subject.group);

@@ -1,8 +1,7 @@
 //! Policy: from security groups and policies to map rows.
 //!
 //! [`compile`] makes an [`Image`]: every endpoint's identity, and what rules there are about those of this host, in their order.
-//! [`plan`] says how to get there from what is in the maps ([`live`]), [`apply`] does it. [`membership`] says which group an endpoint is
-//! in.
+//! [`plan`] says how to get there from what is in the maps ([`live`]), [`apply`] does it.
 //!
 //! ```text
 //! peers of all rules ─ peers ──► atoms ─┐                        ┌─ identity ──► IPCACHE, CIDRS
@@ -17,7 +16,6 @@ pub mod ids;
 mod image;
 mod known;
 pub mod live;
-pub mod membership;
 mod networks;
 mod peers;
 pub mod plan;

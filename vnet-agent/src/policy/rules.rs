@@ -16,11 +16,9 @@ use super::ids::{RuleIds, RuleKey};
 use super::peers::{Atom, AtomId, Atoms, atom};
 use super::refused::rule_name;
 use super::selector::{Candidate, Known, Selectors};
-use crate::resource::{self, Cidr, Origin, Policy, Protocol, SecurityGroup, Tier};
+use crate::resource::{self, Cidr, DEFAULT_GROUP, Origin, Policy, Protocol, SecurityGroup, Tier};
 use make::Maker;
 
-/// The group of endpoints that no other selects.
-pub const DEFAULT_GROUP: &str = "default";
 /// The rule that matches everything, at the end of a group's.
 pub const DEFAULT_RULE: &str = "default";
 /// What sends a quarantined endpoint's flows elsewhere.

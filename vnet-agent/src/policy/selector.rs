@@ -16,11 +16,10 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Of a selector whose expression may use `name` and `labels`, and with `tags` those too.
-    pub fn new(selector: &Selector, tags: bool) -> Self {
-        let variables: &[&str] = if tags { &["name", "labels", "tags"] } else { &["name", "labels"] };
+    /// Of a selector whose expression may use `name` and `labels`.
+    pub fn new(selector: &Selector) -> Self {
         let labels = selector.match_labels.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-        let parse = |text: &String| Expression::parse(text, variables).map_err(|e| format!("`{text}` {e}"));
+        let parse = |text: &String| Expression::parse(text, &["name", "labels"]).map_err(|e| format!("`{text}` {e}"));
         Self { labels, expression: selector.expression.as_ref().map(parse) }
     }
 }
@@ -36,7 +35,7 @@ impl Known {
             return Arc::clone(ready);
         }
         let known = before.and_then(|b| b.0.get(selector)).cloned();
-        let ready = known.unwrap_or_else(|| Arc::new(Ready::new(selector, false)));
+        let ready = known.unwrap_or_else(|| Arc::new(Ready::new(selector)));
         self.0.insert(selector.clone(), Arc::clone(&ready));
         ready
     }
@@ -49,8 +48,6 @@ pub struct Candidate<'a> {
     pub name: &'a str,
     /// Its labels.
     pub labels: &'a BTreeMap<String, String>,
-    /// Its tags as a list of maps, for expressions that may ask for them.
-    pub tags: Option<&'a Value>,
 }
 
 impl Candidate<'_> {
@@ -58,9 +55,6 @@ impl Candidate<'_> {
         let mut variables = Variables::default();
         variables.set("name", &Value::from(self.name));
         variables.set("labels", &self.labels.iter().map(|(k, v)| (k.clone(), Value::from(v.as_str()))).collect());
-        if let Some(tags) = self.tags {
-            variables.set("tags", tags);
-        }
         variables
     }
 }
@@ -127,7 +121,7 @@ mod tests {
 
     fn selector(labels: &[(&str, &str)], expression: Option<&str>) -> Arc<Ready> {
         let match_labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        Arc::new(Ready::new(&Selector { match_labels, expression: expression.map(str::to_owned) }, true))
+        Arc::new(Ready::new(&Selector { match_labels, expression: expression.map(str::to_owned) }))
     }
 
     #[test]
@@ -148,12 +142,13 @@ mod tests {
             .enumerate(),
         );
         let labels = BTreeMap::from([("app".to_owned(), "web".to_owned()), ("env".to_owned(), "prod".to_owned())]);
-        let tags = serde_json::json!([{"name": "bad"}]);
-        let (mut found, faults) = all.matching(Candidate { name: "web-1", labels: &labels, tags: Some(&tags) });
+        let (mut found, faults) = all.matching(Candidate { name: "web-1", labels: &labels });
         found.sort_unstable();
-        assert_eq!(found, [0, 1, 3, 5, 6]);
+        assert_eq!(found, [0, 1, 3, 5]);
         let faulty: Vec<usize> = faults.iter().map(|(key, _)| *key).collect();
-        assert_eq!(faulty, [7, 8]);
-        assert!(faults[0].1.contains("No such key") && faults[1].1.contains("is no CEL expression"), "{faults:?}");
+        assert_eq!(faulty, [6, 7, 8]);
+        for ((_, why), said) in faults.iter().zip(["no variable `tags`", "No such key", "is no CEL expression"]) {
+            assert!(why.contains(said), "{faults:?}");
+        }
     }
 }

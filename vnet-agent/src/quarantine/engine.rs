@@ -26,10 +26,11 @@ use vnet_common::api::AuditRecord;
 
 use super::clock::Now;
 use super::criteria::{Criteria, variables};
-use super::membership::membership;
+use super::membership::{Membership, membership};
 use super::model::{Group, Model};
 use super::state::{Common, Hold, Member, Saved};
 use super::tags::TagTable;
+use crate::expression::Variables;
 pub use act::Then;
 pub use sources::{Applied as TagApplied, Operation, Refused, SourceCounts, TagChange};
 use sources::{Bucket, Heard};
@@ -40,6 +41,8 @@ const RETRY: u64 = 1000;
 pub(super) const HEARTBEAT: u64 = 60_000;
 /// Records of the audit log that wait to be written, at most: a store that takes none must not fill the memory.
 const AUDIT_QUEUE: usize = 65_536;
+/// What was decided about an endpoint is forgotten when it is absent for so long: names of short-lived devices are without number.
+const ABSENT: u64 = 30 * 24 * 3_600_000;
 /// What is due that is done at once: whoever brings a tag does not wait for more.
 const AT_ONCE: usize = 256;
 /// Turns of one judgement: a takeover may lead to the next.
@@ -182,9 +185,10 @@ impl Engine {
             false => old.endpoints.keys().filter(|name| !model.endpoints.contains_key(*name)).cloned().collect(),
         };
         for name in before {
-            self.vanished(&name);
+            self.vanished(&name, now);
         }
-        self.follow_sources(now);
+        self.forget(now);
+        self.follow_sources(&old, now);
         self.criteria.tidy();
     }
 
@@ -256,8 +260,7 @@ impl Engine {
         }
         self.tend(name);
         let known = variables(name, &endpoint.labels, self.tags.of(name), now.at);
-        let base = self.live.get(name).map_or("", |live| &live.row.base);
-        let base = membership(&model.groups, &endpoint.place, base, &known);
+        let Some(base) = self.base_in(&model, name, &known) else { return };
         let faults: Vec<(String, String)> =
             base.faults.into_iter().map(|(group, why)| (format!("selector of group {group}"), why)).collect();
         self.rebase(name, base.group);
@@ -272,9 +275,31 @@ impl Engine {
         }
     }
 
+    /// The base group of an endpoint in this model or another, which is only asked about.
+    fn base_in<'m>(&self, model: &'m Model, name: &str, known: &Variables) -> Option<Membership<'m>> {
+        let place = &model.endpoints.get(name)?.place;
+        let now = self.live.get(name).map_or("", |live| &live.row.base);
+        Some(membership(&model.groups, place, now, known))
+    }
+
+    /// The group that an endpoint would belong to if this were the model, and nobody held it.
+    #[must_use]
+    pub fn would_be_in(&self, model: &Model, name: &str, now: Now) -> Option<String> {
+        let endpoint = model.endpoints.get(name)?;
+        let known = match endpoint.place.is_open() {
+            true => variables(name, &endpoint.labels, self.tags.of(name), now.at),
+            // Nothing is asked about it.
+            false => Variables::default(),
+        };
+        Some(self.base_in(model, name, &known)?.group.to_owned())
+    }
+
     /// What is due whatever its criteria say.
     fn tend(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };
+        if live.row.absent.take().is_some() {
+            self.touched.insert(name.to_owned());
+        }
         if let (true, Enforced::Failed(_)) = (live.leaving.is_some(), &live.enforced) {
             self.touched.insert(name.to_owned());
         } else if let (Some(hold), Enforced::Failed(_)) = (&live.row.held, &live.enforced) {
@@ -311,7 +336,7 @@ impl Engine {
     }
 
     /// It is no endpoint any more, for the time being: what is known of it stays.
-    fn vanished(&mut self, name: &str) {
+    fn vanished(&mut self, name: &str, now: Now) {
         self.dirty.remove(name);
         let Some(live) = self.live.get_mut(name) else { return };
         if let Some(due) = live.timer.take() {
@@ -325,10 +350,33 @@ impl Engine {
         live.faults.clear();
         self.changed.insert(name.to_owned());
         // Of one that nobody ever did anything about, nothing is to be remembered.
-        if (Member { base: String::new(), ..live.row.clone() }) == Member::default() {
+        if (Member { base: String::new(), absent: None, ..live.row.clone() }) == Member::default() {
             self.live.remove(name);
             self.touched.insert(name.to_owned());
+        } else if live.row.absent.is_none() {
+            live.row.absent = Some(now.at);
+            self.touched.insert(name.to_owned());
         }
+    }
+
+    /// Forgets what nobody asks for any more: endpoints that were absent for long, and brakes of groups that are gone. It is kept who is
+    /// held, what operators said of it, and what its tags may still do.
+    fn forget(&mut self, now: Now) {
+        let (model, tags) = (&self.model, &self.tags);
+        let is_over = |(name, live): &(&String, &Live)| {
+            let row = &live.row;
+            let decided = live.holder().is_some() || row.never.is_some() || row.waived.is_some() || !row.dismissed.is_empty();
+            let absent = row.absent.is_some_and(|since| now.at >= since + ABSENT) && !model.endpoints.contains_key(*name);
+            absent && !decided && row.waiting.is_none() && tags.of(name).next().is_none()
+        };
+        let over: Vec<String> = self.live.iter().filter(is_over).map(|(name, _)| name.clone()).collect();
+        for name in over {
+            self.live.remove(&name);
+            self.touched.insert(name);
+        }
+        let before = self.common.windows.len();
+        self.common.windows.retain(|group, _| model.groups.contains_key(group));
+        self.common_touched |= self.common.windows.len() != before;
     }
 
     fn set_timer(&mut self, name: &str, due: Option<u64>) {

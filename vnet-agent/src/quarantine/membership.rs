@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::criteria::variables;
 use super::model::Group;
 use crate::expression::Variables;
-
-/// The group of whom no other selects.
-pub const DEFAULT: &str = "default";
+use crate::resource::DEFAULT_GROUP;
 
 /// What labels alone say of an endpoint's group.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -16,7 +14,7 @@ pub struct Place {
     /// Groups before `fixed` that may have it nevertheless, in order: their selectors ask for tags, or (with why) cannot be
     /// evaluated.
     open: Vec<(String, Option<String>)>,
-    /// The group that its labels select; `None`: [`DEFAULT`].
+    /// The group that its labels select; `None`: [`DEFAULT_GROUP`].
     fixed: Option<String>,
 }
 
@@ -49,7 +47,7 @@ pub fn membership<'p>(groups: &HashMap<String, Arc<Group>>, place: &'p Place, no
             return Membership { group: name, faults };
         }
     }
-    Membership { group: place.fixed.as_deref().unwrap_or(DEFAULT), faults }
+    Membership { group: place.fixed.as_deref().unwrap_or(DEFAULT_GROUP), faults }
 }
 
 /// Finds the places of endpoints among groups.
@@ -109,6 +107,12 @@ impl<'g> Placing<'g> {
 }
 
 impl Place {
+    /// Does the group depend on more than labels?
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.open.is_empty()
+    }
+
     /// Can it change because time passes?
     #[must_use]
     pub fn is_aging(&self, groups: &HashMap<String, Arc<Group>>) -> bool {

@@ -15,7 +15,6 @@ mod tags;
 pub(crate) mod tests;
 
 pub use engine::{Assignment, Engine, Operation, Refused, SourceCounts, TagApplied, TagChange};
-pub use membership::{DEFAULT, Membership, Place, Placing, membership};
 pub use model::{Inputs, Model, OPERATOR};
 pub use service::{Running, Service};
 pub use state::{Batch, Because, Common, Enforce, Hold, Holder, Journal, Member, Pinned, Saved, Waiting};

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::criteria::{Criteria, Criterion};
-use super::membership::{DEFAULT, Place, Placing};
+use super::membership::{Place, Placing};
 use crate::control::glob::Pattern;
-use crate::resource::{SecurityGroup, SourceType, TagSource, Transfer as TransferSpec};
+use crate::resource::{DEFAULT_GROUP, SecurityGroup, SourceType, TagSource, Transfer as TransferSpec};
 
 /// The source that stands for the operator (`vnet-ctl tag`).
 pub const OPERATOR: &str = "operator";
@@ -89,7 +89,7 @@ impl Group {
     }
 
     fn built_in() -> Self {
-        Self { name: DEFAULT.to_owned(), resource: None, selector: None, transfers: Vec::new() }
+        Self { name: DEFAULT_GROUP.to_owned(), resource: None, selector: None, transfers: Vec::new() }
     }
 
     /// Is it one that endpoints are held in?
@@ -197,9 +197,9 @@ impl Model {
             (order(a), &a.name).cmp(&(order(b), &b.name))
         });
         let mut groups: HashMap<String, Arc<Group>> = ordered.iter().map(|g| (g.name.clone(), Arc::clone(g))).collect();
-        if !groups.contains_key(DEFAULT) {
-            let known = old.groups.get(DEFAULT).filter(|g| g.resource.is_none());
-            groups.insert(DEFAULT.to_owned(), known.map_or_else(|| Arc::new(Group::built_in()), Arc::clone));
+        if !groups.contains_key(DEFAULT_GROUP) {
+            let known = old.groups.get(DEFAULT_GROUP).filter(|g| g.resource.is_none());
+            groups.insert(DEFAULT_GROUP.to_owned(), known.map_or_else(|| Arc::new(Group::built_in()), Arc::clone));
         }
         let same = |(a, b): (&Arc<Group>, &Arc<Group>)| Arc::ptr_eq(a, b) || a.selects_like(b);
         let same_places = old.ordered.len() == ordered.len() && old.ordered.iter().zip(&ordered).all(same);

@@ -6,7 +6,7 @@
 
 mod api;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -143,13 +143,31 @@ impl Service {
     /// Groups, sources or endpoints changed. What follows for endpoints is done when this returns.
     pub fn set_inputs(&self, inputs: &Inputs<'_>) {
         let _one = self.preparing.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = Arc::new(self.model_of(inputs));
+        self.urgently(|engine, now| engine.set_model(model, now));
+        self.work();
+    }
+
+    /// The groups that endpoints would belong to if there were these groups, sources and endpoints, and nobody held them. Nothing
+    /// changes by asking.
+    #[must_use]
+    pub fn bases(&self, inputs: &Inputs<'_>) -> HashMap<String, String> {
+        let model = self.model_of(inputs);
+        let base = |name: &String| {
+            self.give_way();
+            let base = self.lock().would_be_in(&model, name, self.timeline.now())?;
+            Some((name.clone(), base))
+        };
+        model.endpoints.keys().filter_map(base).collect()
+    }
+
+    /// Made without the lock: it takes a while.
+    fn model_of(&self, inputs: &Inputs<'_>) -> Model {
         let (old, criteria) = {
             let engine = self.lock();
             (Arc::clone(engine.model()), Arc::clone(engine.criteria()))
         };
-        let model = Arc::new(Model::build(&old, &criteria, inputs));
-        self.urgently(|engine, now| engine.set_model(model, now));
-        self.work();
+        Model::build(&old, &criteria, inputs)
     }
 
     /// Time has passed: does what is due. [`Service::start`]'s thread calls it.
@@ -177,22 +195,26 @@ impl Service {
     /// Looks at the endpoints that something changed about. Whoever brings a tag meanwhile goes first.
     fn work(&self) {
         while self.with(|engine, now| engine.work(CHUNK, now)) {
-            while self.urgent.load(Ordering::Relaxed) > 0 {
-                std::thread::yield_now();
-            }
+            self.give_way();
         }
     }
 
-    /// Which group an endpoint is to have the rules of; `None`: it is not known (yet).
-    #[must_use]
-    pub fn assignment(&self, endpoint: &str) -> Option<Assignment> {
-        self.lock().assignment(endpoint)
+    fn give_way(&self) {
+        while self.urgent.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
     }
 
-    /// The same of all endpoints.
+    /// Which groups endpoints are to have the rules of; those that are not known (yet) are not in it.
     #[must_use]
     pub fn assignments(&self) -> HashMap<String, Assignment> {
         self.lock().assignments().map(|(name, assignment)| (name.to_owned(), assignment)).collect()
+    }
+
+    /// Who is held, and in which group: endpoints that are gone, too.
+    #[must_use]
+    pub fn holds(&self) -> BTreeMap<String, String> {
+        self.lock().holds().map(|(name, group)| (name.to_owned(), group.to_owned())).collect()
     }
 
     /// A device of an endpoint got its row: what came while that was made is enforced on it.
@@ -234,12 +256,6 @@ impl Service {
     #[must_use]
     pub fn source_counts(&self, source: &str) -> SourceCounts {
         self.lock().source_counts(source)
-    }
-
-    /// Is it lost?
-    #[must_use]
-    pub fn is_lost(&self, source: &str) -> bool {
-        self.lock().lost_since(source).is_some()
     }
 
     /// The stable number of a security group.

@@ -13,8 +13,8 @@ use super::tags::{TagKey, TagState, TagWrite};
 /// Puts holds in force. Called under the engine's lock, from any thread: it must be short, and must neither call the
 /// engine nor wait for someone who does.
 pub trait Enforce: Send + Sync {
-    /// The endpoint has the rules of this quarantine group from now on, and its row says `moves`. Whether there is a device
-    /// to do it on: where there is none, whoever attaches one asks [`super::Service::assignment`] first.
+    /// The endpoint has the rules of this quarantine group from now on, and its row says `moves`. Gives whether there is a device
+    /// to do it on: where there is none, the row of the one that comes says so from the beginning.
     ///
     /// # Errors
     /// It could not be done: the endpoint is as open as before. It is tried again every second.
@@ -134,7 +134,7 @@ pub struct Member {
     pub base: String,
     /// Who holds it.
     pub held: Option<Hold>,
-    /// It was let go, but the datapath may not know yet: an intent, which a restart completes.
+    /// It was let go, and nothing was known of its row since: an intent, which a restart completes. A later hold has more moves.
     pub opening: bool,
     /// It is never moved, and why.
     pub never: Option<String>,
@@ -150,6 +150,8 @@ pub struct Member {
     pub history: BTreeMap<String, Vec<u64>>,
     /// Sources that had more tags for it than were kept, while it was held.
     pub incomplete: BTreeSet<String>,
+    /// Since when there is no such endpoint; `None`: there is.
+    pub absent: Option<u64>,
 }
 
 /// An endpoint that is held.

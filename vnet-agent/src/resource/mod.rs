@@ -39,7 +39,8 @@ pub use policy::{AppliedTo, Policy, PolicyMode, PolicySpec, Tier};
 pub use rule::{Action, Entity, Peer, PortMatch, Rule, Selector};
 pub use schema::schema;
 pub use security_group::{
-    Brakes, DefaultAction, Defaults, FlapDamping, KeepAlive, Quarantine, SecurityGroup, SecurityGroupSpec, Transfer, TransferMode,
+    Brakes, DEFAULT_GROUP, DefaultAction, Defaults, FlapDamping, KeepAlive, Quarantine, SecurityGroup, SecurityGroupSpec,
+    Transfer, TransferMode,
 };
 pub use tag_source::{Allow, Input, Mapping, OnExpiry, Operation, SourceType, Subject, TagSource, TagSourceSpec};
 pub use vnet_common::api::API_VERSION;

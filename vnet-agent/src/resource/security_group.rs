@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::rule::{Rule, Selector};
 use super::{Metadata, format};
 
+/// The group of endpoints that no other selects. It is there without a resource, too.
+pub const DEFAULT_GROUP: &str = "default";
+
 /// What the endpoints in it may do, and when they are moved into quarantine. Every endpoint is in exactly one group: in the first, by
 /// `precedence` and then name, whose `selector` selects it; else in the one named `default`, which allows everything unless there is a
 /// resource of that name. A group with `quarantine` selects nobody: endpoints are moved into it.

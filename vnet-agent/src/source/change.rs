@@ -85,6 +85,17 @@ impl TagChange {
     }
 }
 
+/// What became of a change that the source may make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applied {
+    /// It was made: the tag is set, or cleared.
+    Made,
+    /// There was nothing to clear.
+    Absent,
+    /// There are too many tags that are more severe.
+    NoRoom,
+}
+
 /// A change was not made: why, as a sentence with what to do.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
@@ -93,11 +104,14 @@ pub struct Refused(pub String);
 /// Takes what sources say: the quarantine engine.
 pub trait Sink: Send + Sync + 'static {
     /// Makes a change, before it returns. A change that [is a trial](TagChange::is_trial) goes the same way up to where it would
-    /// have an effect, and is `Ok`.
+    /// have an effect, and counts as made.
     ///
     /// # Errors
     /// The source may not do this, or it cannot be done.
-    fn change(&self, change: TagChange) -> Result<(), Refused>;
+    fn change(&self, change: TagChange) -> Result<Applied, Refused>;
+
+    /// Tags of a source that were not taken, or fell out, because there were too many.
+    fn without_room(&self, source: &SourceName) -> u64;
 
     /// A source has not been heard of for longer than it may, or is back.
     fn lost(&self, source: &SourceName, lost: bool);

@@ -6,13 +6,13 @@
 //! | all was scanned and nothing found | `av.clean` is set (value: clamd's version), `av.malware` is cleared |
 //! | nothing was found, yet not all was scanned | neither: nobody knows |
 //!
-//! Only a scan of all that the resource says about a guest can make it clean. Tags are subject to the source's `allow`.
+//! Only a scan of all that the resource says about a guest can make it clean, and only if there was something to scan. Tags are subject to the source's `allow`.
 
 mod client;
 mod walk;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -52,11 +52,11 @@ struct Tally {
     more: [u64; 2],
 }
 
-/// Scans what the request names, and tells the sink.
+/// Scans what the request names, and tells the sink. What is left when `stop` is set is not scanned.
 ///
 /// # Errors
 /// The request makes no sense, or clamd does not answer.
-pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+pub(super) fn scan(source: &Source, request: &ScanRequest, stop: &AtomicBool) -> Result<ScanReport, Refusal> {
     let input = source.settings().spec.input.clone();
     let scope = scope(source, &input, request)?;
     let clamd = Clamd::new(socket(&input));
@@ -66,13 +66,14 @@ pub(super) fn scan(source: &Source, request: &ScanRequest) -> Result<ScanReport,
     })?;
     let now = Instant::now();
     source.count_event(now);
-    let tally = scan_all(&clamd, &scope.paths, most(&input));
+    let tally = scan_all(&clamd, &scope.paths, most(&input), stop);
     let mut report = tally.finish();
     for change in changes(source, request, &report, &scope, &version, now) {
         let (tag, is_set) = (as_tag(&change), change.operation == Operation::Set);
         match source.deliver(change) {
-            Ok(()) if is_set => report.tags.push(tag),
-            Ok(()) => report.cleared.push(tag),
+            Ok(true) if is_set => report.tags.push(tag),
+            Ok(true) => report.cleared.push(tag),
+            Ok(false) => {}
             Err(why) => report.failed.push((String::new(), why)),
         }
     }
@@ -127,11 +128,12 @@ fn scope(source: &Source, input: &Input, request: &ScanRequest) -> Result<Scope,
     if let Some(path) = paths.iter().find(|path| !path.is_absolute()) {
         return Err(Refusal::invalid(format!("{} is not absolute: paths are the agent's", path.display())));
     }
-    let whole = guest.is_none_or(|guest| paths.iter().any(|path| guest.starts_with(path)));
+    // A directory above it may have much to scan, and the guest's be empty or not be there.
+    let whole = guest.is_none_or(|guest| paths.contains(&guest));
     Ok(Scope { paths, whole })
 }
 
-fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64) -> Tally {
+fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64, stop: &AtomicBool) -> Tally {
     let tally = Mutex::new(Tally::default());
     let bytes = AtomicU64::new(0);
     // A file waits open: not more than are scanned soon.
@@ -142,10 +144,16 @@ fn scan_all(clamd: &Clamd, paths: &[PathBuf], most: u64) -> Tally {
             scope.spawn(|| scan_items(clamd, &from, most, &tally, &bytes));
         }
         for path in paths {
-            Walk::new(path).run(|item| {
+            let mut empty = true;
+            Walk::new(path).run(stop, |item| {
+                empty = false;
                 // The threads take items until there are no more.
                 let _ = to.send(item);
             });
+            if empty {
+                // A guest's disk that is not mounted leaves just this.
+                let _ = to.send(Item { path: path.clone(), file: Err("there is nothing to scan: is it mounted?".to_owned()) });
+            }
         }
         drop(to);
     });

@@ -45,7 +45,7 @@ pub(super) fn ingest(source: &Source, text: &[u8], variables: &mut Variables) ->
         response.events += 1;
         for change in source.changes(&event, false, variables, now, &mut fault) {
             match source.deliver(change) {
-                Ok(()) => response.tags += 1,
+                Ok(made) => response.tags += u64::from(made),
                 Err(why) => fault(why),
             }
         }

@@ -17,6 +17,7 @@ mod ending;
 mod json;
 mod manager;
 pub mod mapping;
+mod own;
 mod pending;
 mod senders;
 mod state;
@@ -29,6 +30,7 @@ mod watch;
 
 pub(crate) use json::MOST as BODY_LIMIT;
 
-pub use change::{Refused, Sink, SourceName, TRIAL_SUBJECT, TRIAL_TAG, TagChange};
+pub use change::{Applied, Refused, Sink, SourceName, TRIAL_SUBJECT, TRIAL_TAG, TagChange};
 pub use directory::{Current, Directory, Endpoints, Known, Reference};
 pub use manager::Sources;
+pub use own::Own;

@@ -1,5 +1,7 @@
 //! Who may send in a source's name.
 
+use std::collections::BTreeMap;
+
 use nix::unistd::{Uid, User, geteuid};
 
 /// The number that stands for all users of other user namespaces (`/proc/sys/kernel/overflowuid`).
@@ -12,10 +14,14 @@ pub(super) struct Senders {
     pub(super) uids: Vec<u32>,
     /// What is wrong with the others, if anything.
     pub(super) faults: Vec<String>,
+    /// Some have yet to be looked up.
+    pub(super) unknown: bool,
+    /// Those that were found by name.
+    names: BTreeMap<String, u32>,
 }
 
 impl Senders {
-    /// Looks the users up, by name or number.
+    /// Looks the users up, by name or number. The system's user database may be on the network: it may take a while.
     pub(super) fn resolve(users: &[String]) -> Self {
         let mut senders = Self::default();
         for user in users {
@@ -24,15 +30,37 @@ impl Senders {
                 Err(_) => User::from_name(user).map(|user| user.map(|user| user.uid.as_raw())),
             };
             match uid {
-                Ok(Some(OVERFLOW)) => senders.faults.push(format!(
-                    "user {user} stands for everybody in other user namespaces, so it may not send: run the sender as a user of its own"
-                )),
-                Ok(Some(uid)) => senders.uids.push(uid),
+                Ok(Some(uid)) => senders.add(user, uid),
                 Ok(None) => senders.faults.push(format!("there is no user {user} on this host, so it cannot send")),
                 Err(error) => senders.faults.push(format!("looking up user {user}, who may send: {error}")),
             }
         }
         senders
+    }
+
+    /// Those that are known without that: by number, or as they were found `before`.
+    pub(super) fn at_once(users: &[String], before: &Self) -> Self {
+        let mut senders = Self::default();
+        for user in users {
+            match user.parse().ok().or_else(|| before.names.get(user).copied()) {
+                Some(uid) => senders.add(user, uid),
+                None => senders.unknown = true,
+            }
+        }
+        senders
+    }
+
+    fn add(&mut self, user: &str, uid: u32) {
+        if uid == OVERFLOW {
+            self.faults.push(format!(
+                "user {user} stands for everybody in other user namespaces, so it may not send: run the sender as a user of its own"
+            ));
+            return;
+        }
+        self.uids.push(uid);
+        if user.parse::<u32>().is_err() {
+            self.names.insert(user.to_owned(), uid);
+        }
     }
 
     /// May this user?
@@ -52,5 +80,9 @@ mod tests {
         assert!(senders.faults[0].contains("no user no-such-user") && senders.faults[1].contains("user nobody"), "{senders:?}");
         assert!(senders.allow(0) && senders.allow(1) && senders.allow(4711) && senders.allow(geteuid().as_raw()));
         assert!(!senders.allow(2) && !senders.allow(65534));
+        let users = ["daemon".to_owned(), "bin".to_owned(), "4711".to_owned(), "65534".to_owned()];
+        let at_once = Senders::at_once(&users, &senders);
+        assert!(at_once.uids == [1, 4711] && at_once.unknown && at_once.faults[0].contains("user 65534"), "{at_once:?}");
+        assert!(!Senders::at_once(&users, &Senders::resolve(&users)).unknown);
     }
 }

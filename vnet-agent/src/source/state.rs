@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use serde_json::Value;
 use vnet_common::api::{SourceStatus, Tag};
 
-use super::change::{Refused, Sink, SourceName, TagChange};
+use super::change::{Applied, Refused, Sink, SourceName, TagChange};
 use super::directory::Directory;
 use super::mapping::{Mapped, Mappings};
 use super::senders::Senders;
@@ -27,7 +27,7 @@ pub(super) struct Settings {
     /// The resource.
     pub(super) spec: TagSourceSpec,
     /// Its mappings.
-    pub(super) mappings: Mappings,
+    pub(super) mappings: Arc<Mappings>,
     /// Who may send.
     pub(super) senders: Senders,
 }
@@ -93,6 +93,17 @@ impl Source {
     /// From the next event on.
     pub(super) fn set(&self, settings: Settings) {
         *self.settings.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(settings);
+    }
+
+    /// From the next event on these may send, if they are those that the resource still names. False: they are not, or it was so.
+    pub(super) fn set_senders(&self, users: &[String], senders: Senders) -> bool {
+        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        if settings.spec.users != users || settings.senders == senders {
+            return false;
+        }
+        let (spec, mappings) = (settings.spec.clone(), Arc::clone(&settings.mappings));
+        *settings = Arc::new(Settings { spec, mappings, senders });
+        true
     }
 
     /// It was heard of.
@@ -205,17 +216,25 @@ impl Source {
         !self.directory.find(&super::Reference::Endpoint(endpoint.to_owned())).is_empty()
     }
 
-    /// Gives a change to the sink. If it is not made, why not is counted and said, and given.
-    pub(super) fn deliver(&self, change: TagChange) -> Result<(), String> {
+    /// Gives a change to the sink. True: it was made. False: there was nothing to clear. Else why it was not made, which has been
+    /// counted and said.
+    pub(super) fn deliver(&self, change: TagChange) -> Result<bool, String> {
         let about = format!("{} on {}", change.name, change.subject);
         let trial = change.is_trial();
         // Should the sink ever panic, that must not end the thread that hears of the next alert.
         let taken = catch_unwind(AssertUnwindSafe(|| self.sink.change(change)));
         match taken.unwrap_or_else(|_| Err(Refused("the agent broke down over it; its log says more".to_owned()))) {
-            Ok(()) if trial => Ok(()),
-            Ok(()) => {
+            Ok(Applied::Made) if trial => Ok(true),
+            Ok(Applied::Made) => {
                 self.counters.tags.fetch_add(1, Ordering::Relaxed);
-                Ok(())
+                Ok(true)
+            }
+            Ok(Applied::Absent) => Ok(false),
+            Ok(Applied::NoRoom) => {
+                // The sink counts it.
+                let why = format!("{about}: there is no room for it among more severe tags");
+                self.complain(why.clone());
+                Err(why)
             }
             Err(refused) => {
                 let why = format!("{about}: {refused}");
@@ -245,7 +264,7 @@ impl Source {
             events: of(&c.events),
             malformed: of(&c.malformed),
             refused: of(&c.refused),
-            dropped: of(&c.dropped),
+            dropped: of(&c.dropped) + self.sink.without_room(&self.name),
             unmatched: of(&c.unmatched),
             tags: of(&c.tags),
             last_error: self.complaints().last.clone(),

@@ -26,12 +26,13 @@ use nix::sys::socket::{
 };
 use serde_json::Value;
 
+use super::acl::Held;
 use super::change::TagChange;
+use super::ending;
 use super::pending::Pending;
 use super::senders::Senders;
 use super::state::Source;
 use super::trial::Trials;
-use super::{acl, ending};
 use crate::expression::Variables;
 use crate::socket_file::SocketFile;
 
@@ -51,6 +52,8 @@ pub(super) struct Listener {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     file: SocketFile,
+    /// Who may send as far as the file says.
+    users: Vec<u32>,
 }
 
 struct Shared {
@@ -71,7 +74,7 @@ impl Listener {
     pub(super) fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
         let senders = source.settings().senders.clone();
         let (socket, file) = SocketFile::place(path, SockType::Datagram, bound, |draft| {
-            open_for(draft, &senders);
+            open_for(draft, None, &senders);
             Ok(())
         })?;
         let shared = Arc::new(Shared {
@@ -82,7 +85,7 @@ impl Listener {
             trials: Trials::default(),
             stopping: AtomicBool::new(false),
         });
-        let mut listener = Self { shared, threads: Vec::new(), file };
+        let mut listener = Self { shared, threads: Vec::new(), file, users: senders.uids };
         for _ in 0..2 {
             let shared = Arc::clone(&listener.shared);
             let thread = std::thread::Builder::new().name("suricata".to_owned()).spawn(move || shared.run());
@@ -92,8 +95,11 @@ impl Listener {
     }
 
     /// The users who may send are others now.
-    pub(super) fn open(&self, senders: &Senders) {
-        open_for(self.file.path(), senders);
+    pub(super) fn open(&mut self, senders: &Senders) {
+        if self.users != senders.uids {
+            open_for(self.file.path(), Some(self.file.instance()), senders);
+            self.users.clone_from(&senders.uids);
+        }
     }
 
     /// Where it is.
@@ -106,15 +112,18 @@ impl Listener {
         self.file.is_there() && !self.threads.iter().any(JoinHandle::is_finished)
     }
 
-    /// See [`Trials::measure`]: through the socket, as Suricata would.
-    pub(super) fn measure(&self, trials: u32) -> Result<Vec<Duration>> {
-        let client = UnixDatagram::unbound().context("making a socket to send from")?;
-        client.connect(self.path()).with_context(|| format!("connecting to {}", self.path().display()))?;
-        client.set_write_timeout(Some(Duration::from_secs(1))).context("setting a limit for sending")?;
-        self.shared.trials.measure(trials, |mark| {
-            let event = alert(mark).to_string();
-            client.send(event.as_bytes()).map(drop).context("sending an alert to it")
-        })
+    /// See [`Trials::measure`]: through the socket, as Suricata would. It takes a while, for which nobody has to hold this.
+    pub(super) fn measurement(&self) -> impl FnOnce(u32) -> Result<Vec<Duration>> + use<> {
+        let (shared, path) = (Arc::clone(&self.shared), self.path().to_owned());
+        move |trials| {
+            let client = UnixDatagram::unbound().context("making a socket to send from")?;
+            client.connect(&path).with_context(|| format!("connecting to {}", path.display()))?;
+            client.set_write_timeout(Some(Duration::from_secs(1))).context("setting a limit for sending")?;
+            shared.trials.measure(trials, |mark| {
+                let event = alert(mark).to_string();
+                client.send(event.as_bytes()).map(drop).context("sending an alert to it")
+            })
+        }
     }
 }
 
@@ -142,15 +151,15 @@ fn bound(path: &Path) -> Result<OwnedFd> {
 }
 
 /// Lets only these users send. Whoever else sends all the same is refused, by what the kernel says of each datagram.
-fn open_for(path: &Path, senders: &Senders) {
-    if let Err(error) = acl::allow(path, 0o6, &senders.uids) {
-        let shown = path.display();
-        log::warn!(
-            "letting only users {:?} send to {shown}: {error}; everybody can send now, but only theirs is taken",
-            senders.uids
-        );
-        let everybody = std::os::unix::fs::PermissionsExt::from_mode(0o666);
-        if let Err(error) = std::fs::set_permissions(path, everybody) {
+fn open_for(path: &Path, instance: Option<(u64, u64)>, senders: &Senders) {
+    let (shown, uids) = (path.display(), &senders.uids);
+    let held = match Held::socket(path, instance) {
+        Ok(held) => held,
+        Err(error) => return log::warn!("letting only users {uids:?} send to {shown}: {error}"),
+    };
+    if let Err(error) = held.allow(0o6, uids) {
+        log::warn!("letting only users {uids:?} send to {shown}: {error}; everybody can send now, but only theirs is taken");
+        if let Err(error) = held.set_mode(0o666) {
             log::warn!("setting the mode of {shown}: {error}");
         }
     }

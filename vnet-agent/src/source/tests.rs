@@ -1,6 +1,7 @@
 //! The example mappings on recorded events, and what the manager does.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -28,17 +29,26 @@ pub(super) const EXAMPLES: [(&str, &str, &str); 5] = [
 ];
 const CLAMAV: &str = include_str!("../../../policies/sources/clamav.yaml");
 
-/// Takes what it is given, unless the tag is named `forbidden`.
+/// Takes what it is given, unless the tag is named `forbidden`; of `absent` there is none, and for `crowded` no room.
 #[derive(Default)]
 pub(super) struct Taken {
     pub(super) changes: Mutex<Vec<TagChange>>,
     pub(super) lost: Mutex<Vec<(String, bool)>>,
     /// Whoever holds it holds up every change.
     pub(super) gate: Mutex<()>,
+    crowded: AtomicU64,
 }
 
 impl Sink for Taken {
-    fn change(&self, change: TagChange) -> Result<(), Refused> {
+    fn change(&self, change: TagChange) -> Result<Applied, Refused> {
+        match change.name.as_str() {
+            "absent" => return Ok(Applied::Absent),
+            "crowded" => {
+                self.crowded.fetch_add(1, Ordering::Relaxed);
+                return Ok(Applied::NoRoom);
+            }
+            _ => {}
+        }
         if change.name == "forbidden" {
             return Err(Refused("may not".to_owned()));
         }
@@ -49,7 +59,11 @@ impl Sink for Taken {
         if !change.is_trial() {
             self.changes.lock().unwrap().push(change);
         }
-        Ok(())
+        Ok(Applied::Made)
+    }
+
+    fn without_room(&self, _: &SourceName) -> u64 {
+        self.crowded.load(Ordering::Relaxed)
     }
 
     fn lost(&self, source: &SourceName, lost: bool) {
@@ -84,7 +98,8 @@ impl Scene {
         let (directory, taken) = (Arc::new(Current::default()), Arc::new(Taken::default()));
         directory.replace(all.into_iter().collect());
         let sink: Arc<dyn Sink> = Arc::clone(&taken) as Arc<dyn Sink>;
-        Self { sources: Sources::new(&dir, directory, sink), dir, taken }
+        let own = Own { run_dir: dir.clone(), state_dir: dir.join("state") };
+        Self { sources: Sources::new(own, directory, sink), dir, taken }
     }
 
     /// Runs these; paths in `/run/vnet` and `DIR` are in this scene's directory.
@@ -217,7 +232,14 @@ fn what_cannot_be_used_is_counted_and_said_and_never_a_tag() {
     assert!(ingest("{").unwrap_err().to_string().contains("the request is not JSON"));
     assert!(scene.sources.ingest("none", b"{}").unwrap_err().to_string().contains("there is no tag source 'none'; there are: s"));
     let scan = ScanRequest { endpoint: "vm".into(), paths: Vec::new() };
-    assert!(scene.sources.scan("s", &scan).unwrap_err().to_string().contains("is of type json, and cannot scan"));
+    assert!(
+        scene
+            .sources
+            .scan("s", &scan, &AtomicBool::new(false))
+            .unwrap_err()
+            .to_string()
+            .contains("is of type json, and cannot scan")
+    );
 }
 
 #[test]
@@ -278,4 +300,27 @@ fn a_measurement_goes_to_the_sink_and_has_no_effect() {
     let test = scene.sources.test("s", None).unwrap();
     assert_eq!((test.trials, test.latencies_us.len()), (100, 100));
     assert!(scene.taken().is_empty() && scene.status().tags == 0);
+}
+
+#[test]
+fn a_source_that_names_what_is_the_agents_fails_alone() {
+    let scene = Scene::new();
+    let own = EXAMPLES[0].1.replace("  allow:", "  input: { socket: DIR/agent.sock }\n  allow:");
+    scene.configure(&format!("{PLAIN}---\n{own}"));
+    let states: Vec<String> = scene.sources.status().into_iter().map(|status| status.state).collect();
+    assert!(states[0] == "silent" && states[1].contains("is the agent's own"), "{states:?}");
+    assert!(!scene.dir.join("agent.sock").exists());
+}
+
+#[test]
+fn only_what_was_made_counts_as_a_tag() {
+    let scene = Scene::new();
+    scene.configure(PLAIN);
+    let events = r#"[{"vm": "vm", "tag": "absent"}, {"vm": "vm", "tag": "crowded"}, {"vm": "vm", "tag": "a"}]"#;
+    let response = scene.sources.ingest("s", events.as_bytes()).unwrap();
+    assert_eq!((response.events, response.tags, response.faults.len()), (3, 1, 1));
+    assert!(response.faults[0].contains("event 2: crowded on vm: there is no room"), "{response:?}");
+    let status = scene.status();
+    assert_eq!((status.tags, status.dropped, status.refused), (1, 1, 0), "{status:?}");
+    assert!(status.last_error.is_some_and(|why| why.contains("there is no room")));
 }

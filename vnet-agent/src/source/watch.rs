@@ -1,7 +1,7 @@
 //! A directory whose files are read once they are complete, and then removed.
 //!
 //! A file is complete when it was closed after writing, or moved here. Before it is read it gets a name of its own, so that what
-//! somebody puts in its place meanwhile is another file, with its own turn; one that a dead agent left under that name comes
+//! somebody puts in its place meanwhile is another file, with its own turn; those that a dead agent left under such names come
 //! first. What is wrong is kept in the folder `rejected`, with the reason beside it.
 
 use std::ffi::{OsStr, OsString};
@@ -25,14 +25,18 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::acl::Held;
+use super::ending;
 use super::json::{self, MOST};
 use super::senders::Senders;
 use super::state::Source;
-use super::{acl, ending};
+use super::trial;
 use crate::expression::Variables;
 
-/// The name of the file that is being read.
+/// How the name of the file that is being read begins. The rest is its own, and nobody can guess it to have something there before.
 const TAKEN: &str = ".vnet-taken";
+/// The file by which a directory is known as one whose files are the agent's to read and remove. Hidden, like the one above.
+const MARKER: &str = ".vnet-source";
 /// The folder of those that were of no use.
 const REJECTED: &str = "rejected";
 /// Files in it, with their reasons.
@@ -59,11 +63,12 @@ impl Watcher {
     /// Begins to watch the directory at `path`. It is made, for root and the source's users, if it is not there.
     ///
     /// # Errors
-    /// It cannot be made or watched.
+    /// It cannot be made or watched, or has somebody else's files in it.
     pub(super) fn start(path: &Path, source: Arc<Source>) -> Result<Self> {
         let users = source.settings().senders.uids.clone();
         make(path, &users)?;
         let directory = Directory::open(path, source)?;
+        directory.adopt()?;
         let instance = instance(&itself(&directory.own)).context("looking at it")?;
         let wake = EventFd::from_flags(EfdFlags::EFD_CLOEXEC).context("making an event to end it by")?;
         let stop = Arc::new(Stop { wake, stopping: AtomicBool::new(false) });
@@ -85,7 +90,7 @@ impl Watcher {
     /// The users who may put files there are others now.
     pub(super) fn open(&mut self, senders: &Senders) {
         if self.users != senders.uids {
-            allow(&self.path, &senders.uids);
+            allow(&self.path, Some(self.instance), &senders.uids);
             self.users.clone_from(&senders.uids);
         }
     }
@@ -115,12 +120,12 @@ fn make(path: &Path, users: &[u32]) -> Result<()> {
         std::fs::DirBuilder::new().recursive(true).mode(0o755).create(parent).with_context(|| format!("making {shown}"))?;
     }
     std::fs::DirBuilder::new().mode(0o700).create(path).with_context(|| format!("making {shown}"))?;
-    allow(path, users);
+    allow(path, None, users);
     Ok(())
 }
 
-fn allow(path: &Path, users: &[u32]) {
-    if let Err(error) = acl::allow(path, 0o7, users) {
+fn allow(path: &Path, instance: Option<(u64, u64)>, users: &[u32]) {
+    if let Err(error) = Held::directory(path, instance).and_then(|held| held.allow(0o7, users)) {
         log::warn!("letting users {users:?} put files into {}: {error}; only its owner can", path.display());
     }
 }
@@ -144,11 +149,36 @@ impl Directory {
         Ok(Self { path: path.to_owned(), own, inotify, source })
     }
 
+    /// Makes it one of ours, if it is not: only while there is nothing in it that somebody may want to keep.
+    fn adopt(&self) -> Result<()> {
+        if self.is_ours(MARKER) || self.is_ours(REJECTED) {
+            return Ok(());
+        }
+        for entry in std::fs::read_dir(itself(&self.own)).context("listing it")? {
+            let name = entry.context("listing it")?.file_name();
+            ensure!(
+                name.as_bytes().starts_with(TAKEN.as_bytes()),
+                "{} is in it, and all files of a source's directory are read and removed: empty it, or name one that is not there",
+                name.display()
+            );
+        }
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        openat(&self.own, MARKER, flags, Mode::S_IRUSR).with_context(|| format!("marking it with {MARKER}"))?;
+        Ok(())
+    }
+
+    /// It is there, and made by the agent.
+    fn is_ours(&self, name: &str) -> bool {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let owner = openat(&self.own, name, flags, Mode::empty())
+            .map(File::from)
+            .and_then(|file| file.metadata().map(|metadata| metadata.uid()).map_err(|_| Errno::EIO));
+        owner == Ok(nix::unistd::geteuid().as_raw())
+    }
+
     fn run(&self, stop: &Stop) -> Result<()> {
         let mut variables = Variables::default();
-        if self.file(OsStr::new(TAKEN)).is_ok() {
-            self.read_taken(OsStr::new("left-over.json"), &mut variables);
-        }
+        self.read_left(&mut variables)?;
         let mut waiting = self.read_all(stop, &mut variables)?;
         while !stop.stopping.load(Ordering::Acquire) {
             let mut both =
@@ -160,6 +190,16 @@ impl Directory {
                 Err(Errno::EINTR) => {}
                 Err(error) => return Err(error).context("waiting for files"),
             }
+        }
+        Ok(())
+    }
+
+    /// Reads what a dead agent had begun to.
+    fn read_left(&self, variables: &mut Variables) -> Result<()> {
+        let listed: std::io::Result<Vec<_>> = std::fs::read_dir(itself(&self.own)).and_then(Iterator::collect);
+        let names = listed.context("listing it")?.into_iter().map(|entry| entry.file_name());
+        for taken in names.filter(|name| name.as_bytes().starts_with(TAKEN.as_bytes())) {
+            self.read_taken(&taken, OsStr::new("left-over.json"), variables);
         }
         Ok(())
     }
@@ -210,18 +250,19 @@ impl Directory {
     }
 
     fn read(&self, name: &OsStr, variables: &mut Variables) {
-        match renameat(&self.own, name, &self.own, TAKEN) {
-            Ok(()) => self.read_taken(name, variables),
+        let taken = OsString::from(format!("{TAKEN}.{}", trial::mark()));
+        match renameat(&self.own, name, &self.own, taken.as_os_str()) {
+            Ok(()) => self.read_taken(&taken, name, variables),
             // Read already, by another event of it.
             Err(Errno::ENOENT) => {}
             Err(error) => self.source.complain(format!("{}: taking it: {error}", self.path.join(name).display())),
         }
     }
 
-    /// Reads the file that was taken, once `name`; afterwards it is gone, or among those that were rejected.
-    fn read_taken(&self, name: &OsStr, variables: &mut Variables) {
+    /// Reads the file that was taken as `taken`, once `name`; afterwards it is gone, or among those that were rejected.
+    fn read_taken(&self, taken: &OsStr, name: &OsStr, variables: &mut Variables) {
         let shown = self.path.join(name);
-        let faults = match self.text(&shown) {
+        let faults = match self.text(taken, &shown) {
             Ok(text) => match json::ingest(&self.source, &text, variables) {
                 Ok(response) if response.faults.is_empty() => None,
                 Ok(response) => Some(response.faults.join("\n")),
@@ -230,8 +271,8 @@ impl Directory {
             Err(why) => Some(why),
         };
         let done = match &faults {
-            None => unlinkat(&self.own, TAKEN, UnlinkatFlags::NoRemoveDir).context("removing it"),
-            Some(why) => self.reject(name, why),
+            None => unlinkat(&self.own, taken, UnlinkatFlags::NoRemoveDir).context("removing it"),
+            Some(why) => self.reject(taken, name, why),
         };
         if let Err(error) = done {
             self.source.complain(format!("{}: {error:#}", shown.display()));
@@ -239,7 +280,7 @@ impl Directory {
     }
 
     /// What is in the file that was taken; else why it is not read.
-    fn text(&self, shown: &Path) -> Result<Vec<u8>, String> {
+    fn text(&self, taken: &OsStr, shown: &Path) -> Result<Vec<u8>, String> {
         let refuse = |why: String| {
             self.source.refused(format!("{}: {why}", shown.display()));
             why
@@ -248,7 +289,7 @@ impl Directory {
             self.source.malformed(format!("{}: {why}", shown.display()));
             why
         };
-        let file = self.file(OsStr::new(TAKEN)).map_err(|error| match error {
+        let file = self.file(taken).map_err(|error| match error {
             Errno::ELOOP => refuse("it is a symbolic link, and these are not followed".to_owned()),
             error => malformed(format!("it cannot be opened: {error}")),
         })?;
@@ -276,15 +317,16 @@ impl Directory {
     }
 
     /// Moves the file that was taken to the others of its kind, and says why.
-    fn reject(&self, name: &OsStr, why: &str) -> Result<()> {
+    fn reject(&self, taken: &OsStr, name: &OsStr, why: &str) -> Result<()> {
         let rejected = self.rejected().with_context(|| format!("opening the folder {REJECTED}"))?;
         let count = std::fs::read_dir(itself(&rejected)).map_or(usize::MAX, Iterator::count);
         if count >= 2 * KEPT {
-            unlinkat(&self.own, TAKEN, UnlinkatFlags::NoRemoveDir).context("removing it")?;
+            unlinkat(&self.own, taken, UnlinkatFlags::NoRemoveDir).context("removing it")?;
             bail!("rejected and removed, since {REJECTED} is full of {KEPT} others: {why}");
         }
         let name = free_name(&rejected, name);
-        renameat(&self.own, TAKEN, &rejected, name.as_os_str()).context("moving it there")?;
+        let moved = renameat(&self.own, taken, &rejected, name.as_os_str());
+        moved.with_context(|| format!("moving it there ({why}); it stays, as {}: remove it", taken.display()))?;
         let mut reason = name;
         reason.push(".why");
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;

@@ -21,7 +21,8 @@ pub struct MemberOverride {
 pub trait Store: Send + Sync {
     /// Every resource.
     fn resources(&self) -> Result<Vec<Resource>>;
-    /// Puts and deletes resources together. `delete` names (kind, name); a name that does not exist is no error.
+    /// Puts and deletes resources together. `delete` names (kind, name); a name that does not exist is no error. What was changed or
+    /// bound at run time goes with its resource.
     fn change(&self, put: &[Resource], delete: &[(String, String)]) -> Result<()>;
     /// Where resources were written that were applied from a file: (kind, name) and place.
     fn origins(&self) -> Result<Vec<((String, String), Origin)>>;
@@ -41,6 +42,6 @@ pub trait Store: Send + Sync {
     fn endpoint_ids(&self) -> Result<Vec<(String, u32)>>;
     /// Devices that endpoints were given at run time: (endpoint, device).
     fn bindings(&self) -> Result<Vec<(String, String)>>;
-    /// Gives an endpoint a device.
+    /// Gives an endpoint a device; no other has it any more.
     fn bind(&self, endpoint: &str, device: &str) -> Result<()>;
 }

@@ -1,10 +1,13 @@
 //! The embedded store: one file, transactions, crash-safe.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use redb::{Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition};
+use redb::{
+    CommitError, Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, StorageError, TableDefinition, TableError,
+    TransactionError,
+};
 
 use super::{MemberOverride, Store};
 use crate::policy::ids::{IdChange, RuleKey};
@@ -29,7 +32,9 @@ const ENDPOINTS: TableDefinition<'_, &str, u32> = TableDefinition::new("endpoint
 /// Desired state in one file of the state directory. Clones share it.
 #[derive(Clone)]
 pub struct RedbStore {
-    db: Arc<Database>,
+    /// `None`: a read or write failed. redb takes nothing more then, not even when there is space again: it is opened anew before the
+    /// next attempt.
+    db: Arc<RwLock<Option<Database>>>,
     path: PathBuf,
 }
 
@@ -39,20 +44,15 @@ impl RedbStore {
     /// # Errors
     /// When another agent has it open, it is damaged, it was written by a newer agent, or it cannot be read or written.
     pub fn open(path: &Path) -> Result<Self> {
-        // A damaged header makes redb panic in places: a library's panic must not be the answer to a bad file.
-        let opened = std::panic::catch_unwind(|| Database::create(path)).unwrap_or_else(|_| {
-            Err(DatabaseError::Storage(StorageError::Corrupted("its structure contradicts itself".to_owned())))
-        });
-        let db = opened.map_err(|e| explain(path, e))?;
-        let store = Self { db: Arc::new(db), path: path.to_owned() };
-        store.prepare().with_context(|| format!("preparing the store {}", path.display()))?;
+        let db = open(path, |path| Database::create(path))?;
+        let store = Self { db: Arc::new(RwLock::new(Some(db))), path: path.to_owned() };
+        store.prepare()?;
         Ok(store)
     }
 
     /// Makes the tables, and checks the version.
     fn prepare(&self) -> Result<()> {
-        let txn = self.db.begin_write()?;
-        {
+        self.writing(|txn| {
             let mut meta = txn.open_table(META)?;
             let found = meta.get("version")?.map(|v| v.value());
             match found {
@@ -68,26 +68,67 @@ impl RedbStore {
             txn.open_table(RULE_IDS)?;
             txn.open_table(BINDINGS)?;
             txn.open_table(ENDPOINTS)?;
-            super::quarantine::prepare(&txn)?;
-        }
-        txn.commit()?;
-        Ok(())
+            super::quarantine::prepare(txn)
+        })
     }
 
     pub(super) fn reading<T>(&self, f: impl FnOnce(&redb::ReadTransaction) -> Result<T>) -> Result<T> {
-        let txn = self.db.begin_read()?;
-        f(&txn).with_context(|| format!("reading the store {}", self.path.display()))
+        let run = |db: &Database| -> Result<T> { f(&db.begin_read()?) };
+        self.with(run).with_context(|| format!("reading the store {}", self.path.display()))
     }
 
     pub(super) fn writing<T>(&self, f: impl FnOnce(&redb::WriteTransaction) -> Result<T>) -> Result<T> {
-        let run = || -> Result<T> {
-            let txn = self.db.begin_write()?;
+        let run = |db: &Database| -> Result<T> {
+            let txn = db.begin_write()?;
             let value = f(&txn)?;
             txn.commit()?;
             Ok(value)
         };
-        run().with_context(|| format!("writing the store {} (nothing was changed)", self.path.display()))
+        self.with(run).with_context(|| format!("writing the store {} (nothing was changed)", self.path.display()))
     }
+
+    /// Uses the database, opened anew if it failed before.
+    fn with<T>(&self, f: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        // Whoever panicked left a whole database, or none.
+        let mut db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        if db.is_none() {
+            drop(db);
+            let mut closed = self.db.write().unwrap_or_else(PoisonError::into_inner);
+            if closed.is_none() {
+                // Only what is there: a new file in its place would be another store.
+                *closed = Some(open(&self.path, |path| Database::open(path))?);
+                log::info!("the store {} was opened again after an error", self.path.display());
+            }
+            drop(closed);
+            db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        }
+        let result = f(db.as_ref().context("another thread had an error")?);
+        drop(db);
+        if result.as_ref().is_err_and(is_final) {
+            *self.db.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        result
+    }
+}
+
+/// Opens a database.
+fn open(path: &Path, how: impl FnOnce(&Path) -> Result<Database, DatabaseError> + std::panic::UnwindSafe) -> Result<Database> {
+    // A damaged header makes redb panic in places: a library's panic must not be the answer to a bad file.
+    let opened = std::panic::catch_unwind(|| how(path))
+        .unwrap_or_else(|_| Err(DatabaseError::Storage(StorageError::Corrupted("its structure contradicts itself".to_owned()))));
+    opened.map_err(|e| explain(path, e))
+}
+
+/// Does a database with this error take nothing more? It is so after errors of the file, not of what is in it.
+fn is_final(error: &anyhow::Error) -> bool {
+    let cause = error.root_cause();
+    let storage = match (cause.downcast_ref(), cause.downcast_ref(), cause.downcast_ref()) {
+        (Some(TransactionError::Storage(e)), ..) | (_, Some(TableError::Storage(e)), _) | (.., Some(CommitError::Storage(e))) => {
+            Some(e)
+        }
+        _ => cause.downcast_ref(),
+    };
+    storage.is_some_and(|e| !matches!(e, StorageError::Corrupted(_) | StorageError::ValueTooLarge(_) | StorageError::Unsupported))
 }
 
 fn explain(path: &Path, error: DatabaseError) -> anyhow::Error {
@@ -125,11 +166,15 @@ impl Store for RedbStore {
             let mut table = txn.open_table(RESOURCES)?;
             let mut overrides = txn.open_table(OVERRIDES)?;
             let mut origins = txn.open_table(ORIGINS)?;
+            let mut bindings = txn.open_table(BINDINGS)?;
             for (kind, name) in delete {
                 table.remove((kind.as_str(), name.as_str()))?;
                 origins.remove((kind.as_str(), name.as_str()))?;
                 if kind == "LoadBalancer" {
                     overrides.retain(|(lb, _), _| lb != name)?;
+                }
+                if kind == "Endpoint" {
+                    bindings.remove(name.as_str())?;
                 }
             }
             for resource in put {
@@ -255,7 +300,9 @@ impl Store for RedbStore {
 
     fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
         self.writing(|txn| {
-            txn.open_table(BINDINGS)?.insert(endpoint, device)?;
+            let mut table = txn.open_table(BINDINGS)?;
+            table.retain(|_, bound| bound != device)?;
+            table.insert(endpoint, device)?;
             Ok(())
         })
     }
@@ -314,6 +361,24 @@ mod tests {
         assert_eq!((s.endpoint_id("y").unwrap(), s.endpoint_id("z").unwrap()), (2, 3));
         s.change(&[], &[("LoadBalancer".to_owned(), "web".to_owned())]).unwrap();
         assert_eq!(s.overrides().unwrap(), [], "overrides go with their load balancer");
+    }
+
+    #[test]
+    fn a_device_is_bound_to_one_endpoint_and_as_long_as_that_is_there() {
+        let dir = Dir::new("bind");
+        let pair = |endpoint: &str, device: &str| (endpoint.to_owned(), device.to_owned());
+        {
+            let s = RedbStore::open(&dir.file()).unwrap();
+            s.change(&[endpoint("alpha", "tap0"), endpoint("zeta", "tap1")], &[]).unwrap();
+            s.bind("zeta", "vnet0").unwrap();
+            s.bind("alpha", "vnet1").unwrap();
+            s.bind("alpha", "vnet0").unwrap();
+        }
+        let s = RedbStore::open(&dir.file()).unwrap();
+        assert_eq!(s.bindings().unwrap(), [pair("alpha", "vnet0")]);
+        s.bind("zeta", "vnet1").unwrap();
+        s.change(&[], &[pair("LoadBalancer", "zeta"), pair("Endpoint", "alpha")]).unwrap();
+        assert_eq!(s.bindings().unwrap(), [pair("zeta", "vnet1")]);
     }
 
     #[test]
@@ -387,6 +452,40 @@ mod tests {
             let device = format!("tap{i}");
             s.change(&[endpoint("a", &device), endpoint("b", &device)], &[]).unwrap();
         }
+    }
+
+    #[test]
+    fn after_a_full_disk_it_goes_on() {
+        const NAME: &str = "store::redb::tests::after_a_full_disk_it_goes_on";
+        if let Some(file) = std::env::var_os("VNET_STORE_FULL") {
+            return fill_up(Path::new(&file));
+        }
+        // A file that may not grow is like a disk that is full, once the signal that comes with it is ignored.
+        let dir = Dir::new("full");
+        let mut child = Command::new("sh");
+        child.args(["-c", "trap '' XFSZ; exec \"$0\" \"$@\""]).arg(std::env::current_exe().unwrap());
+        let child = child.args([NAME, "--exact", "--nocapture"]).env("VNET_STORE_FULL", dir.file()).output().unwrap();
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stderr));
+        let all = RedbStore::open(&dir.file()).unwrap().resources().unwrap();
+        assert_eq!(all, [endpoint("a", "tap1")], "what failed is not there");
+    }
+
+    fn fill_up(file: &Path) {
+        use nix::sys::resource::{Resource::RLIMIT_FSIZE, getrlimit, setrlimit};
+        let s = RedbStore::open(file).unwrap();
+        let reader = s.clone();
+        s.change(&[endpoint("a", "tap0")], &[]).unwrap();
+        let (soft, hard) = getrlimit(RLIMIT_FSIZE).unwrap();
+        setrlimit(RLIMIT_FSIZE, std::fs::metadata(file).unwrap().len(), hard).unwrap();
+        let large = "x".repeat(64 << 20);
+        for _ in 0..2 {
+            let e = s.change(&[endpoint("b", &large)], &[]).unwrap_err();
+            assert!(format!("{e:#}").contains("File too large"), "{e:#}");
+            assert_eq!(reader.resources().unwrap(), [endpoint("a", "tap0")]);
+        }
+        setrlimit(RLIMIT_FSIZE, soft, hard).unwrap();
+        s.change(&[endpoint("a", "tap1")], &[]).unwrap();
+        assert_eq!(reader.resources().unwrap(), [endpoint("a", "tap1")]);
     }
 
     #[test]

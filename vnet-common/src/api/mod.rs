@@ -36,6 +36,8 @@ mod quarantine;
 
 use serde::{Deserialize, Serialize};
 
+use crate::verdict::Reason;
+
 pub use observe::*;
 pub use quarantine::*;
 
@@ -214,6 +216,16 @@ pub struct EndpointStatus {
     pub bytes: [u64; 2],
     /// Packets by direction (`egress`, `ingress`) and reason; only those that are not 0.
     pub packets: std::collections::BTreeMap<String, std::collections::BTreeMap<String, u64>>,
+}
+
+impl EndpointStatus {
+    /// Whether what was counted for this reason went no further. What cannot be judged is dropped where the endpoint is policed, and
+    /// else left to the stack.
+    pub fn is_drop(&self, reason: &str) -> bool {
+        let policed = matches!(&*self.policy, "policed" | "quarantined");
+        Reason::named(reason)
+            .is_some_and(|r| r.is_drop() || (policed && matches!(r, Reason::NotIp | Reason::Malformed | Reason::Vlan)))
+    }
 }
 
 /// One load balancer.

@@ -11,7 +11,7 @@ pub struct Event {
     pub number: u64,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
-    /// `drop`, `log`, `staged`, `flow`, `suppressed`, or the agent's: `move`, `tag`, `health`, `device`, `policy`, `source`.
+    /// One of [`EVENT_KINDS`].
     pub kind: String,
     /// The endpoint; empty if it is about none.
     #[serde(default)]
@@ -34,6 +34,10 @@ pub struct Event {
     #[serde(default)]
     pub message: String,
 }
+
+/// The kinds of events: what packets give, what was too much, and what the agent says.
+pub const EVENT_KINDS: [&str; 11] =
+    ["drop", "log", "staged", "flow", "suppressed", "move", "tag", "health", "device", "policy", "source"];
 
 /// A packet, in an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

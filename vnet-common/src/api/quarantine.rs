@@ -92,7 +92,8 @@ pub struct SourceStatus {
     pub malformed: u64,
     /// Events from senders, or about tags, that it may not.
     pub refused: u64,
-    /// Changes of tags that a newer one of the same tag overtook, because too many came at once; the newest state counts.
+    /// Changes of tags that a newer one of the same tag overtook, because too many came at once; the newest state counts. And tags
+    /// that were not taken, or fell out, because there were too many that are more severe.
     pub dropped: u64,
     /// Mapped events about no endpoint that is known here.
     #[serde(default)]

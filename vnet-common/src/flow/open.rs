@@ -49,7 +49,7 @@ where
     match reverse(m, w) {
         Reverse::Free => {}
         Reverse::Dead => drop(clear_dead(m, ep, w)),
-        Reverse::Taken => {
+        Reverse::Making | Reverse::Taken => {
             w.reason = Reason::FlowCollision;
             return false;
         }
@@ -59,7 +59,10 @@ where
         return false;
     }
     (w.entry.member, w.entry.serial, w.entry.group) = (NO_MEMBER, 0, 0);
-    if !insert(m, w, bits) {
+    let opened = w.headers.is_opened();
+    let inbound = (w.seen.key.direction == Direction::Ingress as u8) != opened;
+    let sides = if inbound { flags::INBOUND } else { 0 } | if opened { flags::REPLIED } else { 0 };
+    if !insert(m, w, bits | sides) {
         if !is_tcp {
             m.give_flow(ep.slot);
         }
@@ -88,9 +91,8 @@ pub fn insert<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>, bits: u16) -> 
 /// Makes both entries.
 #[inline(never)]
 fn fill<A: Address>(w: &mut Work<A>, bits: u16) {
-    let inbound = if w.seen.key.direction == Direction::Ingress as u8 { flags::INBOUND } else { 0 };
     let picked_up = w.headers.is_tcp() && w.headers.tcp & tcp::SYN == 0;
-    let bits = bits | inbound | if picked_up { flags::PICKED_UP } else { 0 };
+    let bits = bits | if picked_up { flags::PICKED_UP } else { 0 };
     let rule = w.judged.rule.id;
     let Work { seen, entry, other, .. } = w;
     (other.member, other.serial, other.group) = (entry.member, entry.serial, entry.group);
@@ -125,6 +127,8 @@ pub enum Reverse {
     Free,
     /// Entries that a dead flow, or this one's own past, left.
     Dead,
+    /// An entry of this flow that another CPU has just made: the other one follows. The next packet finds them.
+    Making,
     /// Another live flow.
     Taken,
 }
@@ -137,7 +141,11 @@ pub fn reverse<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> Reverse {
     for table in [Table::Main, Table::HalfOpen] {
         let possible = table == Table::Main || w.partner.protocol == protocol::TCP;
         if possible && m.flow(table, &w.partner, &mut w.other) {
-            if !w.other.rewrite.is(&mine) && !state::is_closed(w.other.tcp) {
+            let is_mine = w.other.rewrite.is(&mine);
+            if is_mine && w.other.generation == w.seen.generation && w.other.is_new(w.seen.now) {
+                return Reverse::Making;
+            }
+            if !is_mine && !state::is_closed(w.other.tcp) {
                 return Reverse::Taken;
             }
             found = Reverse::Dead;

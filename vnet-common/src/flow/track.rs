@@ -134,18 +134,18 @@ fn from_opener<A: Address>(key: &FlowKey<A>, entry_flags: u16) -> bool {
     (key.direction == Direction::Egress as u8) == (entry_flags & flags::INBOUND == 0)
 }
 
-/// The first way that passes. No loop: the verifier would lose count of it.
+/// Of a hash's slots, of which this is the first, the first that passes. No loop: the verifier would lose count of it.
 #[inline(always)]
-fn first(mut test: impl FnMut(u32) -> bool) -> Option<u32> {
+fn first(slot: u32, mut test: impl FnMut(u32) -> bool) -> Option<u32> {
     const { assert!(CACHE_WAYS == 4) };
-    if test(0) {
-        Some(0)
-    } else if test(1) {
-        Some(1)
-    } else if test(2) {
-        Some(2)
-    } else if test(3) {
-        Some(3)
+    if test(slot) {
+        Some(slot)
+    } else if test(slot ^ 1) {
+        Some(slot ^ 1)
+    } else if test(slot ^ 2) {
+        Some(slot ^ 2)
+    } else if test(slot ^ 3) {
+        Some(slot ^ 3)
     } else {
         None
     }
@@ -153,8 +153,8 @@ fn first(mut test: impl FnMut(u32) -> bool) -> Option<u32> {
 
 /// In which of its hash's slots this CPU's cache has the flow.
 #[inline(always)]
-fn way<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Option<u32> {
-    first(|way| m.is_cached(hash, way, key))
+fn slot<A: Address, M: FlowMaps<A>>(m: &M, hash: u32, key: &FlowKey<A>) -> Option<u32> {
+    first(m.cache_slot(hash)?, |slot| m.is_cached(slot, key))
 }
 
 /// The short way: finds the flow of a packet in the middle of it in this CPU's cache, and counts the packet there, once `accept` has seen the
@@ -169,7 +169,7 @@ pub fn hit<A: Address, M: FlowMaps<A> + HostMaps>(
     let (generation, now) = (m.generation(), m.now());
     let hash = hash::flow(key);
     let stamp = m.stamp(hash);
-    m.cached(hash, way(m, hash, key)?, |s| {
+    m.cached(slot(m, hash, key)?, |s| {
         let counted = s.bytes.wrapping_add(bytes);
         let usable = s.generation == generation && s.stamp == stamp;
         if !usable || now.wrapping_sub(s.flushed) >= FLUSH_JIFFIES || counted >= FLUSH_BYTES {
@@ -189,7 +189,7 @@ pub fn hit<A: Address, M: FlowMaps<A> + HostMaps>(
 pub fn cached_flags<A: Address, M: FlowMaps<A>>(m: &M, key: &FlowKey<A>) -> Option<u16> {
     let hash = hash::flow(key);
     let stamp = m.stamp(hash);
-    m.cached(hash, way(m, hash, key)?, |s| (s.stamp == stamp).then_some(s.flags))?
+    m.cached(slot(m, hash, key)?, |s| (s.stamp == stamp).then_some(s.flags))?
 }
 
 #[inline(always)]
@@ -260,11 +260,13 @@ fn remember<A: Address, M: FlowMaps<A> + LbMaps>(m: &M, w: &mut Work<A>) {
     let Work { seen, entry, spare, .. } = w;
     let idle = |s: &mut CacheSlot<A>| s.key.endpoint == 0 || seen.now.wrapping_sub(s.flushed) >= IDLE_JIFFIES;
     // Before an idle slot, that of the flow itself: it may have only one.
-    let way = way(m, seen.hash, &seen.key).or_else(|| first(|way| m.cached(seen.hash, way, idle) == Some(true)));
+    let slot = m.cache_slot(seen.hash).and_then(|slot| {
+        first(slot, |slot| m.is_cached(slot, &seen.key)).or_else(|| first(slot, |slot| m.cached(slot, idle) == Some(true)))
+    });
     // What the slot owes to the entry of `spare`, and when the last of it may have come.
     let (mut member, mut packets, mut bytes, mut last) = (0, 0, 0, 0);
-    if let Some(way) = way {
-        m.cached(seen.hash, way, |s| {
+    if let Some(slot) = slot {
+        m.cached(slot, |s| {
             // Also where the flow stays: one whose copy is time and again made invalid would never be written back.
             (member, packets, bytes) = (s.member, s.packets, s.bytes);
             last = if s.key.is(&seen.key) { seen.now } else { s.flushed.wrapping_add(FLUSH_JIFFIES) };
@@ -365,7 +367,8 @@ where
     })
 }
 
-/// Removes both entries of a flow, and gives back its quota; says if there was one.
+/// Removes both entries of a flow; says if there was one. Whoever removes the egress entry gives back the flow's quota: two CPUs, or a CPU and
+/// the agent, may each remove one of the two.
 #[inline(never)]
 pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
     m: &M,
@@ -379,7 +382,7 @@ pub fn forget<A: Address, M: FlowMaps<A> + EndpointMaps>(
     if table == Table::Main {
         m.bump_stamp(hash::flow(key));
         m.bump_stamp(hash::flow(partner));
-        if one || other {
+        if if direction(key) == Direction::Egress { one } else { other } {
             m.give_flow(slot);
         }
     }

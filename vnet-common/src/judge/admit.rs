@@ -18,7 +18,14 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    match admit_packet(m, ep, w, false) {
+    ask(ep, w, w.headers.is_opened());
+    let mut admission = admit(m, w, false);
+    if admission == Admission::Steered && w.seen.key.direction == Direction::Ingress as u8 {
+        // Who answers here is not whom the endpoint would have been led to.
+        (admission, w.reason) = (Admission::Denied, Reason::Quarantined);
+    }
+    note(m, ep, w, admission);
+    match admission {
         Admission::Denied => Decision::Drop,
         Admission::Rejected => Decision::Reject,
         Admission::Steered => Decision::Steer,
@@ -43,7 +50,7 @@ where
     A: Address,
     M: Maps + FlowMaps<A> + Judge<A>,
 {
-    ask(ep, w);
+    ask(ep, w, false);
     let admission = admit(m, w, member);
     note(m, ep, w, admission);
     admission
@@ -55,15 +62,15 @@ pub fn admit_unbalanced<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, ep:
     admit_packet(m, ep, w, false)
 }
 
-/// Asks about the packet at hand.
+/// Asks about the packet at hand: as the first of its flow, or (`opened`) as the answer to that, which went the other way.
 #[inline(never)]
-fn ask<A: Address>(ep: &EndpointRow, w: &mut Work<A>) {
+fn ask<A: Address>(ep: &EndpointRow, w: &mut Work<A>, opened: bool) {
     let h = &w.headers;
     let egress = w.seen.key.direction == Direction::Egress as u8;
     let peer = if egress { h.dst } else { h.src };
-    let port = if h.fragment { [0; 2] } else { h.dport };
-    let direction = u32::from(w.seen.key.direction);
-    w.question = Question { peer: AddressKey::of(ep.network, &peer), set: ep.set, direction, port: port_key(h.protocol, port) };
+    let direction = u32::from(w.seen.key.direction) ^ u32::from(opened);
+    let port = port_key(h.protocol, if opened { h.sport } else { h.dport });
+    w.question = Question { peer: AddressKey::of(ep.network, &peer), set: ep.set, direction, port };
 }
 
 /// Asks the rules, [`Work::question`] being set. `member`: also about that in [`Work::group`], whose answer counts as much.
@@ -113,11 +120,12 @@ fn is_steerable<A: Address>(w: &Work<A>) -> bool {
     w.question.direction == Direction::Egress as u32 && !h.fragment && (h.is_tcp() || h.is_udp())
 }
 
-/// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default.
+/// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default. To be led elsewhere is
+/// what a quarantine does by default: what it allows comes first.
 #[inline(always)]
 fn outweighs(new: &Judged, old: &Judged) -> bool {
     let weight = |j: &Judged| match (j.rule.flags & rule_flags::DEFAULT != 0, j.rule.action) {
-        (true, _) => 0,
+        (true, _) | (false, action::REDIRECT) => 0,
         (false, action::ALLOW) => 1,
         (false, _) => 2,
     };

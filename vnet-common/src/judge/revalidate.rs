@@ -53,15 +53,22 @@ where
     }
 }
 
-/// Notes the generation in the entry, and the rule that allows it now in both.
+/// Notes the generation in the entry, and the rule that allows it now in both; but only where it is still the entry that was read. The kernel gives
+/// the memory of a removed one to another flow at once.
 #[inline(always)]
 fn renew<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) {
-    let generation = w.seen.generation;
+    let (read, generation) = (w.entry.generation, w.seen.generation);
     w.entry.generation = generation;
-    m.update(w.table, &w.seen.key, |e| e.generation = generation);
+    let mut is_it = false;
+    m.update(w.table, &w.seen.key, |e| {
+        is_it = e.generation == read;
+        if is_it {
+            e.generation = generation;
+        }
+    });
     let rule = w.judged.rule.id;
     #[cfg(not(feature = "previous-abi"))]
-    if w.entry.rule != rule {
+    if is_it && w.entry.rule != rule {
         w.entry.rule = rule;
         m.update(w.table, &w.seen.key, |e| e.rule = rule);
         m.update(w.table, &w.partner, |e| e.rule = rule);

@@ -267,6 +267,10 @@ where
                     clear_dead(m, ep, w);
                     break index;
                 }
+                Reverse::Making => {
+                    w.reason = Reason::FlowCollision;
+                    return Outcome::Drop;
+                }
                 Reverse::Taken => w.reason = Reason::FlowCollision,
             }
         }

@@ -15,6 +15,9 @@ use crate::report::refuse;
 use crate::rewrite::Side;
 use crate::verdict::{Direction, Reason, Verdict};
 
+/// What the long way reads: Ethernet, IPv6, three extension headers of usual size and TCP; or an ICMPv6 error with the headers that it quotes.
+const HEADERS: u32 = 128;
+
 /// Of what an endpoint sends.
 #[inline(always)]
 pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
@@ -23,9 +26,12 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     let (bytes, segment) = (p.size(), p.segment());
     if !A::parse(p, w) {
-        return unjudged(ep, Reason::Malformed);
+        // A tunnel's packet may be behind more headers than are followed here: its receiver follows them all.
+        let may_tunnel = A::VERSION == 4 || ep.flags & endpoint_flags::TUNNELS != 0;
+        return if may_tunnel { unjudged(ep, Reason::Malformed) } else { Verdict::Drop(Reason::Malformed) };
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
     if ep.is_policed() {
@@ -43,7 +49,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
         }
-        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(p, m, &w.headers) {
+        if ep.flags & endpoint_flags::TUNNELS == 0 && guard::is_tunnel(m, &w.headers) {
             track::see(m, ep, Direction::Egress, bytes, w);
             return refuse(m, ep, w, Guard::Tunnel);
         }
@@ -68,10 +74,14 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     if !A::parse(p, w) {
         return unjudged(ep, Reason::Malformed);
     }
     if ep.is_policed() {
+        if guard::is_flooded(p, ep) {
+            return Verdict::Drop(Reason::Flooded);
+        }
         track::see(m, ep, Direction::Ingress, p.size(), w);
         match guard::ingress(&w.headers, ep) {
             Guard::Ask => {}
@@ -90,6 +100,8 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
         Decision::Forward => FAILED,
         Decision::Drop => Verdict::Drop(w.reason),
+        // The name that an answer would go in is another's.
+        Decision::Reject if !guard::is_to_own_mac(p, ep) => Verdict::Drop(Reason::RejectSilent),
         Decision::Reject => {
             w.todo = Todo::RejectBack;
             deliver::carry_out(p, m, w)
@@ -106,6 +118,7 @@ pub fn ingress_probe<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     w: &mut Work<A>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(HEADERS);
     if A::parse(p, w) {
         track::see(m, ep, Direction::Ingress, p.size(), w);
         open::note_probe(m, ep, w);

@@ -7,7 +7,7 @@ use crate::deliver::FAILED;
 use crate::endpoint::EndpointRow;
 use crate::lb::vip;
 use crate::packet::Packet;
-use crate::parse::Headers;
+use crate::parse::{ETH, Headers};
 use crate::policy::guard::{self, Guard};
 use crate::report::refuse_arp;
 use crate::verdict::{Direction, Reason, Verdict};
@@ -20,6 +20,7 @@ pub fn egress_arp<'s, P: Packet, M: Maps>(
     room: impl FnOnce() -> Option<&'s mut Scratch>,
     ep: &EndpointRow,
 ) -> Verdict {
+    p.pull(ETH as u32 + 28);
     if ep.is_policed() {
         let guard = guard::arp_egress(p, m, ep);
         if guard != Guard::Pass {

@@ -15,6 +15,12 @@ use crate::policy::guard;
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
 
+/// What the short way reads, and writes: up to a TCP header without options. It is linear nearly always, where more would have to be copied out
+/// of the payload's pages.
+const fn plain_headers<A: Address>() -> u32 {
+    A::PLAIN_L4 as u32 + 20
+}
+
 /// What an endpoint sends. `None`: the long way, from the beginning.
 #[inline(always)]
 pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
@@ -22,6 +28,7 @@ pub fn egress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     m: &M,
     ep: &EndpointRow,
 ) -> Option<Verdict> {
+    p.pull(plain_headers::<A>());
     let h = A::plain(p)?;
     let back = ep.flags & endpoint_flags::REDIRECT_BACK != 0;
     if ep.is_policed() {
@@ -55,6 +62,7 @@ pub fn ingress_known<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     m: &M,
     ep: &EndpointRow,
 ) -> Option<Verdict> {
+    p.pull(plain_headers::<A>());
     let h = A::plain(p)?;
     if !ep.is_policed() && vip::is_no_member(m, ep, &h.src) {
         return Some(Verdict::Next(Reason::NotOurs));

@@ -7,7 +7,7 @@
 //!   What only looks like them, having come or going further than the link, is left to the rules.
 //! - An endpoint that may not is kept from originating tunnel packets: whoever receives them would take them for another host's.
 
-use crate::addr::{Address, V6};
+use crate::addr::{Address, V4, V6};
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags};
 use crate::lb::LbMaps;
 use crate::packet::Packet;
@@ -72,7 +72,22 @@ pub fn is_own_mac<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
     p.read(6) == Some([m[0], m[1], m[2], m[3]]) && p.read(10) == Some([m[4], m[5]])
 }
 
-/// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address.
+/// Is the frame addressed to the endpoint's own MAC, as far as that is known? A bridge floods what it does not know the port of.
+#[inline(always)]
+pub fn is_to_own_mac<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
+    let m = &ep.mac;
+    *m == [0; 6] || p.read(0) == Some([m[0], m[1], m[2], m[3]]) && p.read(4) == Some([m[4], m[5]])
+}
+
+/// Is it a frame for one other host, at the port of an endpoint that has but one MAC?
+#[inline(always)]
+pub fn is_flooded<P: Packet>(p: &P, ep: &EndpointRow) -> bool {
+    let to_one = p.read::<2>(0).is_some_and(|mac| mac[0] & 1 == 0);
+    ep.flags & flags::CHECK_MAC != 0 && to_one && !is_to_own_mac(p, ep)
+}
+
+/// Judges an ARP packet from an endpoint (RFC 826): its sender fields are the endpoint's. A probe (RFC 5227) has no address there: it asks for the
+/// one that it wants to have, and keeps others from it.
 #[inline(never)]
 pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard {
     if ep.flags & flags::NEIGHBORS == 0 {
@@ -92,8 +107,8 @@ pub fn arp_egress<P: Packet, M: LbMaps>(p: &P, m: &M, ep: &EndpointRow) -> Guard
     if ep.flags & flags::CHECK_MAC != 0 && [a, b, c, d, e, f] != ep.mac {
         return Guard::Neighbor;
     }
-    let sender = crate::addr::V4::from(ip);
-    if ip != [0; 4] && !claims(m, ep, &sender, false) { Guard::Neighbor } else { Guard::Pass }
+    let claimed = if ip == [0; 4] { p.read(ETH + 24) } else { Some(ip) };
+    if claimed.is_some_and(|ip| claims(m, ep, &V4::from(ip), false)) { Guard::Pass } else { Guard::Neighbor }
 }
 
 /// Judges an IP packet from an endpoint.
@@ -109,7 +124,7 @@ where
     }
     if is_dhcp(h, true) {
         // A quarantined client's go to all on the link only: who is asked by name could be anyone.
-        let to_all = h.dst.widen()[0] == 0xff;
+        let to_all = is_to_link(&h.dst);
         let named = ep.flags & flags::QUARANTINED != 0 && !to_all;
         if ep.flags & flags::DHCP == 0 && h.src == A::default() {
             return Guard::Quarantine;
@@ -124,7 +139,7 @@ where
     if !owns(m, ep, h) {
         return Guard::Address;
     }
-    if ep.flags & flags::TUNNELS == 0 && is_tunnel(p, m, h) {
+    if ep.flags & flags::TUNNELS == 0 && is_tunnel(m, h) {
         return Guard::Tunnel;
     }
     Guard::Ask
@@ -166,6 +181,13 @@ fn is_link_local<A: Address>(addr: &A) -> bool {
     a == 0xfe && b & 0xc0 == 0x80
 }
 
+/// Is it addressed to all, or to a group, on the link and no further?
+#[inline(always)]
+fn is_to_link<A: Address>(addr: &A) -> bool {
+    let [a, b, c, d, ..] = addr.widen();
+    if A::VERSION == 4 { [a, b, c, d] == [0xff; 4] } else { [a, b] == [0xff, 0x02] }
+}
+
 /// A DHCP (RFC 2131) or DHCPv6 (RFC 8415) packet of a client, or to one?
 #[inline(always)]
 fn is_dhcp<A: Address>(h: &Headers<A>, from_client: bool) -> bool {
@@ -183,7 +205,8 @@ fn is_discovery<A: Address>(h: &Headers<A>) -> bool {
     h.protocol == protocol::ICMPV6 && !h.fragment && (neighbors || listeners)
 }
 
-/// Judges neighbour discovery from an endpoint: advertisements are for its own addresses, and every link-layer address in it is its own.
+/// Judges neighbour discovery from an endpoint: it advertises its own addresses, looks only for those for duplicates, and every link-layer address
+/// in it is its own.
 #[inline(always)]
 fn discovery_egress<A, P, M>(p: &P, m: &M, h: &Headers<A>, ep: &EndpointRow) -> Guard
 where
@@ -207,7 +230,8 @@ where
         135 | 136 => 24,
         _ => return Guard::Pass,
     };
-    if kind == 136 && ep.flags & flags::CHECK_IP != 0 {
+    let claims_target = kind == 136 || kind == 135 && h.src == A::default();
+    if claims_target && ep.flags & flags::CHECK_IP != 0 {
         let mut target = V6::default();
         if !read_address(p, l4 + 8, &mut target) {
             return Guard::Neighbor;
@@ -239,6 +263,9 @@ fn own_link_options<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> bool {
     at != FOREIGN && at as u32 >= p.size()
 }
 
+/// An option further back in the frame is not looked at, and so refused.
+const MAX_OPTION: usize = 0x7ff;
+
 /// Where to go on after a link-layer address option that is somebody else's, or broken: nowhere.
 const FOREIGN: usize = usize::MAX;
 
@@ -248,7 +275,9 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
     if at == FOREIGN || at as u32 >= p.size() {
         return at;
     }
-    let at = at & 0x7ff;
+    if at > MAX_OPTION {
+        return FOREIGN;
+    }
     let Some([kind, units]) = p.read::<2>(at) else { return FOREIGN };
     if units == 0 {
         return FOREIGN;
@@ -262,16 +291,8 @@ fn own_link_option<P: Packet>(p: &P, at: usize, mac: &[u8; 6]) -> usize {
     at + (usize::from(units) << 3)
 }
 
-/// Is a packet for a tunnel's port, or could it be? A fragment has its ports only in the first one; one that is too short for them, or has
-/// further extension headers in front of them (RFC 7112), is none to be let through.
+/// Is a packet for a tunnel's port? Of a fragmented one the first fragment says so.
 #[inline(always)]
-pub fn is_tunnel<A: Address, P: Packet, M: HostMaps>(p: &P, m: &M, h: &Headers<A>) -> bool {
-    if !h.fragment {
-        return h.is_udp() && m.is_tunnel_port(h.dport);
-    }
-    let offset = if A::VERSION == 4 { p.read(ETH + 6) } else { p.read(h.l4 - 6) };
-    let mask = if A::VERSION == 4 { 0x1fff } else { 0xfff8 };
-    let first = offset.is_none_or(|o: [u8; 2]| u16::from_be_bytes(o) & mask == 0);
-    let hidden = A::VERSION == 6 && matches!(h.protocol, 0 | 43 | 44 | 60);
-    first && (hidden || h.is_udp() && p.read(h.l4 + 2).is_none_or(|port| m.is_tunnel_port(port)))
+pub fn is_tunnel<A: Address, M: HostMaps>(m: &M, h: &Headers<A>) -> bool {
+    h.is_udp() && m.is_tunnel_port(h.dport)
 }

@@ -2,7 +2,6 @@
 
 use anyhow::Result;
 use vnet_common::api::{EndpointStatus, Held, Pending, QuarantineStatus, Tag};
-use vnet_common::verdict::Reason;
 
 use super::fields::Fields;
 use crate::client::segment;
@@ -87,12 +86,11 @@ fn add_more(text: &mut Fields, more: &More, session: &Session) {
 
 /// Packets by reason: those that went no further first, as they are what people look for.
 fn packets(text: &mut Fields, ep: &EndpointStatus, paint: Paint) {
-    let dropped = |reason: &str| Reason::named(reason).is_some_and(Reason::is_drop);
     for (title, drops) in [("Dropped or refused", true), ("Packets", false)] {
         let mut table = Table::new(&["DIRECTION", "REASON", ">PACKETS"]);
         let mut empty = true;
         for (direction, reasons) in &ep.packets {
-            for (reason, count) in reasons.iter().filter(|(reason, _)| dropped(reason) == drops) {
+            for (reason, count) in reasons.iter().filter(|(reason, _)| ep.is_drop(reason) == drops) {
                 let look = if drops { Look::Red } else { Look::Plain };
                 table.row(vec![direction.into(), reason.into(), Cell::new(count, look)]);
                 empty = false;

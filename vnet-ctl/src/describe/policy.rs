@@ -6,7 +6,7 @@ use serde_json::Value;
 use vnet_common::api::RuleStatus;
 
 use super::fields::Fields;
-use super::{inline, resource, rule_lines, rules};
+use super::{resource, rule_lines, rules};
 use crate::output::Session;
 use crate::style::Paint;
 use crate::target::Kind;
@@ -32,14 +32,12 @@ pub async fn describe(session: &Session, name: &str) -> Result<u8> {
 }
 
 fn text_of(name: &str, description: &Description, paint: Paint) -> String {
-    let spec = |key: &str, default: &str| {
-        description.resource.pointer(&format!("/spec/{key}")).map_or_else(|| default.to_owned(), inline)
-    };
+    let setting = |key: &str, default: &str| get::setting(&description.resource, key, default);
     let mut text = Fields::new(paint);
     text.add("Name", name);
-    text.add("Tier", &spec("tier", "app"));
-    text.add("Priority", &spec("priority", "1000"));
-    text.add("Mode", &spec("mode", "enforce"));
+    text.add("Tier", &setting("tier", "app"));
+    text.add("Priority", &setting("priority", "1000"));
+    text.add("Mode", &setting("mode", "enforce"));
     text.add("Applied to", &get::applied_to(&description.resource));
     let endpoints = description.rules.iter().map(|rule| rule.endpoints).max().unwrap_or(0);
     text.add("Local endpoints", &endpoints.to_string());

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use vnet_common::api::{EndpointStatus, Event, ExplainRequest, Explanation, PacketRef};
+use vnet_common::verdict::Reason;
 
 use crate::failure::Misused;
 use crate::output::Session;
@@ -61,7 +62,8 @@ pub struct Args {
     /// The way it goes at that endpoint
     #[arg(long, value_name = "egress|ingress", requires = "pcap", default_value = "egress", value_parser = ["egress", "ingress"], hide_possible_values = true)]
     direction: String,
-    /// The packet of this event; numbers are in events -o wide
+    /// The packet of this event, unless it has too little of it: of what is spoofed, a fragment, too big, or ICMP other than an echo
+    /// request; numbers are in events -o wide
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(1..))]
     event: Option<u64>,
     /// As if this were applied: a file, a directory, or - for standard input; may be repeated
@@ -156,6 +158,15 @@ async fn about(session: &Session, event: &Event, packet: &PacketRef) -> Result<E
     if packet.src.is_empty() || packet.dst.is_empty() {
         bail!("event {} does not say where its packet came from, and where it went", event.number);
     }
+    if let Some(what) = lost(event, packet) {
+        let way = if event.direction == "ingress" { " --direction ingress" } else { "" };
+        let at = if event.endpoint.is_empty() { "ENDPOINT" } else { &event.endpoint };
+        bail!(
+            "event {} has too little of its packet to explain it ({what}), and another may be judged otherwise: capture one like it, and \
+             give it with --pcap FILE --at {at}{way}",
+            event.number
+        );
+    }
     let mut from = packet.src.clone();
     if event.direction == "egress" {
         let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
@@ -169,6 +180,18 @@ async fn about(session: &Session, event: &Event, packet: &PacketRef) -> Result<E
     let flags =
         Some(packet.flags.chars().filter(|flag| FLAGS.contains(*flag)).collect()).filter(|flags: &String| !flags.is_empty());
     Ok(ExplainRequest { from, to, flags, sport: packet.sport, ..ExplainRequest::default() })
+}
+
+/// What made the packet what it was, and is not in an event: the packet that is made from it would have another fate.
+fn lost(event: &Event, packet: &PacketRef) -> Option<String> {
+    if let Some(Reason::SpoofedMac | Reason::SpoofedAddress | Reason::SpoofedNeighbor | Reason::Fragment | Reason::PacketTooBig) =
+        Reason::named(&event.reason)
+    {
+        return Some(event.reason.clone());
+    }
+    let echo_request = if packet.protocol == "ICMP" { 8 } else { 128 };
+    let (kind, code) = packet.icmp.filter(|(kind, _)| *kind != echo_request)?;
+    Some(format!("{} of type {kind}, code {code}", packet.protocol))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -4,6 +4,7 @@ mod policies;
 mod tables;
 
 use anyhow::{Result, bail};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use vnet_common::api::{API_VERSION, EndpointStatus, GroupStatus, LbStatus, SourceStatus};
 
@@ -14,7 +15,7 @@ use crate::style::Look;
 use crate::target::{Kind, Target, TargetParser};
 use crate::{human, lb, near};
 
-pub use policies::applied_to;
+pub use policies::{applied_to, setting};
 pub use tables::{endpoints as endpoint_table, groups as group_table, kind_of, sources as source_table};
 
 /// List resources of a kind; with -o yaml, as files for `apply`
@@ -119,17 +120,29 @@ pub async fn find_endpoints(session: &Session, names: &[String]) -> Result<Vec<E
     pick(all, names, |ep| &ep.name, Kind::Endpoint)
 }
 
-/// Adds the names that exist to the error that an endpoint does not.
-pub async fn explain_endpoint<T>(session: &Session, found: Result<T>, name: &str) -> Result<T> {
+/// What any status has.
+#[derive(Deserialize)]
+struct Named {
+    name: String,
+}
+
+/// Adds the names that exist to the error that something of this kind does not. `path`: where all of them are.
+pub async fn explain<T>(session: &Session, found: Result<T>, (kind, path): (Kind, &str), name: &str) -> Result<T> {
     let error = match found {
         Err(error) if is_not_found(&error) => error,
         other => return other,
     };
-    let all: Vec<EndpointStatus> = session.agent.get("/v1/endpoints").await?;
-    if all.iter().all(|ep| ep.name != name) {
-        bail!("there is no endpoint '{name}'; {}", near::hint(name, all.iter().map(|ep| ep.name.as_str()), "endpoints"));
+    let all: Vec<Named> = session.agent.get(path).await?;
+    if all.iter().all(|each| each.name != name) {
+        let hint = near::hint(name, all.iter().map(|each| each.name.as_str()), kind.plural());
+        bail!("there is no {} '{name}'; {hint}", kind.singular());
     }
     Err(error)
+}
+
+/// [`explain`] for endpoints.
+pub async fn explain_endpoint<T>(session: &Session, found: Result<T>, name: &str) -> Result<T> {
+    explain(session, found, (Kind::Endpoint, "/v1/endpoints"), name).await
 }
 
 /// The security groups of these names, or all.

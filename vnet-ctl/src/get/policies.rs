@@ -58,7 +58,7 @@ pub fn table(policies: &[Policy], prefix: &str, wide: bool) -> Table {
 }
 
 /// A setting of a policy as text, or what it is where the resource does not say.
-fn setting(resource: &Value, key: &str, default: &str) -> String {
+pub fn setting(resource: &Value, key: &str, default: &str) -> String {
     match resource.pointer(&format!("/spec/{key}")) {
         None => default.to_owned(),
         Some(Value::String(text)) => text.clone(),

@@ -35,7 +35,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     }
     let found = session.agent.get(&path).await;
     let list: FlowList = match &args.lb {
-        Some(name) => lb::explain(session, found, name, None).await?,
+        Some(name) => lb::explain(session, found, name).await?,
         None => found?,
     };
     print(&session.render(&list, |list| text(list, session.wide(), session.paint))?)?;

@@ -32,7 +32,7 @@ pub struct Args {
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let path = format!("/v1/lb/{}", segment(&args.name));
-    let fetch = async || lb::explain(session, session.agent.get_quietly(&path).await, &args.name, None).await;
+    let fetch = async || lb::explain(session, session.agent.get_quietly(&path).await, &args.name).await;
     watch::run(session, args.watch, fetch, |lb: &LbStatus, before| {
         session.render(lb, |lb| match lb.members.is_empty() {
             true => format!("load balancer '{}' has no members\n", lb.name),

@@ -13,6 +13,7 @@ use crate::client::segment;
 use crate::failure::is_not_found;
 use crate::output::Session;
 use crate::table::Cell;
+use crate::target::Kind;
 use crate::{get, near};
 
 /// See who gets the connections, and change it: members, draining, weights, flows
@@ -77,7 +78,7 @@ pub async fn find(session: &Session, names: &[String]) -> Result<Vec<LbStatus>> 
 /// The load balancer of this name.
 pub async fn one(session: &Session, name: &str) -> Result<LbStatus> {
     let found = session.agent.get(&format!("/v1/lb/{}", segment(name))).await;
-    explain(session, found, name, None).await
+    explain(session, found, name).await
 }
 
 /// How many members take new flows, of all.
@@ -91,29 +92,26 @@ pub fn ready(lb: &LbStatus) -> Cell {
 async fn change(session: &Session, which: &Which, change: &MemberChange) -> Result<(LbStatus, MemberStatus)> {
     let path = format!("/v1/lb/{}/members/{}", segment(&which.lb), segment(&which.member));
     let changed = session.agent.post(&path, change).await;
-    let lb: LbStatus = explain(session, changed, &which.lb, Some(&which.member)).await?;
+    let lb: LbStatus = explain_member(session, changed, which).await?;
     match lb.members.iter().find(|member| member.name == which.member).cloned() {
         Some(member) => Ok((lb, member)),
         None => bail!("load balancer '{}' was changed, but has no member '{}' any more", which.lb, which.member),
     }
 }
 
-/// Adds the names that exist to the error that a load balancer, or a member of it, does not.
-async fn explain<T>(session: &Session, found: Result<T>, name: &str, member: Option<&str>) -> Result<T> {
-    let error = match found {
-        Err(error) if is_not_found(&error) => error,
-        other => return other,
-    };
-    let all: Vec<LbStatus> = session.agent.get("/v1/lb").await?;
-    match (all.iter().find(|lb| lb.name == name), member) {
-        (None, _) => {
-            let hint = near::hint(name, all.iter().map(|lb| lb.name.as_str()), "load balancers");
-            bail!("there is no load balancer '{name}'; {hint}")
+/// [`get::explain`] for load balancers.
+async fn explain<T>(session: &Session, found: Result<T>, name: &str) -> Result<T> {
+    get::explain(session, found, (Kind::LoadBalancer, "/v1/lb"), name).await
+}
+
+/// The same where the member may be what does not exist.
+async fn explain_member<T>(session: &Session, found: Result<T>, Which { lb, member }: &Which) -> Result<T> {
+    match explain(session, found, lb).await {
+        Err(error) if is_not_found(&error) => {
+            let members = one(session, lb).await?.members;
+            let hint = near::hint(member, members.iter().map(|member| member.name.as_str()), "members");
+            bail!("load balancer '{lb}' has no member '{member}'; {hint}")
         }
-        (Some(lb), Some(member)) => {
-            let hint = near::hint(member, lb.members.iter().map(|member| member.name.as_str()), "members");
-            bail!("load balancer '{name}' has no member '{member}'; {hint}")
-        }
-        (Some(_), None) => Err(error),
+        other => other,
     }
 }

@@ -8,7 +8,7 @@ use crate::output::Session;
 
 /// Keep the list of endpoints that no transfer moves into quarantine
 ///
-/// What would be moved waits for approval instead. Whoever is held already stays held until released.
+/// What would be moved waits for approval instead. An endpoint that is held cannot be put on it: release it first.
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
@@ -58,11 +58,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<u8> {
     };
     let request = QuarantineRequest { group: None, reason: which.reason };
     let status = change(session, &which.endpoint, path, &request).await?;
-    session.show(&status, |status| {
-        let held = status.held.iter().any(|held| held.endpoint == which.endpoint);
-        let but = if held { "; it is held now, and stays so until released" } else { "" };
-        format!("endpoint/{} {done}{but}\n", which.endpoint)
-    })?;
+    session.show(&status, |_| format!("endpoint/{} {done}\n", which.endpoint))?;
     Ok(0)
 }
 

@@ -7,12 +7,11 @@ use anyhow::{Context, Result, anyhow, bail, ensure};
 use vnet_common::api::{IngestResponse, ScanReport, ScanRequest, SourceStatus, SourceTest};
 
 use crate::client::segment;
-use crate::failure::is_not_found;
 use crate::output::{Session, print};
 use crate::style::{Look, Paint};
 use crate::target::Kind;
 use crate::watch::{self, WatchArgs};
-use crate::{get, human, near, rule};
+use crate::{get, human, rule};
 
 /// See the sources of tags, try them, scan with them, and send them events
 #[derive(Debug, clap::Args)]
@@ -111,7 +110,7 @@ pub struct ScanArgs {
 #[command(after_help = "\
 Examples:
   vnet-ctl tag source send falco -f alert.json
-  journalctl -u falco -o cat | vnet-ctl tag source send falco
+  journalctl -u falco -o cat | grep '^{' | vnet-ctl tag source send falco
 
 Exit codes:
   0  every event was taken      1  some had faults, which are told")]
@@ -232,18 +231,7 @@ async fn send(session: &Session, args: SendArgs) -> Result<u8> {
     Ok(u8::from(!done.faults.is_empty()))
 }
 
-/// Adds the names that exist to the error that a source does not.
+/// [`get::explain`] for tag sources.
 async fn explain<T>(session: &Session, found: Result<T>, name: &str) -> Result<T> {
-    let error = match found {
-        Err(error) if is_not_found(&error) => error,
-        other => return other,
-    };
-    let all: Vec<SourceStatus> = session.agent.get("/v1/sources").await?;
-    if all.iter().all(|source| source.name != name) {
-        bail!(
-            "there is no tag source '{name}'; {}",
-            near::hint(name, all.iter().map(|source| source.name.as_str()), "tag sources")
-        );
-    }
-    Err(error)
+    get::explain(session, found, (Kind::TagSource, "/v1/sources"), name).await
 }

@@ -64,9 +64,15 @@ fn an_event_is_explained() {
         "{ran:?}"
     );
     assert_eq!(host.asked("explain")["from"], "tap0");
-    for (number, part) in
-        [("2", "of kind suppressed, and about no packet"), ("4", "is not kept any more"), ("9", "there is no event 9 yet")]
-    {
+    for (number, part) in [
+        ("2", "of kind suppressed, and about no packet"),
+        ("4", "is not kept any more"),
+        ("21", "to explain it (spoofed-address), and another may be judged otherwise"),
+        ("21", "--pcap FILE --at tap0\n"),
+        ("22", "to explain it (ICMPv6 of type 1, code 3), and"),
+        ("22", "--pcap FILE --at tap0 --direction ingress\n"),
+        ("9", "there is no event 9 yet"),
+    ] {
         let ran = host.run(&["explain", "--event", number]);
         assert!(ran.code == 2 && ran.err.contains(part), "{ran:?}");
     }

@@ -123,6 +123,19 @@ pub fn event(number: u64) -> Event {
             ..drop
         },
         6 => Event { packet: drop.packet.clone().map(|packet| PacketRef { src: "10.0.0.66".to_owned(), ..packet }), ..drop },
+        21 => Event { reason: "spoofed-address".to_owned(), rule: None, number, ..event(6) },
+        22 => Event {
+            direction: "ingress".to_owned(),
+            packet: drop.packet.clone().map(|packet| PacketRef {
+                protocol: "ICMPv6".to_owned(),
+                icmp: Some((1, 3)),
+                sport: None,
+                dport: None,
+                flags: String::new(),
+                ..packet
+            }),
+            ..drop
+        },
         _ => drop,
     }
 }
@@ -338,6 +351,9 @@ impl Quarantine for Memory {
                 status.held.push(held("strict", "approved"));
             }
             "dismiss" => status.pending.retain(|pending| pending.endpoint != endpoint),
+            "never" if status.held.iter().any(|held| held.endpoint == endpoint) => {
+                return Err(Refusal::conflict(format!("{endpoint} is held: release it first")));
+            }
             "never" => status.never.push(endpoint.to_owned()),
             "unnever" => status.never.retain(|never| *never != endpoint),
             _ => return Err(Refusal::bad_request(format!("no verb {verb}"))),
@@ -365,14 +381,15 @@ impl Quarantine for Memory {
     }
 }
 
-/// Events 1, 2, 3, 5 and 6 (the fourth was too much). With `follow`, one every 20 ms, and no end; or an end, if it is about `vm-end`.
+/// Events 1, 2, 3, 5 and 6 (the fourth was too much); who asks from the 20th on, 21 and 22. With `follow`, one every 20 ms, and no end; or an end, if it is about `vm-end`.
 async fn events(Query(asked): Query<Asked>) -> Response {
     let wanted = move |event: &Event| {
         asked.since.is_none_or(|since| event.number > since)
             && asked.kind.as_ref().is_none_or(|kinds| kinds.split(',').any(|kind| kind == event.kind))
     };
     let ends = !asked.follow || asked.reason.as_deref() == Some("end");
-    let all: Vec<Event> = [1, 2, 3, 5, 6].map(event).into_iter().filter(wanted).collect();
+    let numbers: &[u64] = if asked.since.is_some_and(|since| since >= 20) { &[21, 22] } else { &[1, 2, 3, 5, 6] };
+    let all: Vec<Event> = numbers.iter().map(|number| event(*number)).filter(wanted).collect();
     let stream = futures_util::stream::unfold((all.into_iter(), asked.follow), move |(mut rest, follow)| async move {
         if follow {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -104,7 +104,7 @@ fn an_endpoint_tells_its_group_tags_and_drops() {
         "Policy:              policed",
         "Identity:            17",
         "  malware          8   operator   never     -",
-        "Dropped or refused:\n  DIRECTION   REASON       PACKETS\n  egress      flow-quota         2\n",
+        "Dropped or refused:\n  DIRECTION   REASON       PACKETS\n  egress      flow-quota         2\n  egress      not-ip             6\n",
         "Packets:\n  DIRECTION   REASON        PACKETS\n  egress      lb-new-flow         4\n",
     ];
     for part in parts {

@@ -223,10 +223,13 @@ impl Control for Memory {
         let applied = resources.iter().map(|resource| EndpointStatus {
             name: name(resource).to_owned(),
             mac: resource["spec"]["mac"].as_str().map(str::to_owned),
+            policy: "policed".to_owned(),
             bytes: [looks << 20, 0],
             packets: [(
                 "egress".to_owned(),
-                [("flow-quota".to_owned(), looks * 50), ("established".to_owned(), looks * 700)].into(),
+                [("flow-quota", 40), ("vlan", 10), ("established", 700)]
+                    .map(|(reason, count)| (reason.to_owned(), looks * count))
+                    .into(),
             )]
             .into(),
             ..EndpointStatus::default()
@@ -244,7 +247,11 @@ impl Control for Memory {
             policy: "policed".to_owned(),
             identity: 17,
             bytes: [2048, 10],
-            packets: [("egress".to_owned(), [("lb-new-flow".to_owned(), 4), ("flow-quota".to_owned(), 2)].into())].into(),
+            packets: [(
+                "egress".to_owned(),
+                [("lb-new-flow", 4), ("flow-quota", 2), ("not-ip", 6)].map(|(reason, count)| (reason.to_owned(), count)).into(),
+            )]
+            .into(),
             ..EndpointStatus::default()
         };
         Ok(applied.chain([found]).collect())

@@ -81,6 +81,21 @@ fn a_reader_that_goes_away_is_no_error() {
 }
 
 #[test]
+fn an_agent_that_goes_away_is_one() {
+    let host = Host::start();
+    let listener = UnixListener::bind(host.directory.join("closing.sock")).unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            // It ends in the middle of a request that is more than the socket has room for.
+            let _ = stream.unwrap().read(&mut [0; 16]);
+        }
+    });
+    let large = format!("# {}\n", "x".repeat(8 << 20));
+    let ran = host.run_with_input(&["apply", "-f", "-", "--socket", "closing.sock"], &large);
+    assert!(ran.code == 1 && ran.err.contains("closed the connection without a complete answer"), "{ran:?}");
+}
+
+#[test]
 fn ordinary_users_look_but_do_not_change() {
     if !nix::unistd::geteuid().is_root() {
         eprintln!("SKIPPED ordinary_users_look_but_do_not_change: needs root, to become someone else");

@@ -1,7 +1,12 @@
 //! The routes of tag sources, and who may send events.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use super::*;
 use crate::api::Sources;
+
+/// A scan was told to stop.
+static STOPPED: AtomicBool = AtomicBool::new(false);
 
 /// Knows one source, `s`, whose user is 4711.
 pub(super) struct KnownSources;
@@ -17,7 +22,14 @@ impl Sources for KnownSources {
         let faults = vec![format!("{source} {}", String::from_utf8_lossy(text).len())];
         Ok(IngestResponse { events: 1, tags: 0, faults })
     }
-    fn scan(&self, _: &str, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+    fn scan(&self, _: &str, request: &ScanRequest, stop: &AtomicBool) -> Result<ScanReport, Refusal> {
+        if request.endpoint == "slow" {
+            let end = Instant::now() + Duration::from_secs(20);
+            while !stop.load(Ordering::Relaxed) && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            STOPPED.store(stop.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
         Err(Refusal::not_found(format!("no endpoint {}", request.endpoint)))
     }
     fn test(&self, _: &str, config: Option<&Path>) -> Result<SourceTest, Refusal> {
@@ -53,6 +65,24 @@ fn the_routes_of_tag_sources_answer() -> Result<()> {
     let large = "x".repeat(crate::source::BODY_LIMIT + 1);
     let (status, answer) = server.ask("POST", "/v1/sources/s/events", Some(&large))?;
     assert!(status == 413 && answer["error"].as_str().is_some_and(|why| why.contains("over 4 MiB")), "{status} {answer}");
+    Ok(())
+}
+
+#[test]
+fn a_scan_ends_with_its_request() -> Result<()> {
+    let server = Server::start()?;
+    let body = r#"{"endpoint": "slow", "paths": []}"#;
+    let mut client = UnixStream::connect(&server.socket)?;
+    let head = "POST /v1/sources/s/scan HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length:";
+    client.write_all(format!("{head} {}\r\n\r\n{body}", body.len()).as_bytes())?;
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(!STOPPED.load(Ordering::Relaxed));
+    drop(client);
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while !STOPPED.load(Ordering::Relaxed) {
+        ensure!(Instant::now() < deadline, "nobody waits for it, and it goes on");
+        std::thread::sleep(Duration::from_millis(5));
+    }
     Ok(())
 }
 

@@ -27,6 +27,7 @@ struct Memory {
 struct Content {
     resources: BTreeMap<Key, Resource>,
     overrides: BTreeMap<(String, String), MemberOverride>,
+    bindings: BTreeMap<String, String>,
 }
 
 impl Memory {
@@ -47,6 +48,7 @@ impl Store for Arc<Memory> {
         self.write(|c| {
             c.resources.extend(put.iter().map(|r| (key(r), r.clone())));
             c.resources.retain(|k, _| !delete.contains(k));
+            c.bindings.retain(|name, _| !delete.contains(&("Endpoint".to_owned(), name.clone())));
         })
     }
     fn overrides(&self) -> Result<Vec<(String, String, MemberOverride)>> {
@@ -78,10 +80,13 @@ impl Store for Arc<Memory> {
         Ok(())
     }
     fn bindings(&self) -> Result<Vec<(String, String)>> {
-        Ok(Vec::new())
+        Ok(self.content.lock().unwrap().bindings.clone().into_iter().collect())
     }
-    fn bind(&self, _: &str, _: &str) -> Result<()> {
-        Ok(())
+    fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
+        self.write(|c| {
+            c.bindings.retain(|_, bound| bound != device);
+            c.bindings.insert(endpoint.into(), device.into());
+        })
     }
 }
 
@@ -312,9 +317,17 @@ fn overrides_name_what_is_there_and_go_with_the_load_balancer() {
     assert!(rig.policy.change_member("nope", "10.9.0.1", &drain).unwrap_err().to_string().contains("no load balancer 'nope'"));
     assert!(rig.policy.change_member("web", "nope", &drain).unwrap_err().to_string().contains("no member 'nope'"));
     rig.policy.change_member("web", "10.9.0.1", &drain).unwrap();
-    rig.policy.change(vec![], vec![("LoadBalancer".into(), "web".into())], false).unwrap();
+    let delete = |rig: &mut Rig| rig.policy.change(vec![], vec![("LoadBalancer".into(), "web".into())], false).unwrap();
+    delete(&mut rig);
+    rig.apply(web(&["10.9.0.1"])).unwrap();
+    assert_eq!(rig.members(), [(1, state::DRAINING)], "the deletion was taken back");
+    rig.policy.drop_overrides().unwrap();
+    assert_eq!(rig.store.content.lock().unwrap().overrides.len(), 1, "of what is there");
+    delete(&mut rig);
+    rig.policy.drop_overrides().unwrap();
     rig.apply(web(&["10.9.0.1"])).unwrap();
     assert_eq!(rig.members(), [(1, state::ACTIVE)]);
+    assert!(rig.store.content.lock().unwrap().overrides.is_empty());
 }
 
 #[test]
@@ -342,11 +355,25 @@ fn selectors_follow_endpoint_resources() {
             ..Default::default()
         },
     };
-    let both = vec![Resource::LoadBalancer(selecting), Resource::Endpoint(endpoint)];
+    let both = vec![Resource::LoadBalancer(selecting), Resource::Endpoint(endpoint.clone())];
     rig.policy.change(both, vec![], false).unwrap();
     assert_eq!(rig.members(), [(5, state::ACTIVE)]);
-    rig.policy.change(vec![], vec![("Endpoint".into(), "vm1".into())], false).unwrap();
-    assert_eq!(rig.members(), []);
+    // A device that it was given at run time goes with it.
+    rig.policy.bind("vm2", "vnet0").unwrap();
+    rig.policy.bind("vm1", "vnet0").unwrap();
+    let before = rig.snapshot();
+    assert_eq!(
+        (&before.0.bindings, rig.policy.endpoints()[0].device.as_str()),
+        (&[("vm1".into(), "vnet0".into())].into(), "vnet0")
+    );
+    let delete = |rig: &mut Rig| rig.policy.change(vec![], vec![("Endpoint".into(), "vm1".into())], false);
+    rig.maps.left.set(Some(0));
+    delete(&mut rig).unwrap_err();
+    assert_eq!((rig.snapshot(), rig.policy.endpoints()[0].device.as_str()), (before, "vnet0"), "what fails is taken back");
+    delete(&mut rig).unwrap();
+    assert_eq!((rig.members(), rig.snapshot().0.bindings), (vec![], BTreeMap::new()));
+    rig.apply(Resource::Endpoint(endpoint)).unwrap();
+    assert_eq!(rig.policy.endpoints()[0].device, "tap1");
 }
 
 #[test]

@@ -57,11 +57,12 @@ fn rules_members_quarantine_and_sources_are_counted() {
     let member =
         MemberStatus { name: "m1".into(), state: "down".into(), active_flows: 4, bytes: [1, 2], ..MemberStatus::default() };
     let held = Held { group: "q".into(), state: "enforced".into(), ..Held::default() };
+    let failed = |why: &str| Held { state: format!("failed: {why}"), ..held.clone() };
     let snapshot = Snapshot {
         lbs: vec![LbStatus { name: "web".into(), members: vec![member], ..LbStatus::default() }],
         rules: vec![rule("a", false, 9), rule("b", true, 0)],
         quarantine: QuarantineStatus {
-            held: vec![held.clone(), held],
+            held: vec![held.clone(), held.clone(), failed("no room for its set"), failed("no such device")],
             pending: vec![Pending { because: "brake".into(), ..Pending::default() }],
             ..QuarantineStatus::default()
         },
@@ -96,6 +97,7 @@ fn rules_members_quarantine_and_sources_are_counted() {
     has(&text, r#"vnet_member_up{lb="web",member="m1"} 0"#);
     has(&text, r#"vnet_member_bytes_total{lb="web",member="m1",direction="from"} 2"#);
     has(&text, r#"vnet_quarantine_held_endpoints{group="q",state="enforced"} 2"#);
+    has(&text, r#"vnet_quarantine_held_endpoints{group="q",state="failed"} 2"#);
     has(&text, r#"vnet_quarantine_pending_moves{because="brake"} 1"#);
     has(&text, r#"vnet_tag_source_malformed_total{source="ids",kind="suricata"} 3"#);
     has(&text, r#"vnet_tag_source_up{source="ids",kind="suricata"} 0"#);

@@ -9,11 +9,9 @@ use vnet_common::verdict::Direction;
 
 use super::super::ids::{RuleIds, RuleKey};
 use super::super::peers::{Atoms, atom};
-use super::{
-    DEFAULT_GROUP, DEFAULT_RANK, DEFAULT_RULE, DIRECTIONS, GROUP_RANK, Lists, REDIRECT_RULE, Rule, Target, family, tier_name,
-};
+use super::{DEFAULT_RANK, DEFAULT_RULE, DIRECTIONS, GROUP_RANK, Lists, REDIRECT_RULE, Rule, Target, family, tier_name};
 use crate::resource::{
-    self, Action, DefaultAction, Origin, Policy, PolicyMode, PortMatch, Protocol, SecurityGroup, SecurityGroupSpec,
+    self, Action, DEFAULT_GROUP, DefaultAction, Origin, Policy, PolicyMode, PortMatch, Protocol, SecurityGroup, SecurityGroupSpec,
 };
 
 /// Whose rules are being made.

@@ -184,10 +184,9 @@ impl Engine {
         let Some(live) = self.live.get_mut(name) else { return };
         match result {
             Ok(there) => {
-                live.row.opening = false;
+                // Who was let go stays `opening`: its row goes on as it was until its set is there, and a restart before that completes it.
                 live.leaving = None;
                 live.enforced = if there || live.row.held.is_none() { Enforced::Yes } else { Enforced::NoDevice };
-                self.touched.insert(name.to_owned());
                 self.changed.insert(name.to_owned());
             }
             Err(why) => self.failed(name, format!("its rules cannot be changed back: {why}"), now),

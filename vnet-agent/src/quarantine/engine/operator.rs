@@ -3,7 +3,7 @@
 use vnet_common::api::{AuditRecord, QuarantineRequest, Tag, TagRequest};
 
 use super::act::Cause;
-use super::sources::{Applied, Operation, TagChange, printable};
+use super::sources::{Applied, Operation, TEXT, TagChange, printable};
 use super::{Engine, Live};
 use crate::api::Refusal;
 use crate::quarantine::clock::Now;
@@ -11,9 +11,6 @@ use crate::quarantine::model::OPERATOR;
 use crate::quarantine::state::{Because, Hold, Holder};
 use crate::quarantine::tags::{TagKey, view};
 use crate::resource::OnExpiry;
-
-/// Characters of a reason, at most.
-const REASON: usize = 1000;
 
 impl Engine {
     /// An operator sets a tag.
@@ -83,8 +80,10 @@ impl Engine {
     /// It makes no sense, with why.
     pub fn operate(&mut self, name: &str, verb: &str, request: &QuarantineRequest, who: &str, now: Now) -> Result<(), Refusal> {
         let reason = printable(request.reason.trim());
-        if request.reason.chars().nth(REASON).is_some() {
-            return Err(Refusal::invalid(format!("the reason has more than {REASON} characters")));
+        if request.reason.trim().chars().nth(TEXT).is_some() {
+            return Err(Refusal::invalid(format!(
+                "the reason has more than {TEXT} characters: the audit log would lose the rest"
+            )));
         }
         if matches!(verb, "hold" | "release" | "never") && reason.is_empty() {
             return Err(Refusal::invalid(format!("{verb} needs a reason: it is for the audit log")));

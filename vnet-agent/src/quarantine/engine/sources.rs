@@ -6,7 +6,7 @@ use vnet_common::api::AuditRecord;
 
 use super::{Engine, Live};
 use crate::quarantine::clock::Now;
-use crate::quarantine::model::OPERATOR;
+use crate::quarantine::model::{Model, OPERATOR};
 use crate::quarantine::tags::{SetOutcome, TagKey, TagState, brief, shown};
 use crate::resource::OnExpiry;
 
@@ -16,8 +16,8 @@ const INSTANCE: usize = 256;
 const VALUE: usize = 1024;
 /// With more tags, an endpoint is looked at only once in a millisecond.
 const MANY_TAGS: usize = 16;
-/// Characters of evidence that are kept.
-const EVIDENCE: usize = 512;
+/// Characters of evidence, and of other text of strangers, that are kept.
+pub(super) const TEXT: usize = 512;
 
 /// What a source, or the operator, does to a tag.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -336,11 +336,15 @@ impl Engine {
         lasts.filter_map(|(name, source)| Some(self.heard.get(name)?.last + source.lost_after()?)).min()
     }
 
-    /// The resources of sources changed.
-    pub(super) fn follow_sources(&mut self, now: Now) {
+    /// The resources of sources changed; they were those of `old`.
+    pub(super) fn follow_sources(&mut self, old: &Model, now: Now) {
         let model = Arc::clone(&self.model);
         for name in model.sources.keys() {
-            self.heard.entry(name.clone()).or_insert_with(|| Heard { last: now.at, ..Heard::default() });
+            let heard = self.heard.entry(name.clone()).or_default();
+            if !old.sources.contains_key(name) {
+                // One that is there anew has its time to be heard, however long ago its tags of before came.
+                heard.last = now.at;
+            }
         }
         let watched = |name: &String| model.sources.get(name).is_some_and(|s| s.lost_after().is_some());
         let gone: Vec<(String, u64)> =
@@ -369,15 +373,10 @@ impl Engine {
         self.heard.get(source).map(|heard| heard.counts).unwrap_or_default()
     }
 
-    /// Since when a source is lost ([`Now::at`]), if it is.
-    #[must_use]
-    pub fn lost_since(&self, source: &str) -> Option<u64> {
-        self.common.lost.get(source).copied()
-    }
-
     /// Does it know this endpoint, or did it?
     pub(super) fn knows(&self, name: &str) -> bool {
-        self.model.endpoints.contains_key(name) || self.live.get(name).is_some_and(|live: &Live| !live.row.base.is_empty())
+        let remembered = |live: &Live| !live.row.base.is_empty() || live.holder().is_some();
+        self.model.endpoints.contains_key(name) || self.live.get(name).is_some_and(remembered)
     }
 }
 
@@ -410,5 +409,5 @@ fn is_text(what: &str, text: &str, most: usize) -> Result<(), String> {
 
 /// Text of strangers as a terminal may show it, not too long.
 pub(super) fn printable(text: &str) -> String {
-    text.chars().take(EVIDENCE).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    text.chars().take(TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -17,15 +17,14 @@ const NAMED: usize = 5;
 const ALARMS: usize = 20;
 
 impl Engine {
-    /// Which group an endpoint is in; `None`: it is not known.
-    #[must_use]
-    pub fn assignment(&self, name: &str) -> Option<Assignment> {
-        self.live.get(name).filter(|live| !live.row.base.is_empty() || live.holder().is_some()).map(Live::assignment)
-    }
-
     /// Which groups all endpoints are in.
     pub fn assignments(&self) -> impl Iterator<Item = (&str, Assignment)> {
         self.model.endpoints.keys().filter_map(|name| Some((name.as_str(), self.live.get(name)?.assignment())))
+    }
+
+    /// Who is held, or is to be, and in which group: endpoints that are gone, too.
+    pub fn holds(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.live.iter().filter_map(|(name, live)| Some((name.as_str(), live.holder()?.group.as_str())))
     }
 
     /// Is it to be enforced again, on a device that came?

@@ -59,6 +59,38 @@ fn brakes_let_so_many_through_and_the_rest_waits() {
 }
 
 #[test]
+fn what_nobody_asks_for_any_more_is_forgotten() {
+    let day = 24 * 3600;
+    let mut w = braked("{ maxEndpoints: 100, windowSeconds: 60 }");
+    for name in ["vm0", "vm1", "vm2", "vm3"] {
+        w.set(name, "bad", 9);
+    }
+    for name in ["vm0", "vm3"] {
+        w.clear(name, "bad");
+    }
+    w.operate("vm2", "release", None, "a false alarm").unwrap();
+    let all = w.endpoints.clone();
+    w.endpoints.retain(|name, _| !name.starts_with("vm"));
+    w.set_inputs();
+    let known =
+        |w: &World| w.journal.saved.lock().unwrap().members.keys().filter(|n| n.starts_with("vm")).cloned().collect::<Vec<_>>();
+    w.pass(29 * day);
+    w.restart();
+    assert_eq!(known(&w), ["vm0", "vm1", "vm2", "vm3"]);
+    w.endpoints.insert("vm3".into(), all["vm3"].clone());
+    w.set_inputs();
+    w.endpoints.remove("vm3");
+    w.set_inputs();
+    w.pass(2 * day);
+    w.set_inputs();
+    assert_eq!(known(&w), ["vm1", "vm2", "vm3"], "one is held, one was let go by hand, one was here of late");
+    let windows = |w: &World| w.journal.saved.lock().unwrap().common.windows.len();
+    assert_eq!(windows(&w), 1);
+    w.delete_group("web");
+    assert_eq!(windows(&w), 0);
+}
+
+#[test]
 fn brakes_may_stop_everything_and_do_not_count_operators() {
     let w = braked("{ maxPercent: 0 }");
     w.operate("vm1", "hold", Some("lax"), "x").unwrap();

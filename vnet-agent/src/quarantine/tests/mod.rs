@@ -2,6 +2,7 @@
 
 mod crash;
 mod limits;
+mod membership;
 mod operators;
 mod random;
 mod recovery;
@@ -57,6 +58,8 @@ pub struct Rows {
     rows: Mutex<BTreeMap<String, (String, bool, u32)>>,
     devices: Mutex<BTreeSet<String>>,
     failing: AtomicBool,
+    /// Who is let go keeps its group until there are rules to open it with.
+    late: AtomicBool,
     fuse: Arc<Fuse>,
 }
 
@@ -85,7 +88,8 @@ impl Enforce for Rows {
         self.put(endpoint, (group.to_owned(), true, moves))
     }
     fn release(&self, endpoint: &str, moves: u32) -> Result<bool> {
-        self.put(endpoint, (String::new(), false, moves))
+        let group = self.held_in(endpoint).filter(|_| self.late.load(Ordering::Relaxed));
+        self.put(endpoint, (group.clone().unwrap_or_default(), group.is_some(), moves))
     }
     fn pinned(&self) -> Result<Vec<Pinned>> {
         let pin = |(endpoint, (group, quarantined, moves)): (&String, &(String, bool, u32))| Pinned {
@@ -338,7 +342,7 @@ impl World {
     }
 
     fn assignment(&self, endpoint: &str) -> Assignment {
-        self.service().assignment(endpoint).unwrap()
+        self.service().assignments().remove(endpoint).unwrap()
     }
 
     /// The group that an endpoint is in. The datapath has it, too.
@@ -362,6 +366,10 @@ impl World {
 
     fn pending(&self) -> Vec<Pending> {
         self.service().quarantine().unwrap().pending
+    }
+
+    fn is_lost(&self, source: &str) -> bool {
+        self.alarms().contains(&format!("tag source {source} is lost"))
     }
 
     fn alarms(&self) -> String {

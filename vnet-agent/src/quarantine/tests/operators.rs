@@ -18,6 +18,11 @@ fn break_glass_lets_go_until_a_tag_is_set_anew() {
     let mut w = World::with(SIMPLE);
     w.set("a", "bad", 9);
     assert_eq!(class(w.operate("a", "release", None, "  ")), Some(Class::Invalid), "it needs a reason");
+    assert_eq!(
+        class(w.operate("a", "release", None, &"x".repeat(513))),
+        Some(Class::Invalid),
+        "the log would not keep all of it"
+    );
     w.operate("a", "release", None, "the CEO's").unwrap();
     assert_eq!(w.group("a"), "web");
     w.pass(100);

@@ -280,8 +280,9 @@ impl Driver {
             self.follow(record);
         }
         self.read = records.len();
+        let assignments = self.w.service().assignments();
         for name in NAMES {
-            let Some(assignment) = self.w.service().assignment(name) else { continue };
+            let Some(assignment) = assignments.get(name) else { continue };
             let known = self.known.get(name).cloned().unwrap_or_default();
             let place = format!("seed step `{}`: {name} {assignment:?}", self.said);
             assert_eq!(known.held, assignment.quarantined.then(|| assignment.group.clone()), "the log explains it: {place}");
@@ -339,7 +340,7 @@ impl Driver {
                     assert!(self.at >= known.not_before, "its minimum hold is not over: {place}");
                     let tags: Vec<(&str, &str, u8)> = record.evidence.iter().filter_map(|line| tag_in(line)).collect();
                     assert!(over(&transfer, v, &tags), "its criterion still holds: {place}");
-                    assert!(!self.w.service().is_lost("ids") || !tags.iter().any(|t| t.0 == "ids"), "{place}");
+                    assert!(!self.w.is_lost("ids") || !tags.iter().any(|t| t.0 == "ids"), "{place}");
                 }
                 *known = Known::default();
             }

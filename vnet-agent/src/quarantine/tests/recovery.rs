@@ -50,6 +50,21 @@ fn who_was_found_held_stays_until_somebody_knows_why() {
 }
 
 #[test]
+fn who_is_gone_is_still_held_and_can_be_let_go() {
+    let mut w = World::with(SIMPLE);
+    w.set("a", "bad", 9);
+    w.endpoints.remove("a");
+    w.rows.devices.lock().unwrap().insert("z".into());
+    w.rows.rows.lock().unwrap().insert("z".into(), row("(number 7)", true, 1));
+    w.restart();
+    assert_eq!(w.service().holds(), [("a".into(), "strict".into()), ("z".into(), "(number 7)".into())].into());
+    w.operate("z", "release", None, "looked at it").unwrap();
+    w.operate("a", "release", None, "looked at it").unwrap();
+    assert!(w.service().holds().is_empty());
+    assert_eq!((w.rows.held_in("a"), w.rows.held_in("z")), (None, None));
+}
+
+#[test]
 fn a_release_that_was_stored_is_completed() {
     let mut w = World::with(SIMPLE);
     w.set("a", "bad", 9);
@@ -60,7 +75,29 @@ fn a_release_that_was_stored_is_completed() {
     w.restart();
     assert_eq!(w.group("a"), "web");
     assert!(w.log("a").contains(&"recover strict>web".to_owned()), "{:?}", w.log("a"));
-    assert!(!w.journal.saved.lock().unwrap().members["a"].opening);
+    w.restart();
+    assert!(!w.journal.saved.lock().unwrap().members["a"].opening, "the datapath was seen open");
+}
+
+#[test]
+fn a_release_that_is_done_late_is_completed() {
+    let mut w = World::with(SIMPLE);
+    w.set("a", "bad", 9);
+    w.rows.late.store(true, Ordering::Relaxed);
+    w.clear("a", "bad");
+    // Killed before its set is there, at its first start and again while it recovers.
+    for _ in 0..2 {
+        assert_eq!(*w.rows.rows.lock().unwrap().get("a").unwrap(), row("strict", true, 2));
+        w.restart();
+        assert_eq!(w.assignment("a").group, "web");
+    }
+    w.rows.late.store(false, Ordering::Relaxed);
+    w.restart();
+    assert_eq!(w.group("a"), "web");
+    // One that came later and was not stored is no part of it.
+    w.rows.rows.lock().unwrap().insert("a".into(), row("strict", true, 3));
+    w.restart();
+    assert_eq!((w.group("a").as_str(), w.held("a").transfer.as_str()), ("strict", ""));
 }
 
 #[test]

@@ -139,20 +139,20 @@ fn a_lost_source_keeps_whom_it_holds() {
     w.set_for("a", "bad", 9, Some(100), OnExpiry::Release);
     w.set_for("b", "bad", 9, Some(50), OnExpiry::Release);
     w.pass_ms(59_999);
-    assert!(!w.service().is_lost("ids"));
+    assert!(!w.is_lost("ids"));
     assert_eq!(w.groups(), ["strict", "web", "web"]);
     w.pass(1000);
-    assert!(w.service().is_lost("ids") && w.alarms().contains("tag source ids is lost"), "{}", w.alarms());
+    assert!(w.is_lost("ids"), "{}", w.alarms());
     assert_eq!(w.group("a"), "strict", "its time stands still");
     // An operator may still take the tag away, but not the hold with it.
     let request = TagRequest { subject: "a".into(), name: "bad".into(), source: Some("ids".into()), ..TagRequest::default() };
     w.restart();
-    assert!(w.service().is_lost("ids"));
+    assert!(w.is_lost("ids"));
     w.pass(1000);
     assert_eq!(w.group("a"), "strict");
     w.service().heard("ids");
     w.pass(39);
-    assert_eq!((w.group("a").as_str(), w.service().is_lost("ids")), ("strict", false));
+    assert_eq!((w.group("a").as_str(), w.is_lost("ids")), ("strict", false));
     w.pass(2);
     assert_eq!(w.group("a"), "web", "forty seconds were left");
 
@@ -167,6 +167,19 @@ fn a_lost_source_keeps_whom_it_holds() {
     w.service().heard("ids");
     w.pass_ms(0);
     assert_eq!(w.group("a"), "web");
+
+    // Deleted with tags of it that stay, and applied again.
+    w.set("a", "bad", 9);
+    let source = w.sources.clone();
+    w.sources.clear();
+    w.set_inputs();
+    w.pass(100);
+    w.sources = source;
+    w.set_inputs();
+    w.pass(59);
+    assert!(!w.is_lost("ids"), "it had no time to be heard");
+    w.pass(1);
+    assert!(w.is_lost("ids"));
 }
 
 #[test]

@@ -139,8 +139,8 @@ fn whoever_is_held_stays_when_resources_go_or_change() {
     w.clear("a", "bad");
     w.pass(60);
     assert_eq!(
-        (w.group("a").as_str(), w.held("a").state.as_str()),
-        ("strict", "waiting"),
+        (w.rows.held_in("a").as_deref(), w.held("a").group.as_str(), w.held("a").state.as_str()),
+        (Some("strict"), "strict", "waiting"),
         "nothing is said of an endpoint that is gone"
     );
     w.endpoints.insert("a".into(), BTreeMap::new());

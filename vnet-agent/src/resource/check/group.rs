@@ -1,6 +1,6 @@
 //! Faults of security groups and policies.
 
-use super::super::{KeepAlive, Policy, SecurityGroup, Transfer};
+use super::super::{DEFAULT_GROUP, KeepAlive, Policy, SecurityGroup, Transfer};
 use super::alone::{Report, repeated};
 use super::rule::{OF_ENDPOINTS, WITH_TAGS, expression, names, rules, selector};
 
@@ -46,7 +46,7 @@ fn transfer(transfer: &Transfer, pointer: &str, report: Report<'_>) {
 fn quarantine(group: &SecurityGroup, report: Report<'_>) {
     let spec = &group.spec;
     let Some(quarantine) = &spec.quarantine else { return };
-    if group.metadata.name == "default" {
+    if group.metadata.name == DEFAULT_GROUP {
         let message = "`default` is the group of all endpoints that no other selects, and cannot be a quarantine group";
         report("/spec/quarantine", message.to_owned());
     }

@@ -1,10 +1,7 @@
 //! Resources that name others.
 
 use super::super::rule::Rule;
-use super::super::{LoadBalancer, Policy, Resource, SecurityGroup};
-
-/// The built-in security group needs no resource.
-const DEFAULT: &str = "default";
+use super::super::{DEFAULT_GROUP, LoadBalancer, Policy, Resource, SecurityGroup};
 
 /// One resource names another.
 pub(super) struct Reference<'a> {
@@ -31,7 +28,8 @@ impl Reference<'_> {
         match found {
             // What stands for a name that is not there; that fault was reported.
             _ if name.is_empty() => None,
-            None if kind == "SecurityGroup" && name == DEFAULT && !self.to_quarantine => None,
+            // The built-in security group needs no resource.
+            None if kind == "SecurityGroup" && name == DEFAULT_GROUP && !self.to_quarantine => None,
             None => Some(format!("there is no {kind} `{name}`")),
             Some(Resource::SecurityGroup(group)) => match group.spec.quarantine {
                 None if self.to_quarantine => {

@@ -1,18 +1,21 @@
 //! Faults of tag sources.
 
+use std::path::{Path, PathBuf};
+
 use super::super::tag_source::{Allow, Mapping, OnExpiry, Operation, SourceType, TagSource, TagSourceSpec};
 use super::alone::Report;
 use super::rule::{expression, names, only_one};
 use crate::control::glob::Pattern;
+use crate::socket_file;
 use crate::source::mapping::Mappings;
 
-/// Where a Suricata source listens that does not say, below the run directory.
-const DEFAULT_SOCKET: &str = "suricata/eve.sock";
+/// Where a Suricata source listens that does not say, unless the agent has another run directory: then only its start can tell.
+const DEFAULT_SOCKET: &str = "/run/vnet/suricata/eve.sock";
 /// What expressions of mappings may ask for.
 const OF_EVENTS: &[&str] = &["event"];
 /// The operator's resource, of which there is one.
 const OPERATOR: &str = "operator";
-/// Bytes of a unix socket's path: what `sockaddr_un` has, less the NUL.
+/// Bytes of the path of a unix socket that someone else made: what `sockaddr_un` has, less the NUL.
 const LONGEST_SOCKET: usize = 107;
 
 /// Looks at a tag source.
@@ -46,8 +49,9 @@ fn fields(source: &TagSource, whole: bool, report: Report<'_>) {
             allowed(mapping, &spec.allow, &pointer, report);
         }
     }
-    if let Some(socket) = spec.input.socket.as_deref().filter(|socket| socket.len() > LONGEST_SOCKET) {
-        let message = format!("a socket's path has at most {LONGEST_SOCKET} bytes, and this one {}", socket.len());
+    let longest = if spec.r#type == SourceType::Suricata { socket_file::LONGEST } else { LONGEST_SOCKET };
+    if let Some(socket) = spec.input.socket.as_deref().filter(|socket| socket.len() > longest) {
+        let message = format!("a socket's path has at most {longest} bytes here, and this one {}", socket.len());
         report("/spec/input/socket", message);
     }
     for (index, _) in spec.users.iter().enumerate().filter(|(_, user)| user.trim().is_empty()) {
@@ -158,8 +162,10 @@ fn allowed(mapping: &Mapping, allow: &[Allow], pointer: &str, report: Report<'_>
 
 /// What no other source can have: its socket, or its directory.
 pub(super) fn claims(spec: &TagSourceSpec) -> Vec<(String, &'static str)> {
-    let socket = || spec.input.socket.clone().unwrap_or_else(|| DEFAULT_SOCKET.to_owned());
-    let directory = spec.input.directory.as_ref();
+    // However it is written.
+    let plain = |path: &str| Path::new(path).components().collect::<PathBuf>().display().to_string();
+    let socket = || plain(spec.input.socket.as_deref().unwrap_or(DEFAULT_SOCKET));
+    let directory = spec.input.directory.as_deref().map(plain);
     match spec.r#type {
         SourceType::Suricata => vec![(format!("socket `{}`", socket()), "/spec/input/socket")],
         SourceType::Json => directory.map(|path| (format!("directory `{path}`"), "/spec/input/directory")).into_iter().collect(),

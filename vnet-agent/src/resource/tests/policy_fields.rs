@@ -391,7 +391,7 @@ pub(super) const SCANNER_ROWS: &[Row] = &[
         "/run/clamav/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl/clamd.ctl",
         8,
         13,
-        "a socket's path has at most 107 bytes",
+        "a socket's path has at most 107 bytes here",
     ),
     ("guests: { vm1: /srv/vm1 }", "guests: /srv", 9, 13, "`guests` must be a group of fields"),
     ("vm1: /srv/vm1", "VM1: /srv/vm1", 9, 15, "the name `VM1` must consist of lower-case letters"),

@@ -66,6 +66,24 @@ fn endpoints_share_nothing() {
 }
 
 #[test]
+fn tag_sources_listen_in_places_of_their_own() {
+    let suricata = include_str!("../../../../policies/sources/suricata.yaml");
+    let other = |socket: &str| {
+        let other = suricata.replace("name: suricata", "name: other");
+        other.replace("  type: suricata", &format!("  type: suricata\n  input: {{ socket: {socket} }}"))
+    };
+    // Written out, it is still the one that is there without.
+    for socket in ["/run/vnet/suricata/eve.sock", "/run/vnet//suricata/./eve.sock"] {
+        let found = bad(&format!("{suricata}---\n{}", other(socket)));
+        assert!(found.len() == 1 && found[0].message.contains("two cannot share it"), "{socket}: {}", show(&found));
+    }
+    let longest = format!("/run/{}", "x".repeat(crate::socket_file::LONGEST - 5));
+    assert_faults(&check(&good(&format!("{suricata}---\n{}", other(&longest))), &[]), &[]);
+    let found = bad(&other(&format!("{longest}x")));
+    assert!(found.len() == 1 && found[0].message.contains("at most 95 bytes here, and this one 96"), "{}", show(&found));
+}
+
+#[test]
 fn what_is_faulty_elsewhere_still_overlaps() {
     let other = BALANCER.replace("name: web", "name: api").replace("    - address: 10.0.1.12", "    - weight: 1");
     let expected = [(33, 10, "VIP 10.96.0.10 TCP port 80, 81"), (42, 7, "an entry of `members` lacks the field `address`")];

@@ -4,6 +4,7 @@
 use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
 
 use vnet_common::api::{ScanReport, ScanRequest};
 
@@ -71,7 +72,8 @@ fn scene() -> Scene {
 
 fn scan(scene: &Scene, endpoint: &str, paths: &[&str]) -> Result<ScanReport, String> {
     let paths = paths.iter().map(|path| scene.dir.join(path).display().to_string()).collect();
-    scene.sources.scan("av", &ScanRequest { endpoint: endpoint.to_owned(), paths }).map_err(|refusal| refusal.to_string())
+    let request = ScanRequest { endpoint: endpoint.to_owned(), paths };
+    scene.sources.scan("av", &request, &AtomicBool::new(false)).map_err(|refusal| refusal.to_string())
 }
 
 fn tags(scene: &Scene) -> Vec<String> {
@@ -119,6 +121,9 @@ fn only_a_scan_of_all_that_is_a_guests_makes_it_clean() {
     assert!(tags(&scene).is_empty());
     scan(&scene, "web-1", &["guest/part", "guest"]).unwrap();
     assert_eq!(tags(&scene), CLEAN_NOW);
+    // Not by the name of a directory that it is in.
+    scan(&scene, "web-1", &["."]).unwrap();
+    assert!(tags(&scene).is_empty());
     // Of this one the resource says nothing: what the operator names is all.
     scan(&scene, "db-1", &["guest/part"]).unwrap();
     assert_eq!(tags(&scene), CLEAN_NOW);
@@ -128,12 +133,35 @@ fn only_a_scan_of_all_that_is_a_guests_makes_it_clean() {
 }
 
 #[test]
+fn where_there_is_nothing_nobody_is_clean() {
+    let scene = scene();
+    std::fs::create_dir(scene.dir.join("guest/empty")).unwrap();
+    std::fs::create_dir(scene.dir.join("other")).unwrap();
+    std::fs::write(scene.dir.join("other/fine"), "").unwrap();
+    for paths in [&[][..], &["guest"], &["guest", "other"], &["other", "guest"]] {
+        let report = scan(&scene, "web-1", paths).unwrap();
+        let guest = scene.dir.join("guest").display().to_string();
+        assert_eq!(report.failed, [(guest, "there is nothing to scan: is it mounted?".to_owned())], "{paths:?}");
+        assert!(report.tags.is_empty() && tags(&scene).is_empty(), "{paths:?}");
+    }
+}
+
+#[test]
+fn a_scan_that_was_stopped_makes_nobody_clean() {
+    let scene = scene();
+    std::fs::write(scene.dir.join("guest/fine"), "").unwrap();
+    let request = ScanRequest { endpoint: "web-1".into(), paths: Vec::new() };
+    let report = scene.sources.scan("av", &request, &AtomicBool::new(true)).unwrap();
+    assert!(report.failed[0].1.contains("was stopped") && tags(&scene).is_empty(), "{report:?}");
+}
+
+#[test]
 fn what_cannot_be_scanned_is_refused() {
     let scene = scene();
     assert!(scan(&scene, "nobody", &[]).unwrap_err().contains("there is no endpoint 'nobody'"));
     assert!(scan(&scene, "db-1", &[]).unwrap_err().contains("has no directory of db-1"));
     let relative = ScanRequest { endpoint: "db-1".into(), paths: vec!["etc".into()] };
-    assert!(scene.sources.scan("av", &relative).unwrap_err().to_string().contains("is not absolute"));
+    assert!(scene.sources.scan("av", &relative, &AtomicBool::new(false)).unwrap_err().to_string().contains("is not absolute"));
     assert!(scene.sources.ingest("av", b"{}").unwrap_err().to_string().contains("is of type clamav"));
     let report = scan(&scene, "db-1", &["absent"]).unwrap();
     assert!(report.failed.len() == 1 && report.tags.is_empty(), "{report:?}");

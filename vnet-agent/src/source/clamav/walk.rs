@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -16,6 +17,8 @@ const MOST: u64 = 2_000_000;
 const WAITING: usize = 100_000;
 /// Directories within each other.
 const DEEPEST: usize = 200;
+/// Why nothing more is given, when that is not the walk's doing.
+const STOPPED: &str = "the scan was stopped";
 
 /// A file to scan, or what could not be.
 #[derive(Debug)]
@@ -39,9 +42,13 @@ impl Walk {
         Self { root: root.to_owned(), most: MOST }
     }
 
-    /// Gives each file, and each thing that may have something to scan but cannot be.
-    pub(super) fn run(&self, mut give: impl FnMut(Item)) {
+    /// Gives each file, and each thing that may have something to scan but cannot be. Ends early once `stop` is set, and says so.
+    pub(super) fn run(&self, stop: &AtomicBool, mut give: impl FnMut(Item)) {
         let fail = |path: PathBuf, why: String| Item { path, file: Err(why) };
+        let stopped = || stop.load(Ordering::Relaxed);
+        if stopped() {
+            return give(fail(self.root.clone(), STOPPED.to_owned()));
+        }
         let root = match self.open_root() {
             Ok(root) => root,
             Err(error) => return give(fail(self.root.clone(), format!("{error:#}"))),
@@ -59,6 +66,9 @@ impl Walk {
         while let Some(directory) = waiting.pop() {
             let listed = self.list(&root, &directory, &mut |path, is_directory| {
                 seen += 1;
+                if stopped() {
+                    return Err(STOPPED.to_owned());
+                }
                 if seen > self.most || is_directory && waiting.len() >= WAITING {
                     return Err(format!("there are more than {} files and directories", self.most));
                 }

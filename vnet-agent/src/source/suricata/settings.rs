@@ -1,7 +1,12 @@
 //! Settings of Suricata, and of this host, on which it depends how soon an alert is here.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
 use serde_json::Value;
 
 /// Where Debian's Suricata has its settings.
@@ -10,6 +15,8 @@ const CONFIG: &str = "/etc/suricata/suricata.yaml";
 const MOST: u64 = 4 << 20;
 /// Files included in each other.
 const DEEPEST: usize = 8;
+/// Files in all.
+const FILES: usize = 64;
 /// How many datagrams may wait in a socket.
 const QUEUE: &str = "/proc/sys/net/unix/max_dgram_qlen";
 /// Fewer are soon full: Suricata then waits, or drops alerts.
@@ -19,7 +26,7 @@ const SHORT_QUEUE: u32 = 512;
 /// sentence with what to do.
 pub(in super::super) fn notes(socket: &Path, config: Option<&Path>) -> Vec<String> {
     let path = config.unwrap_or(Path::new(CONFIG));
-    let mut notes = match load(path, DEEPEST) {
+    let mut notes = match load(path, DEEPEST, &mut 0) {
         Ok(config) => of(&config, socket),
         Err(why) => vec![format!("Suricata's settings were not looked at: {why}; name the file with --config")],
     };
@@ -33,29 +40,51 @@ pub(in super::super) fn notes(socket: &Path, config: Option<&Path>) -> Vec<Strin
     notes
 }
 
-/// A file of settings with those that it includes.
-fn load(path: &Path, depth: usize) -> Result<Value, String> {
+/// A file of settings with those that it includes. Whoever asks may not be allowed to read it: of what is in a file that cannot be
+/// used nothing is told.
+fn load(path: &Path, depth: usize, files: &mut usize) -> Result<Value, String> {
     let shown = path.display();
-    let size = std::fs::metadata(path).map_err(|error| format!("{shown}: {error}"))?.len();
-    if size > MOST || depth == 0 {
-        return Err(format!("{shown} is too large, or included by itself"));
+    *files += 1;
+    if depth == 0 || *files > FILES {
+        return Err(format!("{shown} is included by itself, or there are more than {FILES} files"));
     }
-    let text = std::fs::read_to_string(path).map_err(|error| format!("{shown}: {error}"))?;
+    let text = read(path).map_err(|why| format!("{shown}: {why}"))?;
     // Suricata's files begin with a directive that says which YAML they are.
     let text = text.strip_prefix("%YAML 1.1").unwrap_or(&text);
-    let mut config: Value = serde_saphyr::from_str(text).map_err(|error| format!("{shown}: {error}"))?;
-    let files: Vec<String> = match config.get("include") {
+    let mut config: Value = serde_saphyr::from_str(text).map_err(|error| {
+        let at = error.location().map(|at| format!(", at line {}, column {}", at.line(), at.column()));
+        format!("{shown}: it is no YAML{}", at.unwrap_or_default())
+    })?;
+    let included: Vec<String> = match config.get("include") {
         Some(Value::String(file)) => vec![file.clone()],
         Some(Value::Array(files)) => files.iter().filter_map(Value::as_str).map(str::to_owned).collect(),
         _ => Vec::new(),
     };
-    for file in files {
-        let included = load(&path.parent().unwrap_or(Path::new("/")).join(file), depth - 1)?;
+    for file in included {
+        let included = load(&path.parent().unwrap_or(Path::new("/")).join(file), depth - 1, files)?;
         if let (Value::Object(config), Value::Object(included)) = (&mut config, included) {
             config.extend(included);
         }
     }
     Ok(config)
+}
+
+/// A regular file's text: what would block, or never end, is not read.
+fn read(path: &Path) -> Result<String, String> {
+    let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
+    let file = open(path, flags, Mode::empty()).map(File::from).map_err(|error| match error {
+        Errno::ELOOP => "it is a symbolic link: name the file that it leads to".to_owned(),
+        error => error.desc().to_owned(),
+    })?;
+    if !file.metadata().map_err(|error| error.to_string())?.is_file() {
+        return Err("it is no regular file".to_owned());
+    }
+    let mut text = Vec::new();
+    file.take(MOST + 1).read_to_end(&mut text).map_err(|error| error.to_string())?;
+    if text.len() as u64 > MOST {
+        return Err(format!("it is larger than {} MiB", MOST >> 20));
+    }
+    String::from_utf8(text).map_err(|_| "it is no text".to_owned())
 }
 
 fn of(config: &Value, socket: &Path) -> Vec<String> {
@@ -174,6 +203,40 @@ mod tests {
         std::fs::write(dir.join("part.yaml"), "include: main.yaml").unwrap();
         assert!(noted(&main)[0].contains("included by itself"));
         assert!(noted(&dir.join("absent"))[0].contains("were not looked at"));
+        // Each includes the other four times: bounded as a whole, not only in depth.
+        for (name, other) in [("a", "b"), ("b", "a")] {
+            std::fs::write(dir.join(name), format!("include: [{other}, {other}, {other}, {other}]")).unwrap();
+        }
+        let mut files = 0;
+        load(&dir.join("a"), usize::MAX, &mut files).unwrap_err();
+        assert_eq!(files, FILES + 1);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_is_no_file_of_settings_is_neither_waited_for_nor_told() {
+        let dir = nix::unistd::mkdtemp(&std::env::temp_dir().join("vnet-settings-XXXXXX")).unwrap();
+        let file = |name: &str| dir.join(name);
+        nix::unistd::mkfifo(&file("pipe"), Mode::S_IRWXU).unwrap();
+        std::os::unix::fs::symlink("/dev/null", file("link")).unwrap();
+        std::fs::write(file("shadow"), "root:$y$secret:1:2\n  : [ { secret").unwrap();
+        std::fs::write(file("text"), "secret").unwrap();
+        std::fs::write(file("large"), vec![b' '; MOST as usize + 1]).unwrap();
+        std::fs::write(file("including"), "include: shadow").unwrap();
+        for (path, part) in [
+            (file("pipe"), "no regular file"),
+            ("/dev/zero".into(), "no regular file"),
+            (dir.clone(), "no regular file"),
+            (file("link"), "a symbolic link"),
+            (file("large"), "larger than 4 MiB"),
+            (file("shadow"), "it is no YAML, at line 2, column"),
+            (file("including"), "it is no YAML, at line 2, column"),
+            (file("text"), "no `eve-log` goes to"),
+        ] {
+            let notes = notes(Path::new("/run/x.sock"), Some(&path));
+            assert!(notes[0].contains(part), "{path:?}: {notes:?}");
+            assert!(!notes.iter().any(|note| note.contains("secret")), "{notes:?}");
+        }
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -18,9 +18,11 @@ fn scene() -> (Scene, PathBuf) {
     (scene, inside)
 }
 
+/// All but the marker.
 fn names(directory: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != MARKER);
     names.sort();
     names
 }
@@ -50,7 +52,8 @@ fn what_was_there_before_is_read_too() {
     let scene = Scene::new();
     let inside = scene.dir.join("in");
     std::fs::create_dir(&inside).unwrap();
-    std::fs::write(inside.join(TAKEN), EVENT).unwrap();
+    std::fs::write(inside.join(MARKER), "").unwrap();
+    std::fs::write(inside.join(format!("{TAKEN}.1")), EVENT).unwrap();
     std::fs::write(inside.join("fresh.json"), EVENT).unwrap();
     let old = File::create(inside.join("old.json")).unwrap();
     (&old).write_all(EVENT.as_bytes()).unwrap();
@@ -59,6 +62,27 @@ fn what_was_there_before_is_read_too() {
     scene.wait("what a dead agent had begun, and the old one", || scene.status().tags == 2);
     assert_eq!(names(&inside), ["fresh.json"], "it may still be written");
     scene.wait("the fresh one", || scene.status().tags == 3);
+}
+
+#[test]
+fn a_directory_with_somebodys_files_is_left_alone() {
+    let scene = Scene::new();
+    let inside = scene.dir.join("in");
+    std::fs::create_dir(&inside).unwrap();
+    for name in ["precious.json", "notes.txt"] {
+        std::fs::write(inside.join(name), EVENT).unwrap();
+        scene.configure(&watched());
+        let status = scene.status();
+        assert!(status.state.contains(&format!("{name} is in it")) && names(&inside) == [name], "{status:?}");
+        std::fs::remove_file(inside.join(name)).unwrap();
+    }
+    scene.configure(&watched());
+    assert_eq!(scene.status().state, "silent");
+    // From now on it is the source's, whatever there is in it at the next start.
+    scene.sources.configure(&[]);
+    std::fs::write(inside.join("one.json"), EVENT).unwrap();
+    scene.configure(&watched());
+    scene.wait("the tag", || scene.status().tags == 1);
 }
 
 #[test]
@@ -97,6 +121,25 @@ fn what_is_wrong_is_kept_with_the_reason() {
     std::fs::write(inside.join("bad.json"), "[").unwrap();
     scene.wait("it", || rejected.join("bad.json.1.why").exists());
     assert_eq!(std::fs::read_to_string(rejected.join("bad.json")).unwrap(), "{");
+}
+
+#[test]
+fn nothing_that_a_sender_puts_in_the_way_stops_the_others() {
+    let (scene, inside) = scene();
+    for name in [TAKEN.to_owned(), format!("{TAKEN}.1")] {
+        std::fs::create_dir_all(inside.join(name).join("x")).unwrap();
+    }
+    std::fs::create_dir_all(scene.dir.join("folder/x")).unwrap();
+    std::fs::rename(scene.dir.join("folder"), inside.join("folder.json")).unwrap();
+    scene.wait("the refusal", || scene.status().refused == 1);
+    std::fs::write(inside.join("one.json"), EVENT).unwrap();
+    scene.wait("the tag", || scene.status().tags == 1);
+    // Nor after a restart: what cannot be read is set aside.
+    scene.sources.configure(&[]);
+    scene.configure(&watched());
+    std::fs::write(inside.join("one.json"), EVENT).unwrap();
+    scene.wait("the tag", || scene.status().tags == 1);
+    scene.wait("the order", || names(&inside) == ["rejected"]);
 }
 
 #[test]

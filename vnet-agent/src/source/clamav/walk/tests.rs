@@ -13,7 +13,7 @@ fn directory() -> PathBuf {
 /// Paths below `root` with what is in the files, or why they cannot be scanned; sorted.
 fn walked(walk: &Walk) -> Vec<(String, String)> {
     let mut all = Vec::new();
-    walk.run(|item| {
+    walk.run(&AtomicBool::new(false), |item| {
         let path = item.path.strip_prefix(&walk.root).unwrap().display().to_string();
         let said = match item.file {
             Ok(mut file) => {
@@ -101,5 +101,23 @@ fn what_is_too_much_is_said() {
     assert!(all.len() == 1 && all[0].1.contains("directories deep"), "{all:?}");
     let all = walked(&Walk { root: root.clone(), most: 10 });
     assert!(all.len() == 1 && all[0].1.contains("more than 10 files"), "{all:?}");
+    std::fs::remove_dir_all(root).unwrap();
+}
+
+#[test]
+fn a_walk_that_is_stopped_says_so() {
+    let root = directory();
+    for n in 0..20 {
+        std::fs::write(root.join(n.to_string()), "").unwrap();
+    }
+    for after in [0, 5] {
+        let (stop, mut given) = (AtomicBool::new(after == 0), Vec::new());
+        Walk::new(&root).run(&stop, |item| {
+            given.push(item.file.map(drop));
+            stop.store(given.len() >= after, Ordering::Relaxed);
+        });
+        assert_eq!(given.len(), after + 1);
+        assert_eq!(given[after], Err("the scan was stopped".to_owned()));
+    }
     std::fs::remove_dir_all(root).unwrap();
 }
