@@ -384,7 +384,7 @@ impl PolicyMaps for Kernel {
     fn identity(&self, key: &AddressKey) -> u32 {
         with(IPCACHE.get_ptr_mut(key), |i| *i).unwrap_or_else(|| {
             let whole = NetworkKey::of(*key);
-            CIDRS.get(&Key::new(whole.bits, whole.address)).map_or(identity::UNKNOWN, |i| *i)
+            CIDRS.get(Key::new(whole.bits, whole.address)).map_or(identity::UNKNOWN, |i| *i)
         })
     }
     #[inline(always)]
