@@ -131,7 +131,7 @@ fn nothing_that_a_sender_puts_in_the_way_stops_the_others() {
     }
     std::fs::create_dir_all(scene.dir.join("folder/x")).unwrap();
     std::fs::rename(scene.dir.join("folder"), inside.join("folder.json")).unwrap();
-    scene.wait("the refusal", || scene.status().refused == 1);
+    scene.wait("the refusal", || inside.join("rejected/folder.json.why").exists());
     std::fs::write(inside.join("one.json"), EVENT).unwrap();
     scene.wait("the tag", || scene.status().tags == 1);
     // Nor after a restart: what cannot be read is set aside.
