@@ -104,6 +104,10 @@ fn what_is_wrong_is_kept_with_the_reason() {
     let rejected = inside.join(REJECTED);
     scene.wait("six that are rejected", || rejected.exists() && names(&rejected).len() == 12);
     let why = |name: &str| std::fs::read_to_string(rejected.join(format!("{name}.why"))).unwrap();
+    // A reason is there a moment before its text.
+    scene.wait("the reasons", || {
+        names(&rejected).iter().filter_map(|name| name.strip_suffix(".why")).all(|name| !why(name).is_empty())
+    });
     for (name, part) in [
         ("bad.json", "it is not JSON: EOF"),
         ("some.ndjson", "event 2: expected value"),
