@@ -168,6 +168,15 @@ pub struct FlowCount {
     pub removed: u32,
 }
 
+impl FlowCount {
+    /// How many it has. Should more have been removed than were created, there are none: not as many as can be.
+    #[inline(always)]
+    pub const fn flows(&self) -> u32 {
+        let n = self.created.wrapping_sub(self.removed) as i32;
+        if n < 0 { 0 } else { n as u32 }
+    }
+}
+
 /// Endpoints and what is kept about them.
 pub trait EndpointMaps {
     /// The row of the device `ifindex`.

@@ -5,7 +5,7 @@ use crate::flow::FlowKey;
 
 /// Slots of the stamp table; see [`crate::flow`].
 pub const STAMPS: u32 = 8192;
-/// Bits of the VIP filter; see [`crate::lb`].
+/// Bits of each filter, that of VIPs and that of members; see [`crate::lb::Filter`].
 pub const FILTER_BITS: u32 = 1 << 16;
 
 #[inline(always)]
@@ -48,7 +48,7 @@ pub fn client<A: Address>(k: &FlowKey<A>) -> u32 {
     mix(mix(A::mix_pair(k.src, k.src), u64::from(k.network)), 0) as u32
 }
 
-/// Of an address in a network: finds its bit in the VIP filter.
+/// Of an address in a network: finds its bit in a filter.
 #[inline(always)]
 pub fn filter<A: Address>(network: u32, addr: &A) -> u32 {
     finish(addr.mix() ^ network.wrapping_mul(0x9E37_79B1)) % FILTER_BITS

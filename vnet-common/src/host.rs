@@ -5,7 +5,7 @@ use std::collections::HashMap;
 
 use crate::addr::{Address, V4, V6};
 use crate::checksum;
-use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, HALF_OPEN_QUOTA, HostMaps};
+use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use crate::event::{EventMaps, EventRow};
 use crate::family;
 use crate::flow::track::{Seen, Treatment};
@@ -281,7 +281,7 @@ impl EndpointMaps for Maps {
     fn take_flow(&self, slot: u32) -> bool {
         let mut counts = self.flow_counts.borrow_mut();
         let n = counts.entry(slot).or_default();
-        let free = i64::from(*n as i32) < i64::from(self.flow_quota);
+        let free = FlowCount { created: *n, removed: 0 }.flows() < self.flow_quota;
         *n = n.wrapping_add(u32::from(free));
         free
     }

@@ -19,7 +19,7 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("HALF_OPEN6", "IPv6 half-open entries", 1 << 16),
     ("RING4", "IPv4 half-open flows in order, by endpoint", 256 << 10),
     ("RING6", "IPv6 half-open flows in order, by endpoint", 256 << 10),
-    ("RING_HEADS", "places in those rings", 2048),
+    ("RING_HEADS", "places in those rings", 1024),
     ("CACHE4", "IPv4 flow cache, per CPU", 1),
     ("CACHE6", "IPv6 flow cache, per CPU", 1),
     ("STAMPS", "stamps of removed flows", crate::hash::STAMPS),

@@ -1,12 +1,13 @@
 //! The whole datapath. [`egress`] is what an endpoint sends, [`ingress`] what reaches it; both run at its host-side device.
 //!
 //! ```text
-//! egress:  endpoint → copy → parse → ARP/ND for a VIP → guard → known flow, or rules and pick → rewrite → deliver
+//! egress:  endpoint → copy → parse → guard → ARP/ND for a VIP → known flow, or rules and pick → rewrite → deliver
 //! ingress: endpoint → copy → parse → guard → known flow, or rules → rewrite back
 //! ```
 //!
 //! Most packets take a short way through it ([`short`]) that needs no subprogram and no room to work in; what it cannot settle goes the
-//! long way ([`long`]) from the beginning. Only policed endpoints have guard and rules; those of others that are for no VIP are passed on untouched.
+//! long way ([`long`]) from the beginning. Only policed endpoints have rules, and a guard that looks for more than tunnels (that after what is
+//! answered for a VIP); packets of others that are for no VIP are passed on untouched.
 
 use crate::addr::{V4, V6};
 use crate::deliver::FAILED;

@@ -36,8 +36,8 @@ pub mod identity {
     pub const FIRST: u32 = 16;
 }
 
-/// `skb->mark` of the agent's own probes: they reach endpoints whatever the policy is, and so do the answers the agent. A VM cannot set
-/// it: a mark does not cross a device.
+/// `skb->mark` of the agent's own probes: they reach endpoints whatever the policy is, and so do the answers the agent. A VM or container
+/// cannot set it: a packet that comes from another network namespace, or by a tap, has none. On this host it stays, over bridges and routes.
 pub const MARK_PROBE: u32 = 0x7666_0001;
 /// `skb->mark` of copies for a service node, and of answers that an endpoint's own programs made in its name: not judged again.
 pub const MARK_OURS: u32 = 0x7666_0002;

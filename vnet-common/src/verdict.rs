@@ -94,7 +94,8 @@ reasons! {
     NoEndpoint = 0, "no-endpoint";
     /// Neither IPv4, IPv6 nor something answered for a VIP.
     NotIp = 1, "not-ip";
-    /// A header is cut off or contradicts itself. Left to the stack, which drops what it must.
+    /// A header is cut off or contradicts itself, or there are more than are followed. Dropped if the endpoint is policed, or could hide a tunnel's
+    /// packet so; else left to the stack.
     Malformed = 2, "malformed";
     /// The packet carries a VLAN tag.
     Vlan = 3, "vlan";

@@ -201,8 +201,7 @@ impl EndpointMaps for Kernel {
     fn take_flow(&self, slot: u32) -> bool {
         let quota = CONFIG.get(0).map_or(0, |c| c.flow_quota);
         let Some(c) = FLOW_COUNTS.get(slot) else { return false };
-        // Signed: should more have been given back than taken, there are fewer than none, not as many as can be.
-        if i64::from(c.created.wrapping_sub(c.removed) as i32) >= i64::from(quota) {
+        if c.flows() >= quota {
             return false;
         }
         with(FLOW_COUNTS.get_ptr_mut(slot), |c| atomic_add(&mut c.created, 1));
@@ -426,7 +425,7 @@ impl PolicyMaps for Kernel {
     fn identity(&self, key: &AddressKey) -> u32 {
         with(IPCACHE.get_ptr_mut(key), |i| *i).unwrap_or_else(|| {
             let whole = NetworkKey::of(*key);
-            CIDRS.get(&Key::new(whole.bits, whole.address)).map_or(identity::UNKNOWN, |i| *i)
+            CIDRS.get(Key::new(whole.bits, whole.address)).map_or(identity::UNKNOWN, |i| *i)
         })
     }
     #[inline(always)]

@@ -166,7 +166,7 @@ fn options_and_extension_headers() {
 
     let mut five = question(Family::V6, 80).0;
     five.extensions = vec![hop_by_hop(), long(), routing(), atomic(), long()];
-    rows.push(row("five headers are too many", World::balanced(80)).egress(CLIENT, &five).passes(Reason::Malformed));
+    rows.push(row("five headers are too many", World::balanced(80)).egress(CLIENT, &five).dropped(Reason::Malformed));
     let f = Family::V6;
     let mut none = Packet::new(f.client(), f.vip(), L4::Other(59));
     none.extensions = vec![long()];

@@ -2,6 +2,7 @@
 
 use super::support::Scene;
 use anyhow::{Result, ensure};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use vnet_agent::api::Sources as _;
 use vnet_agent::resource::Operation;
@@ -25,7 +26,7 @@ fn source(clamd: &Clamd, dir: &TempDir) -> String {
 
 fn scan(scene: &Scene) -> Result<ScanReport> {
     let request = ScanRequest { endpoint: "vm".to_owned(), paths: Vec::new() };
-    Ok(scene.sources.scan("clamav", &request)?)
+    Ok(scene.sources.scan("clamav", &request, &AtomicBool::new(false))?)
 }
 
 /// The changes since the last call.

@@ -336,12 +336,13 @@ mod tests {
     fn who_is_held_and_comes_back_has_no_set_of_before() {
         let placements = placements("vm", "strict");
         let assignment = Assignment { name: "vm".into(), set: 5, identity: 0, policed: true };
+        let quarters = HashMap::from([("strict".to_owned(), Quarters { set: 3, ..Quarters::default() })]);
+        placements.set_groups(quarters.clone(), HashMap::new()).unwrap();
         placements.assign(&[&assignment], |_| Some("strict".into())).unwrap();
         placements.retain(|name| name == "vm");
         assert_eq!(placements.lock().row("vm").set, 5);
         placements.retain(|_| false);
-        let quarters = Quarters { set: 3, ..Quarters::default() };
-        for (set, quarters) in [(0, HashMap::new()), (3, HashMap::from([("strict".to_owned(), quarters)]))] {
+        for (set, quarters) in [(0, HashMap::new()), (3, quarters)] {
             placements.set_groups(quarters, HashMap::new()).unwrap();
             let row = placements.lock().row("vm");
             assert_eq!((row.set, row.flags & flags::QUARANTINED), (set, flags::QUARANTINED), "its row may be another's by now");

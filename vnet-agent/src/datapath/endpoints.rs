@@ -167,7 +167,6 @@ impl Maps {
 
     /// How many flows an endpoint has in the main tables.
     pub fn flow_count(&self, slot: u32) -> Option<u32> {
-        let count = self.flow_counts.load(slot)?;
-        Some(count.created.wrapping_sub(count.removed))
+        Some(self.flow_counts.load(slot)?.flows())
     }
 }

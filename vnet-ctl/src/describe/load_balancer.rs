@@ -8,7 +8,7 @@ use super::fields::Fields;
 use super::{inline, resource};
 use crate::output::Session;
 use crate::target::Kind;
-use crate::{human, lb};
+use crate::lb;
 
 /// Shows it.
 pub async fn describe(session: &Session, name: &str) -> Result<u8> {

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -239,7 +239,7 @@ impl Sources for Memory {
         Ok(IngestResponse { events: good.len() as u64, tags: 1, faults })
     }
 
-    fn scan(&self, source: &str, request: &ScanRequest) -> Result<ScanReport, Refusal> {
+    fn scan(&self, source: &str, request: &ScanRequest, _: &AtomicBool) -> Result<ScanReport, Refusal> {
         self.source(source)?;
         self.known(&request.endpoint)?;
         self.note("scan", request);

@@ -104,6 +104,10 @@ fn what_is_wrong_is_kept_with_the_reason() {
     let rejected = inside.join(REJECTED);
     scene.wait("six that are rejected", || rejected.exists() && names(&rejected).len() == 12);
     let why = |name: &str| std::fs::read_to_string(rejected.join(format!("{name}.why"))).unwrap();
+    // A reason is there a moment before its text.
+    scene.wait("the reasons", || {
+        names(&rejected).iter().filter_map(|name| name.strip_suffix(".why")).all(|name| !why(name).is_empty())
+    });
     for (name, part) in [
         ("bad.json", "it is not JSON: EOF"),
         ("some.ndjson", "event 2: expected value"),
@@ -131,7 +135,7 @@ fn nothing_that_a_sender_puts_in_the_way_stops_the_others() {
     }
     std::fs::create_dir_all(scene.dir.join("folder/x")).unwrap();
     std::fs::rename(scene.dir.join("folder"), inside.join("folder.json")).unwrap();
-    scene.wait("the refusal", || scene.status().refused == 1);
+    scene.wait("the refusal", || inside.join("rejected/folder.json.why").exists());
     std::fs::write(inside.join("one.json"), EVENT).unwrap();
     scene.wait("the tag", || scene.status().tags == 1);
     // Nor after a restart: what cannot be read is set aside.
