@@ -9,6 +9,7 @@ use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
@@ -43,6 +44,8 @@ pub struct Inputs {
     pub origins: HashMap<Key, Origin>,
     /// What is known of the members' health.
     pub health: HashMap<Check, (Health, Option<String>)>,
+    /// Members that are out, since their connections failed.
+    pub ejected: Ejected,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -170,7 +173,7 @@ impl Inputs {
 
     /// The load balancer of this name, and the groups that it should have.
     pub fn compile(&self, name: &str, surroundings: &Surroundings) -> (Option<&LoadBalancer>, Vec<Group>) {
-        let context = Context { overrides: &self.overrides, health: &self.health, surroundings };
+        let context = Context { overrides: &self.overrides, health: &self.health, ejected: &self.ejected, surroundings };
         match self.resources.get(&load_balancer_key(name)) {
             Some(Resource::LoadBalancer(lb)) => (Some(lb), compile(lb, context)),
             _ => (None, Vec::new()),

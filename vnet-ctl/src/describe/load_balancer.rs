@@ -32,6 +32,7 @@ fn text_of(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String
         ("No member", "onNoMember"),
         ("Member removed", "onMemberRemoved"),
         ("Health check", "healthCheck"),
+        ("Passive health", "passiveHealth"),
         ("Member selector", "memberSelector"),
     ];
     for (title, key) in settings {

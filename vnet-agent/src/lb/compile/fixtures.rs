@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
-    API_VERSION, Delivery, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved, OnNoMember, Protocol,
+    API_VERSION, Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved,
+    OnNoMember, Protocol,
 };
 use crate::store::MemberOverride;
 
@@ -32,8 +34,14 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         on_no_member: OnNoMember::Reject,
         on_member_removed: OnMemberRemoved::Reset,
         health_check: None,
+        passive_health: None,
     };
     LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
+}
+
+/// A health check, as YAML.
+pub fn health_check(yaml: &str) -> HealthCheck {
+    serde_saphyr::from_str(yaml).unwrap()
 }
 
 /// Everything that groups follow from.
@@ -44,13 +52,14 @@ pub struct Input {
     pub endpoints: Vec<Local>,
     pub neighbours: HashMap<IpAddr, Neighbour>,
     pub down: HashSet<Check>,
+    pub ejected: Ejected,
 }
 
 /// What follows from it.
 pub fn compile(input: &Input) -> Desired {
     let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours);
-    let health = input.down.iter().map(|c| (*c, (Health::Down, None))).collect();
-    let context = Context { overrides: &input.overrides, health: &health, surroundings: &surroundings };
+    let health = input.down.iter().map(|c| (c.clone(), (Health::Down, None))).collect();
+    let context = Context { overrides: &input.overrides, health: &health, ejected: &input.ejected, surroundings: &surroundings };
     let mut desired = Desired::default();
     for lb in &input.load_balancers {
         desired.put(&lb.metadata.name, Some(lb), super::compile(lb, context));

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, Resource};
-use super::{group, source};
+use super::{group, health, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -18,7 +18,8 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             members(spec, &mut report);
             if whole {
                 served(spec, &mut report);
-                health_check(spec, &mut report);
+                health::health_check(spec, &mut report);
+                health::passive_health(spec, &mut report);
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
@@ -123,18 +124,6 @@ fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
             let message = format!("there is no {family} VIP that {} could serve: add one, or remove the member", member.address);
             report(&format!("/spec/members/{index}/address"), message);
         }
-    }
-}
-
-fn health_check(spec: &LoadBalancerSpec, report: Report<'_>) {
-    if let Some(check) = &spec.health_check
-        && check.timeout_ms > check.interval_ms
-    {
-        let message = format!(
-            "the timeout of {} ms is longer than the interval of {} ms: lower `timeoutMs`, or raise `intervalMs`",
-            check.timeout_ms, check.interval_ms
-        );
-        report("/spec/healthCheck/timeoutMs", message);
     }
 }
 
