@@ -115,7 +115,7 @@ pub mod state {
     pub const ACTIVE: u8 = 1;
     /// Keeps its flows.
     pub const DRAINING: u8 = 2;
-    /// Fails its health check; keeps its flows.
+    /// Fails its health check, or its connections do; keeps its flows.
     pub const DOWN: u8 = 3;
 }
 

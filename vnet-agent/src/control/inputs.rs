@@ -9,6 +9,7 @@ use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
@@ -45,6 +46,8 @@ pub struct Inputs {
     pub health: HashMap<Check, (Health, Option<String>)>,
     /// This host's zone.
     pub zone: Option<String>,
+    /// Members that are out, since their connections failed.
+    pub ejected: Ejected,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -197,6 +200,7 @@ impl Inputs {
         let context = Context {
             overrides: &self.overrides,
             health: &self.health,
+            ejected: &self.ejected,
             surroundings,
             zone: self.zone.as_deref(),
             load_balancer: &|name| self.load_balancer(name),

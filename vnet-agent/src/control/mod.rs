@@ -13,6 +13,7 @@ mod effects;
 mod explain;
 pub mod glob;
 pub mod inputs;
+mod members;
 mod observe;
 pub mod placements;
 pub mod policy;
@@ -87,6 +88,7 @@ struct State {
     /// What keeps the agent from following the host, if anything does.
     blind: Option<String>,
     drops: Drops,
+    passive: members::Passive,
     parts: Parts,
 }
 
@@ -149,8 +151,9 @@ impl Agent {
         let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let (blind, drops) = (None, Drops::default());
-        let state = State { datapath, policy, security, attachments, checker, runtime, blind, drops, parts: parts.clone() };
+        let (blind, drops, passive) = (None, Drops::default(), members::Passive::default());
+        let state =
+            State { datapath, policy, security, attachments, checker, runtime, blind, drops, passive, parts: parts.clone() };
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
@@ -225,14 +228,17 @@ impl Agent {
     /// The health of members changed.
     pub fn health_changed(&self, events: Vec<health::Event>) {
         self.event(|s| {
-            for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
+            let events: Vec<health::Event> = events.into_iter().filter(|e| s.checker.has(&e.check)).collect();
+            let names = members::checked(s.policy.desired(), events.iter().map(|e| &e.check));
+            for e in &events {
+                let who = members::described(&e.check, names.get(&e.check));
                 let (reason, what) = match &e.error {
-                    Some(error) => ("down", format!("{} is down: {error}", e.check.target)),
-                    None => ("up", format!("{} is up", e.check.target)),
+                    Some(error) => ("down", format!("{who} is down: {error}")),
+                    None => ("up", format!("{who} is up")),
                 };
                 log::log!(if e.error.is_some() { log::Level::Warn } else { log::Level::Info }, "{what}");
                 self.parts.observer.events.say(Saying::Health, "", reason, what);
-                s.policy.set_health(e.check, e.health, e.error);
+                s.policy.set_health(e.check.clone(), e.health, e.error.clone());
             }
             s.refresh();
         });
@@ -312,7 +318,10 @@ impl State {
         let _runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {
-                true => checker.start(check, policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default()),
+                true => {
+                    let known = policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default();
+                    checker.start(check, known);
+                }
                 false => checker.stop(&check),
             }
         }

@@ -3,7 +3,7 @@
 //! Everything that can refuse a change comes before the first write. Then the store is written, then the maps; if the
 //! maps fail, both are taken back.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem::take;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,7 @@ use super::{diff, warn};
 use crate::api::Refusal;
 use crate::lb::apply::{Applier, PlanError, Rows, Target};
 use crate::lb::compile::{Desired, Group, Surroundings, members};
+use crate::lb::eject::Place;
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
 use crate::lb::share::Warming;
@@ -132,8 +133,17 @@ impl<R: Rows> Policy<R> {
 
     /// A member's health changed. Call [`Policy::refresh`] afterwards.
     pub fn set_health(&mut self, check: Check, health: Health, error: Option<String>) {
-        self.inputs.health.insert(check, (health, error));
         self.stale.extend(self.desired.checked_by(&check).cloned());
+        self.inputs.health.insert(check, (health, error));
+    }
+
+    /// These members of a load balancer are out since their connections failed, for these reasons. Call [`Policy::refresh`] afterwards.
+    pub fn set_ejected(&mut self, lb: &str, out: HashMap<Place, String>) {
+        match out.is_empty() {
+            true => self.inputs.ejected.remove(lb),
+            false => self.inputs.ejected.insert(lb.to_owned(), out),
+        };
+        self.stale.insert(lb.to_owned());
     }
 
     /// The checks that groups began to ask for, or stopped to, since this was asked last. What is known of the latter is
@@ -182,7 +192,7 @@ impl<R: Rows> Policy<R> {
             turn.new.extend_from_slice(&groups);
             let old = self.desired.put(&name, lb, groups);
             let both = members(&old).chain(members(self.desired.of(&name)));
-            self.checks.extend(both.filter_map(|(_, m)| m.check));
+            self.checks.extend(both.filter_map(|(_, m)| m.check.clone()));
             turn.old.extend(old);
         }
         turn
@@ -228,10 +238,11 @@ impl<R: Rows> Policy<R> {
         let mut down = Vec::new();
         for (g, m) in members(self.desired.groups()) {
             let row = rows.find(g, m).and_then(|(row, _)| known.live().members.get(&row));
-            down.extend(m.check.filter(|_| row.is_some_and(|row| row.state == state::DOWN)));
+            down.extend(m.check.clone().filter(|_| row.is_some_and(|row| row.state == state::DOWN)));
         }
         for check in down {
-            self.set_health(check, Health::Down, Some(format!("{} was down when the agent started", check.target)));
+            let why = format!("{} was down when the agent started", check.whom());
+            self.set_health(check, Health::Down, Some(why));
         }
         Ok(())
     }

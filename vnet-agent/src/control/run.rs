@@ -25,6 +25,8 @@ const COLLECT: Duration = Duration::from_secs(1);
 const WARM: Duration = Duration::from_secs(1);
 /// Between two looks at tag sources that may be lost.
 const SOURCES: Duration = Duration::from_secs(1);
+/// Between two looks at what becomes of the members' connections.
+const WATCH: Duration = Duration::from_secs(1);
 /// Until the kernel has told its devices.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 
@@ -68,6 +70,8 @@ pub async fn run(
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warm = interval(WARM);
     warm.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watch = interval(WATCH);
+    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(first) = health.recv() => {
@@ -81,6 +85,7 @@ pub async fn run(
             Ok(()) = groups.changed() => block_in_place(|| agent.groups_changed()),
             _ = sources.tick() => block_in_place(|| agent.parts().sources.look_after(Instant::now())),
             _ = warm.tick() => block_in_place(|| agent.warm()),
+            _ = watch.tick() => block_in_place(|| agent.watch_members()),
             _ = look_after.tick() => block_in_place(|| agent.look_after()),
             _ = watchdog.tick() => tell_systemd(&[sd_notify::NotifyState::Watchdog]),
             _ = terminate.recv() => break log::info!("ending by SIGTERM: the datapath stays as it is"),

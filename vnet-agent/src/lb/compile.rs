@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use vnet_common::lb::{flags, state};
 
-use super::health::{Check, Health};
+use super::eject::Ejected;
+use super::health::{Check, Health, Kind};
 use super::share::share;
 use crate::resource::{
     Algorithm, Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac,
@@ -25,6 +26,8 @@ pub struct Context<'a> {
     pub overrides: &'a HashMap<(String, String), MemberOverride>,
     /// What is known of the members' health.
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// Members that are out, since their connections failed.
+    pub ejected: &'a Ejected,
     /// Where members may be.
     pub surroundings: &'a Surroundings,
     /// This host's zone.
@@ -215,7 +218,7 @@ impl Desired {
         }
         for (g, m) in members(&groups) {
             add(&mut self.members, m.address, name);
-            m.check.into_iter().for_each(|check| add(&mut self.checks, check, name));
+            m.check.iter().for_each(|check| add(&mut self.checks, check.clone(), name));
             g.redirects_to(m).into_iter().for_each(|device| add(&mut self.redirect, device, name));
         }
         match lb.and_then(|lb| lb.spec.member_selector.clone()) {
@@ -301,15 +304,18 @@ fn group(
     candidates: &[&Candidate],
     context: Context<'_>,
 ) -> Group {
-    let vip_port = if port == last_port { port } else { 0 };
+    let (first_port, own_port) = (port, if port == last_port { port } else { 0 });
     let is_down = |check: &Check| context.health.get(check).is_some_and(|(health, _)| *health == Health::Down);
+    let checked = lb.spec.health_check.as_ref().map(|h| (h, Kind::of(h)));
+    let ejected = context.ejected.get(&lb.metadata.name);
     let mut members = BTreeMap::new();
     for c in candidates {
-        let port = c.port.unwrap_or(vip_port);
-        let check = lb.spec.health_check.as_ref().map(|h| check(h, c.address, port));
-        let state = match check {
+        let port = c.port.unwrap_or(own_port);
+        let check = checked.as_ref().map(|(h, kind)| check(h, kind, c.address, port));
+        let state = match &check {
             _ if c.drained || c.weight == 0 => state::DRAINING,
-            Some(check) if is_down(&check) => state::DOWN,
+            Some(check) if is_down(check) => state::DOWN,
+            _ if ejected.is_some_and(|out| out.contains_key(&(first_port, SocketAddr::new(c.address, port)))) => state::DOWN,
             _ => state::ACTIVE,
         };
         let place = context.surroundings.find(c);
@@ -352,9 +358,12 @@ fn group_flags(lb: &LoadBalancer) -> u32 {
     bits | lb.spec.affinity.map_or(0, |a| flags::affinity(a.timeout_seconds))
 }
 
-fn check(h: &HealthCheck, address: IpAddr, port: u16) -> Check {
+fn check(h: &HealthCheck, kind: &Kind, address: IpAddr, port: u16) -> Check {
+    // A ping goes to no port: one is enough for all.
+    let port = if *kind == Kind::Icmp { 0 } else { h.port.unwrap_or(port) };
     Check {
-        target: SocketAddr::new(address, h.port.unwrap_or(port)),
+        target: SocketAddr::new(address, port),
+        kind: kind.clone(),
         interval: Duration::from_millis(h.interval_ms.into()),
         timeout: Duration::from_millis(h.timeout_ms.into()),
         rise: h.rise,

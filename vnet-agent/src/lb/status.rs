@@ -1,13 +1,14 @@
 //! What users see of a load balancer.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use vnet_common::api::{LbStatus, MemberStatus};
 use vnet_common::lb::{MemberCounters, state};
 
 use super::compile::{Group, Member};
+use super::eject::Ejected;
 use super::health::{Check, Health};
 use super::known::Known;
 use super::live::{MemberKey, member_key, port_keys, protocol_number};
@@ -21,6 +22,8 @@ pub struct Sources<'a> {
     pub rows: &'a MemberRows,
     /// What is known of health.
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// Members that are out, since their connections failed.
+    pub ejected: &'a Ejected,
     /// The names of devices, by ifindex.
     pub devices: &'a HashMap<u32, String>,
     /// Flows by member row and serial.
@@ -72,8 +75,8 @@ pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<M
         for m in &group.members {
             let status = members.entry((m.address, &m.name)).or_insert_with(|| describe(lb, m, s));
             status.target_percent = f64::from(m.share * 1000 / all.max(1)) / 10.0;
-            let checked = m.check.and_then(|c| s.health.get(&c));
-            add_state(status, m, checked);
+            let ejected = s.ejected.get(&group.lb).and_then(|out| out.get(&(group.port, SocketAddr::new(m.address, m.port))));
+            add_state(status, m, m.check.as_ref().and_then(|c| s.health.get(c)), ejected);
             if let Some((row, serial)) = s.rows.find(group, m) {
                 status.active_flows += s.flows.get(&(row, serial)).copied().unwrap_or(0);
                 add_counters(status, &counters(row)?);
@@ -134,11 +137,12 @@ fn describe(lb: &LoadBalancer, m: &Member, s: &Sources) -> MemberStatus {
 }
 
 /// A member of several groups may fail in one only: the worse shows.
-fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Option<String>)>) {
-    const WORSE_LAST: [&str; 5] = ["", "active", "unknown", "draining", "down"];
+fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Option<String>)>, ejected: Option<&String>) {
+    const WORSE_LAST: [&str; 6] = ["", "active", "unknown", "draining", "ejected", "down"];
     let health = checked.map(|c| c.0).unwrap_or_default();
     let state = match m.state {
         state::DRAINING => "draining",
+        state::DOWN if ejected.is_some() && health != Health::Down => "ejected",
         state::DOWN => "down",
         _ if m.check.is_some() && health == Health::Unknown => "unknown",
         _ => "active",
@@ -149,6 +153,9 @@ fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Op
     }
     if health == Health::Down && status.health.is_none() {
         status.health = checked.and_then(|c| c.1.clone());
+    }
+    if state == "ejected" && status.health.is_none() {
+        status.health = ejected.cloned();
     }
 }
 

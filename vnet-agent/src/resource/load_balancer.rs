@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::health_check::{HealthCheck, PassiveHealth};
 use super::{Metadata, format};
 
 /// One or more VIPs whose connections are spread over members, in the datapath of whoever connects.
@@ -79,9 +80,12 @@ pub struct LoadBalancerSpec {
     /// What the connections of a member get that is removed without draining.
     #[serde(default)]
     pub on_member_removed: OnMemberRemoved,
-    /// Connect to each member from this host to see if it serves. Default: members are taken to be healthy.
+    /// Ask each member from this host if it serves. Default: members are taken to be healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// Take a member out for a while when the connections that it is given fail. Default: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive_health: Option<PassiveHealth>,
 }
 
 fn one_percent() -> u8 {
@@ -259,43 +263,4 @@ pub enum OnMemberRemoved {
     Reset,
     /// A fresh pick: another member gets the packets of a connection that it does not know.
     Repick,
-}
-
-/// A TCP health check: a connection that opens within the timeout is a success.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HealthCheck {
-    /// The port to connect to. Default: the member's port.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 1))]
-    pub port: Option<u16>,
-    /// Between the starts of two checks, in milliseconds: 100 to 3,600,000.
-    #[serde(default = "two_seconds")]
-    #[schemars(range(min = 100, max = 3_600_000))]
-    pub interval_ms: u32,
-    /// Until a check has failed, in milliseconds: 10 to 60,000, at most the interval.
-    #[serde(default = "one_second")]
-    #[schemars(range(min = 10, max = 60_000))]
-    pub timeout_ms: u32,
-    /// Successes in a row after which a member is up: 1 to 10.
-    #[serde(default = "two")]
-    #[schemars(range(min = 1, max = 10))]
-    pub rise: u8,
-    /// Failures in a row after which a member is down: 1 to 10.
-    #[serde(default = "three")]
-    #[schemars(range(min = 1, max = 10))]
-    pub fall: u8,
-}
-
-fn two_seconds() -> u32 {
-    2000
-}
-fn one_second() -> u32 {
-    1000
-}
-fn two() -> u8 {
-    2
-}
-fn three() -> u8 {
-    3
 }

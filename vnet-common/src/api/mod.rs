@@ -278,9 +278,9 @@ pub struct MemberStatus {
     /// It serves only while no other member does.
     #[serde(default)]
     pub backup: bool,
-    /// `active`, `draining`, `down` or `unknown` (not checked yet; takes flows).
+    /// `active`, `draining`, `down`, `ejected` (too many of its connections failed) or `unknown` (not checked yet; takes flows).
     pub state: String,
-    /// The last health check's failure, if it failed.
+    /// Why it is down or ejected: the last health check's failure, or what became of its connections.
     pub health: Option<String>,
     /// The device of the member, when it is on this host.
     pub device: Option<String>,

@@ -37,6 +37,7 @@ fn text_of(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String
         ("No member", "onNoMember"),
         ("Member removed", "onMemberRemoved"),
         ("Health check", "healthCheck"),
+        ("Passive health", "passiveHealth"),
         ("Member selector", "memberSelector"),
         ("Member groups", "memberGroups"),
     ];

@@ -13,8 +13,9 @@ use crate::{human, lb};
 /// List the members of a load balancer: state, flows, traffic
 ///
 /// FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide,
-/// TARGET is the part of new flows that it is to get now, and ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), unknown (not checked
-/// yet; takes flows).
+/// TARGET is the part of new flows that it is to get now, and ESTABLISHED are those of NEW that it answered. States: active,
+/// draining, down (its health check fails), ejected (too many of its connections failed), unknown (not checked yet; takes flows).
+/// HEALTH says why a member is down or ejected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
 
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
-    API_VERSION, Algorithm, Delivery, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata, OnMemberRemoved, OnNoMember, Preference, Protocol,
+    API_VERSION, Algorithm, Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata,
+    OnMemberRemoved, OnNoMember, Preference, Protocol,
 };
 use crate::store::MemberOverride;
 
@@ -40,8 +42,14 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         on_no_member: OnNoMember::Reject,
         on_member_removed: OnMemberRemoved::Reset,
         health_check: None,
+        passive_health: None,
     };
     LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
+}
+
+/// A health check, as YAML.
+pub fn health_check(yaml: &str) -> HealthCheck {
+    serde_saphyr::from_str(yaml).unwrap()
 }
 
 /// Everything that groups follow from.
@@ -52,16 +60,18 @@ pub struct Input {
     pub endpoints: Vec<Local>,
     pub neighbours: HashMap<IpAddr, Neighbour>,
     pub down: HashSet<Check>,
+    pub ejected: Ejected,
 }
 
 /// What follows from it.
 pub fn compile(input: &Input) -> Desired {
     let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours);
-    let health = input.down.iter().map(|c| (*c, (Health::Down, None))).collect();
+    let health = input.down.iter().map(|c| (c.clone(), (Health::Down, None))).collect();
     let find = |name: &str| input.load_balancers.iter().find(|lb| lb.metadata.name == name);
     let context = Context {
         overrides: &input.overrides,
         health: &health,
+        ejected: &input.ejected,
         surroundings: &surroundings,
         zone: None,
         load_balancer: &find,

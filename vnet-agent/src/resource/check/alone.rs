@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, PortRange, Resource};
-use super::{group, source};
+use super::{group, health, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -18,7 +18,8 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             members(spec, &mut report);
             if whole {
                 served(spec, &mut report);
-                health_check(spec, &mut report);
+                health::health_check(spec, &mut report);
+                health::passive_health(spec, &mut report);
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
@@ -63,8 +64,8 @@ fn ports(spec: &LoadBalancerSpec, report: Report<'_>) {
     }
 }
 
-/// The ports of a group that has several: no check can go to all of them.
-fn has_ranges(spec: &LoadBalancerSpec) -> bool {
+/// Has a group several ports? No check can go to all of them.
+pub(super) fn has_ranges(spec: &LoadBalancerSpec) -> bool {
     spec.any_port || !spec.port_ranges.is_empty()
 }
 
@@ -148,25 +149,6 @@ fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
             let message = format!("there is no {family} VIP that {} could serve: add one, or remove the member", member.address);
             report(&format!("/spec/members/{index}/address"), message);
         }
-    }
-}
-
-fn health_check(spec: &LoadBalancerSpec, report: Report<'_>) {
-    if let Some(check) = &spec.health_check
-        && check.timeout_ms > check.interval_ms
-    {
-        let message = format!(
-            "the timeout of {} ms is longer than the interval of {} ms: lower `timeoutMs`, or raise `intervalMs`",
-            check.timeout_ms, check.interval_ms
-        );
-        report("/spec/healthCheck/timeoutMs", message);
-    }
-    let unclear = spec.health_check.as_ref().is_some_and(|check| check.port.is_none())
-        && has_ranges(spec)
-        && (spec.members.iter().any(|member| member.port.is_none()) || spec.members.is_empty());
-    if unclear {
-        let message = "members that serve a range of ports have no one port to check: give `port`";
-        report("/spec/healthCheck", message.to_owned());
     }
 }
 

@@ -48,6 +48,49 @@ spec:
     port: 5353
 ";
 
+pub(super) const HTTP: &str = "\
+apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: web }
+spec:
+  vips: [10.96.0.10]
+  protocol: TCP
+  ports: [80]
+  members: [{ address: 10.0.1.11 }]
+  healthCheck:
+    http:
+      path: /healthz
+      host: www.example
+      status: [200, 301-399]
+      https: true
+      serverName: b.example
+      caFile: /etc/ca.pem
+  passiveHealth:
+    failures: 5
+    failedPercent: 50
+    windowMs: 10000
+    baseEjectMs: 30000
+    maxEjectMs: 300000
+    maxEjectedPercent: 50
+";
+
+pub(super) const UDP: &str = "\
+apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: dns }
+spec:
+  vips: [10.96.0.10]
+  protocol: UDP
+  ports: [53]
+  members: [{ address: 10.0.1.11 }]
+  healthCheck:
+    port: 5353
+    udp:
+      send: 'hex:0001'
+      expect: pong
+      match: prefix
+";
+
 pub(super) const ENDPOINT: &str = "\
 apiVersion: vnet/v1alpha1
 kind: Endpoint
@@ -207,6 +250,54 @@ const SELECTOR_ROWS: &[Row] = &[
     ("fd00::1", "fd00::1%eth0", 5, 10, "an entry of `vips` must be an address without a device: write fd00::1"),
 ];
 
+const HTTP_ROWS: &[Row] = &[
+    ("    http:", "    icmp: {}\n    http:", 10, 5, "a health check has one of `http`, `icmp`: keep one of them"),
+    ("    http:", "    htpp:", 10, 5, "`healthCheck` has no field `htpp`: did you mean `http`?"),
+    ("path: /healthz", "path: healthz", 11, 13, "`path` must start with `/`"),
+    ("path: /healthz", "path: /a b", 11, 13, "`path` must be what a URL has after the host"),
+    ("path: /healthz", "path: '/a#b'", 11, 13, "`path` must be what a URL has after the host"),
+    ("host: www.example", "host: http://www.example", 12, 13, "`host` must be a name or an address"),
+    ("host: www.example", "host: 'a b'", 12, 13, "`host` must be a name or an address"),
+    ("[200, 301-399]", "200", 13, 15, "`status` must be a list, as in `[a, b]`, but is `200`"),
+    ("[200, 301-399]", "[]", 13, 7, "`status` must not be empty"),
+    ("[200, 301-399]", "[200, 99]", 13, 21, "an entry of `status` must be a status code from 100 to 599"),
+    ("[200, 301-399]", "[200, 2xx]", 13, 21, "an entry of `status` must be a status code from 100 to 599"),
+    ("[200, 301-399]", "[200, 399-301]", 13, 21, "an entry of `status` ends before it starts: write 301-399"),
+    ("[200, 301-399]", "[200, true]", 13, 21, "an entry of `status` must be a status code or a range of them"),
+    ("https: true", "https: 1", 14, 14, "`https` must be `true` or `false`, but is `1`"),
+    ("https: true", "https: false", 15, 19, "`serverName` is for TLS: add `https: true`"),
+    ("https: true", "https: false", 16, 15, "`caFile` is for TLS: add `https: true`"),
+    ("serverName: b.example", "serverName: b_.example:80", 15, 19, "`serverName` must be a DNS name or an IP address"),
+    ("serverName: b.example", "insecureSkipVerify: true", 15, 27, "with `insecureSkipVerify` any certificate is taken"),
+    ("caFile: /etc/ca.pem", "caFile: ca.pem", 16, 15, "`caFile` must be the full path of a file"),
+    ("passiveHealth:\n", "passiveHealth: on\n  x:\n", 17, 18, "`passiveHealth` must be a group of fields"),
+    ("failures: 5", "failures: 0", 18, 15, "`failures` must be a whole number from 1 to 100000, but is `0`"),
+    ("failedPercent: 50", "failedPercent: 101", 19, 20, "`failedPercent` must be a whole number from 1 to 100, but is `101`"),
+    ("windowMs: 10000", "windowMs: 999", 20, 15, "`windowMs` must be a whole number from 1000 to 60000, but is `999`"),
+    ("baseEjectMs: 30000", "baseEjectMs: 30s", 21, 18, "`baseEjectMs` must be a whole number from 1000 to 3600000, but is `30s`"),
+    ("maxEjectMs: 300000", "maxEjectMs: 0", 22, 17, "`maxEjectMs` must be a whole number from 1000 to 86400000, but is `0`"),
+    ("maxEjectMs: 300000", "maxEjectMs: 29999", 22, 17, "at most 29999 ms out is less than the 30000 ms of the first time"),
+    ("maxEjectedPercent: 50", "maxEjectedPercent: 0", 23, 24, "`maxEjectedPercent` must be a whole number from 1 to 100"),
+];
+
+const UDP_ROWS: &[Row] = &[
+    ("    udp:", "    http: {}\n    udp:", 12, 5, "a health check has one of `http`, `udp`: keep one of them"),
+    ("udp:", "udp: x\n    y:", 11, 10, "`udp` must be a group of fields"),
+    ("      send: 'hex:0001'\n", "", 11, 5, "`udp` lacks the field `send`: what to send"),
+    ("'hex:0001'", "'hex:001'", 12, 13, "`send` has `hex:` in front: pairs of hexadecimal digits must follow"),
+    ("'hex:0001'", "17", 12, 13, "`send` must be text, but is `17`, a number: put it in quotes"),
+    ("expect: pong", "expect: 'hex:xy'", 13, 15, "`expect` has `hex:` in front: pairs of hexadecimal digits must follow"),
+    ("      expect: pong\n", "", 13, 14, "`match` says where `expect` must be, which is not given"),
+    ("match: prefix", "match: regex", 14, 14, "`match` must be `contains`, `prefix` or `exact`, but is `regex`"),
+    (
+        "    udp:\n      send: 'hex:0001'\n      expect: pong\n      match: prefix\n",
+        "    icmp: {}\n",
+        10,
+        11,
+        "a ping goes to no port: remove `port`, or `icmp`",
+    ),
+];
+
 const ENDPOINT_ROWS: &[Row] = &[
     ("device: tap0", "dev: tap0", 4, 1, "`spec` lacks the field `device`: the host-side device"),
     ("tap0", "a-very-long-name", 5, 11, "`device` must be at most 15 bytes long"),
@@ -229,7 +320,7 @@ fn all() -> impl Iterator<Item = (&'static str, &'static Row)> {
         (SOURCE, SOURCE_ROWS),
         (SCANNER, SCANNER_ROWS),
     ];
-    [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
+    [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (HTTP, HTTP_ROWS), (UDP, UDP_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
         .into_iter()
         .chain(policy)
         .flat_map(|(base, rows)| rows.iter().map(move |row| (base, row)))
