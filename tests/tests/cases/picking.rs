@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use vnet_common::host::Frame;
 use vnet_common::lb::MemberEvent::Reset;
 use vnet_common::lb::flags::{self, LEAST_CONNECTIONS, ROUND_ROBIN, SOURCE_HASH};
 use vnet_common::verdict::{Direction, Reason};
@@ -67,7 +68,7 @@ fn the_fewest_connections() {
         let mut w = three(f, LEAST_CONNECTIONS);
         w.edit(0).share = 200;
         for port in 0..400 {
-            let mut frame = question(f, f.client(), FIRST + port).into();
+            let mut frame = Frame::from(&question(f, f.client(), FIRST + port));
             on_host(&w, Direction::Egress, CLIENT, &mut frame, false);
         }
         counts = w.maps.active.borrow().iter().map(|(m, n)| (*m, *n)).collect();
@@ -80,7 +81,7 @@ fn the_fewest_connections() {
 fn by_the_clients_address() {
     run(each(|f| {
         let w = three(f, SOURCE_HASH);
-        let mut first = question(f, f.client(), FIRST).into();
+        let mut first = Frame::from(&question(f, f.client(), FIRST));
         on_host(&w, Direction::Egress, CLIENT, &mut first, false);
         let member = *w.maps.active.borrow().keys().next().unwrap() as u8;
         let all: Vec<_> = (0..6).map(|n| (f.client(), FIRST + n, member)).collect();
@@ -90,7 +91,7 @@ fn by_the_clients_address() {
     for f in FAMILIES {
         let w = three(f, SOURCE_HASH);
         for host in 0..200 {
-            let mut frame = question(f, f.ip(5, host), FIRST).into();
+            let mut frame = Frame::from(&question(f, f.ip(5, host), FIRST));
             on_host(&w, Direction::Egress, CLIENT, &mut frame, false);
         }
         let counts: Vec<i64> = w.maps.active.borrow().values().copied().collect();
@@ -107,8 +108,8 @@ fn affinity() {
     }));
     for f in FAMILIES {
         let mut w = three(f, ROUND_ROBIN | flags::affinity(60));
-        let mut next = |w: &World, host: u8, port: u16| {
-            let mut frame = question(f, f.ip(0, host), port).into();
+        let next = |w: &World, host: u8, port: u16| {
+            let mut frame = Frame::from(&question(f, f.ip(0, host), port));
             on_host(w, Direction::Egress, CLIENT, &mut frame, false);
             let p = question(f, f.ip(0, host), port);
             (0..3).find(|n| frame.bytes == p.clone().to(f.member(*n), 5300).bytes()).unwrap()
