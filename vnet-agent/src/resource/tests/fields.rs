@@ -244,7 +244,7 @@ const SELECTOR_ROWS: &[Row] = &[
         1,
         "`spec` needs `members`, a `memberSelector` or `memberGroups`",
     ),
-    ("memberSelector", "selector", 8, 3, "`spec` has no field `selector`: its fields are `delivery`, `healthCheck`"),
+    ("memberSelector", "selector", 8, 3, "`spec` has no field `selector`: its fields are `affinity`, `algorithm`"),
     ("fd00::1", "fe80::1", 5, 10, "the VIP fe80::1 is link-local"),
     ("fd00::1", "::ffff:10.0.0.1", 5, 10, "the VIP ::ffff:10.0.0.1 is an IPv4 address in IPv6 form: write 10.0.0.1"),
     ("fd00::1", "fd00::1%eth0", 5, 10, "an entry of `vips` must be an address without a device: write fd00::1"),
