@@ -13,7 +13,9 @@ use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBE
 use crate::hash::STAMPS;
 use crate::judge::Judge;
 use crate::lb::pick::Picking;
-use crate::lb::{AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
+use crate::lb::{
+    AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+};
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
 use crate::parse::Headers;

@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use crate::datapath::{Datapath, wait_for_programs};
 use crate::lb::apply::Rows;
 use crate::lb::live::{Live, LiveGroup, Write, table_blocks};
-use crate::lb::table;
 use crate::lb::plan::Limits;
+use crate::lb::table;
 
 impl Rows for Arc<Datapath> {
     fn limits(&self) -> Result<Limits> {

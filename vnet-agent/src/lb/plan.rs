@@ -276,21 +276,21 @@ impl<'a> Planner<'a> {
         let ports = ports(group).map(|key| (key, value));
         let addresses: Vec<_> = group.vips.iter().map(|vip| vip_key(*vip, 0, 0)).map(|key| (key, self.address(&key))).collect();
         for (key, value) in ports.chain(addresses) {
-                if self.vips.insert(key, value) == Some(value) {
-                    continue;
-                }
-                match self.live.vips.get(&key) {
-                    Some(old) if *old == value => continue,
-                    Some(_) => self.bump |= !key.is_address(),
-                    None => self.added_vips += 1,
-                }
-                let capacity = self.limits.vips;
-                // What is removed by this plan is still there when this is written.
-                if self.live.vips.len() as u32 + self.added_vips > capacity {
-                    let free = capacity.saturating_sub(self.live.vips.len() as u32);
-                    return Err(no_room(group, "its VIPs and ports", "VIPS", (self.added_vips, free, capacity), "--max-vips"));
-                }
-                self.out.vips.push(Write::Vip { key, value: Some(value) });
+            if self.vips.insert(key, value) == Some(value) {
+                continue;
+            }
+            match self.live.vips.get(&key) {
+                Some(old) if *old == value => continue,
+                Some(_) => self.bump |= !key.is_address(),
+                None => self.added_vips += 1,
+            }
+            let capacity = self.limits.vips;
+            // What is removed by this plan is still there when this is written.
+            if self.live.vips.len() as u32 + self.added_vips > capacity {
+                let free = capacity.saturating_sub(self.live.vips.len() as u32);
+                return Err(no_room(group, "its VIPs and ports", "VIPS", (self.added_vips, free, capacity), "--max-vips"));
+            }
+            self.out.vips.push(Write::Vip { key, value: Some(value) });
         }
         Ok(())
     }

@@ -73,7 +73,8 @@ impl Warming {
         };
         self.0.retain(|who, _| who.0 != lb || is_there(who));
         for g in new {
-            let was = old.iter().find(|o| (o.port, o.last_port, o.protocol, &o.vips) == (g.port, g.last_port, g.protocol, &g.vips));
+            let was =
+                old.iter().find(|o| (o.port, o.last_port, o.protocol, &o.vips) == (g.port, g.last_port, g.protocol, &g.vips));
             let serving = |m: &&Member| m.share > 0;
             // In a group that nobody served nobody has to be spared.
             let others = was.is_some_and(|was| was.members.iter().any(|m| serving(&m)));

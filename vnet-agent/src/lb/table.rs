@@ -251,7 +251,11 @@ mod tests {
 
     fn members(weights: &[u16]) -> Vec<Entry> {
         let address = |i: usize| IpAddr::V4(Ipv4Addr::from(0x0A00_0000 + i as u32));
-        weights.iter().enumerate().map(|(i, w)| Entry { key: key(address(i), 80), weight: u32::from(*w), row: i as u32 + 7 }).collect()
+        weights
+            .iter()
+            .enumerate()
+            .map(|(i, w)| Entry { key: key(address(i), 80), weight: u32::from(*w), row: i as u32 + 7 })
+            .collect()
     }
 
     fn fill(members: &[Entry]) -> Vec<u32> {
@@ -402,7 +406,9 @@ mod tests {
             filled
         };
         let count = |rows: &[u32], row: u32| rows.iter().filter(|r| **r == row).count();
-        for (weights, each) in [(vec![1, 1, 1], vec![1, 1, 1]), (vec![500, 0, 1000], vec![1, 0, 2]), (vec![5, 1, 1], vec![5, 1, 1])] {
+        for (weights, each) in
+            [(vec![1, 1, 1], vec![1, 1, 1]), (vec![500, 0, 1000], vec![1, 0, 2]), (vec![5, 1, 1], vec![5, 1, 1])]
+        {
             let rows = rows(&weights);
             let got: Vec<usize> = (7..10).map(|row| count(&rows, row)).collect();
             assert_eq!(got, each, "{weights:?}");

@@ -6,9 +6,9 @@ use vnet_common::api::LbStatus;
 
 use super::fields::Fields;
 use super::{inline, resource};
+use crate::lb;
 use crate::output::Session;
 use crate::target::Kind;
-use crate::lb;
 
 /// Shows it.
 pub async fn describe(session: &Session, name: &str) -> Result<u8> {

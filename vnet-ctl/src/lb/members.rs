@@ -49,7 +49,9 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW"];
     columns.extend(before.is_some().then_some(">NEW/S"));
     columns.extend([">SHARE", ">RESETS", ">TO", ">FROM"]);
-    columns.extend(wide.then_some([">TARGET", ">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE", "ZONE"]).into_iter().flatten());
+    columns.extend(
+        wide.then_some([">TARGET", ">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE", "ZONE"]).into_iter().flatten(),
+    );
     columns.extend(health.then_some("HEALTH"));
     let mut table = Table::new(&columns);
     let all = lb.members.iter().map(|member| member.new_flows).sum();

@@ -114,12 +114,10 @@ fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
 /// of somebody's range, and a range out of all ports.
 fn overlaps<'a>(taken: &mut Taken<'a>, spec: &LoadBalancerSpec, party: Party<'a>) -> Vec<(Party<'a>, String)> {
     let mut overlaps: Vec<(Party<'a>, String)> = Vec::new();
-    let mut add = |first: Party<'a>, ports: String| {
-        match overlaps.iter_mut().find(|(other, _)| other.is(&first)) {
-            _ if first.is(&party) => {}
-            Some((_, text)) => *text += &format!(", {ports}"),
-            None => overlaps.push((first, ports)),
-        }
+    let mut add = |first: Party<'a>, ports: String| match overlaps.iter_mut().find(|(other, _)| other.is(&first)) {
+        _ if first.is(&party) => {}
+        Some((_, text)) => *text += &format!(", {ports}"),
+        None => overlaps.push((first, ports)),
     };
     for port in &spec.ports {
         add(*taken.single.entry(*port).or_insert(party), port.to_string());
