@@ -2,6 +2,8 @@
 
 #[path = "lb/bridge.rs"]
 mod bridge;
+#[path = "lb/guest.rs"]
+mod guest;
 #[path = "lb/health.rs"]
 mod health;
 #[path = "lb/members.rs"]

@@ -323,6 +323,8 @@ pub struct Work<A: Address> {
     pub reason: crate::verdict::Reason,
     /// Where the entry at hand is.
     pub table: Table,
+    /// It is addressed to another MAC than the endpoint's: see [`crate::policy::guard::is_flooded`].
+    pub flooded: bool,
     /// On a way past the stack: a router is spared.
     pub routed: bool,
     /// On a way past the stack: the destination's device.

@@ -494,6 +494,7 @@ fn work<A: Address>() -> Work<A> {
         todo: crate::deliver::Todo::Pass,
         reason: Reason::NotOurs,
         table: Table::Main,
+        flooded: false,
         routed: false,
         device: 0,
         mtu: 0,

@@ -15,6 +15,7 @@ use crate::lb::vip;
 use crate::parse::{Headers, tcp};
 use crate::pipeline::Maps;
 use crate::policy::evaluate::evaluate;
+use crate::verdict::Reason;
 
 pub mod admit;
 pub mod revalidate;
@@ -186,7 +187,15 @@ where
     M: Maps + FlowMaps<A> + Judge<A>,
 {
     let decision = follow(m, ep, w);
-    if decision == Decision::NotOurs && ep.is_policed() { admit::fresh(m, ep, w) } else { decision }
+    if decision != Decision::NotOurs || !ep.is_policed() {
+        return decision;
+    }
+    if w.flooded {
+        // One of a known flow passes, as on the short way, which does not look: whose it is does not take it.
+        w.reason = Reason::Flooded;
+        return Decision::Drop;
+    }
+    admit::fresh(m, ep, w)
 }
 
 /// The same, by what is known of its flow only: enough for endpoints that are not policed.

@@ -161,7 +161,7 @@ reasons! {
     Probe = 33, "probe";
     /// Made by our own programs: an answer in somebody's name, or a copy for a service node.
     Ours = 34, "ours";
-    /// Addressed to another MAC: a bridge that does not know where that is sent it to all ports.
+    /// Of no known flow, and addressed to another MAC: a bridge that does not know where that is sent it to all ports.
     Flooded = 35, "flooded";
 }
 

@@ -27,10 +27,8 @@ use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
 use vnet_common::verdict::Direction;
 
 use super::snapshot::Snapshot;
-use super::world::{FAR, NEAR, STRANGER};
+use super::world::{CACHE_SLOTS, FAR, NEAR, STRANGER};
 
-/// Slots of the cache; the tests' thread stays on the first CPU, which has the first ones.
-pub const CACHE_SLOTS: u32 = 32;
 /// Rows of per-endpoint tables that tests use.
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use vnet_common::host::Frame;
 use vnet_common::lb::MemberEvent::Reset;
 use vnet_common::lb::flags::{self, LEAST_CONNECTIONS, ROUND_ROBIN, SOURCE_HASH};
-use vnet_common::verdict::{Direction, Reason};
+use vnet_common::verdict::{Direction, Reason, Verdict};
 
 use super::packet::{ACK, FIN, Packet, RST};
 use super::policy::each;
@@ -29,6 +30,14 @@ fn three(f: Family, bits: u32) -> World {
 
 fn question(f: Family, from: IpAddr, port: u16) -> Packet {
     Packet::udp(from, port, f.vip(), 53)
+}
+
+/// A packet of a new flow as it goes on, on the host.
+fn sent(w: &World, p: &Packet) -> Frame {
+    let mut frame = Frame::from(p);
+    let verdict = on_host(w, Direction::Egress, CLIENT, &mut frame, false);
+    assert_eq!(verdict, Verdict::Next(Reason::NewFlow));
+    frame
 }
 
 /// A row in which each of `flows` goes to the member that is named.
@@ -67,8 +76,7 @@ fn the_fewest_connections() {
         let mut w = three(f, LEAST_CONNECTIONS);
         w.edit(0).share = 200;
         for port in 0..400 {
-            let mut frame = question(f, f.client(), FIRST + port).into();
-            on_host(&w, Direction::Egress, CLIENT, &mut frame, false);
+            sent(&w, &question(f, f.client(), FIRST + port));
         }
         counts = w.maps.active.borrow().iter().map(|(m, n)| (*m, *n)).collect();
         assert_eq!(counts, BTreeMap::from([(0, 200), (1, 100), (2, 100)]), "{f:?}: exactly as the weights say");
@@ -80,8 +88,7 @@ fn the_fewest_connections() {
 fn by_the_clients_address() {
     run(each(|f| {
         let w = three(f, SOURCE_HASH);
-        let mut first = question(f, f.client(), FIRST).into();
-        on_host(&w, Direction::Egress, CLIENT, &mut first, false);
+        sent(&w, &question(f, f.client(), FIRST));
         let member = *w.maps.active.borrow().keys().next().unwrap() as u8;
         let all: Vec<_> = (0..6).map(|n| (f.client(), FIRST + n, member)).collect();
         flows("source hash", f, three(f, SOURCE_HASH), &all)
@@ -90,8 +97,7 @@ fn by_the_clients_address() {
     for f in FAMILIES {
         let w = three(f, SOURCE_HASH);
         for host in 0..200 {
-            let mut frame = question(f, f.ip(5, host), FIRST).into();
-            on_host(&w, Direction::Egress, CLIENT, &mut frame, false);
+            sent(&w, &question(f, f.ip(5, host), FIRST));
         }
         let counts: Vec<i64> = w.maps.active.borrow().values().copied().collect();
         assert!(counts.len() == 3 && counts.iter().all(|n| (40..95).contains(n)), "{f:?}: {counts:?}");
@@ -107,9 +113,8 @@ fn affinity() {
     }));
     for f in FAMILIES {
         let mut w = three(f, ROUND_ROBIN | flags::affinity(60));
-        let mut next = |w: &World, host: u8, port: u16| {
-            let mut frame = question(f, f.ip(0, host), port).into();
-            on_host(w, Direction::Egress, CLIENT, &mut frame, false);
+        let next = |w: &World, host: u8, port: u16| {
+            let frame = sent(w, &question(f, f.ip(0, host), port));
             let p = question(f, f.ip(0, host), port);
             (0..3).find(|n| frame.bytes == p.clone().to(f.member(*n), 5300).bytes()).unwrap()
         };

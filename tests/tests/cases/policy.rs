@@ -236,6 +236,7 @@ fn flooded_frames() {
         for p in [&allowed, &refused] {
             r = r.ingress(CLIENT, &stray(&p.clone().sport(5000))).dropped(Reason::Flooded);
         }
+        r = r.ingress(CLIENT, &stray(&allowed)).passes(Reason::Established);
         r = silent(r, &refused.clone().macs([0xff; 6], HOST_MAC));
         // Where its MAC is not known, nobody can tell.
         r = r.change(|w| (w.at(CLIENT).flags, w.at(CLIENT).mac) = (w.at(CLIENT).flags & !endpoint_flags::CHECK_MAC, [0; 6]));

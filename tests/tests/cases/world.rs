@@ -20,6 +20,8 @@ pub const STRANGER: u32 = 13;
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
+/// Slots of the flow cache, a CPU; the kernel tests' thread stays on the first CPU, which has the first ones.
+pub const CACHE_SLOTS: u32 = 32;
 /// Blocks of the pick table that each group has.
 const BLOCKS: u32 = 4;
 
@@ -82,7 +84,7 @@ pub struct World {
 impl World {
     /// A client on a routed device; no VIPs.
     pub fn new() -> Self {
-        let mut w = Self { maps: Maps { cache_slots: super::kernel::CACHE_SLOTS, ..Maps::default() } };
+        let mut w = Self { maps: Maps { cache_slots: CACHE_SLOTS, ..Maps::default() } };
         w.endpoint(CLIENT, 1, CLIENT_MAC);
         for f in FAMILIES {
             w.local(f.client(), CLIENT);

@@ -161,8 +161,12 @@ impl Rehearsal {
             self.maps.flows6.entries(*table).put(key, entry)?;
         }
         let picks = &setting.picks;
-        picks.turns.iter().for_each(|(group, n)| drop(self.maps.turns.store(*group, &u64::from(*n))));
-        picks.active.iter().for_each(|(member, n)| drop(self.maps.active.store(*member, &u64::from(*n))));
+        for (group, n) in &picks.turns {
+            self.maps.turns.store(*group, &u64::from(*n));
+        }
+        for (member, n) in &picks.active {
+            self.maps.active.store(*member, &u64::from(*n));
+        }
         picks.affinity.iter().try_for_each(|(key, row)| self.maps.affinity.put(key, row))
     }
 

@@ -84,9 +84,7 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return unjudged(ep, Reason::Malformed);
     }
     if ep.is_policed() {
-        if guard::is_flooded(p, ep) {
-            return Verdict::Drop(Reason::Flooded);
-        }
+        w.flooded = guard::is_flooded(p, ep);
         track::see(m, ep, Direction::Ingress, p.size(), w);
         match guard::ingress(&w.headers, ep) {
             Guard::Ask => {}
