@@ -21,6 +21,7 @@ mod cases {
     mod balanced;
     mod budget;
     mod classes;
+    mod errors;
     mod evaluation;
     mod fuzz;
     mod guard;

@@ -2,6 +2,8 @@
 
 #[path = "lb/bridge.rs"]
 mod bridge;
+#[path = "lb/errors.rs"]
+mod errors;
 #[path = "lb/guest.rs"]
 mod guest;
 #[path = "lb/health.rs"]

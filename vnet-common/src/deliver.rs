@@ -10,13 +10,14 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
+use crate::family::Family;
 use crate::flow::track;
 use crate::flow::{FlowMaps, Work, flags as flow_flags};
 use crate::judge::{self, Decision, Judge};
 use crate::lb::vip;
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers};
-use crate::pipeline::Maps;
+use crate::pipeline::{Maps, related};
 use crate::policy::AddressKey;
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
@@ -171,7 +172,7 @@ pub fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes
 
 /// Does it.
 #[inline(always)]
-pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
+pub fn carry_out<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
     let r = w.reason;
     match w.todo {
         Todo::Pass => Verdict::Next(Reason::NotOurs),
@@ -193,7 +194,7 @@ pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mu
 
 /// Rewrites the packet and sends it to the endpoint behind [`Work::device`].
 #[inline(always)]
-fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
+fn hand<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
     let Some(to) = m.endpoint(w.device) else { return Verdict::Drop(Reason::BadRow) };
     let back = w.todo == Todo::HandBack;
     let mut done = change(p, w, if back { Side::Source } else { Side::Destination });
@@ -231,8 +232,17 @@ fn answer<A: Address, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
 
 /// Rewrites one side of the packet as [`Work::treatment`] says; says if it could.
 #[inline(never)]
-pub fn change<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
-    w.treatment.flags & flow_flags::NAT == 0 || rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_some()
+pub fn change<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
+    if w.treatment.flags & flow_flags::NAT == 0 {
+        return true;
+    }
+    // No flow of ICMP is rewritten: it is an error about one.
+    let done = if w.headers.is_icmp() {
+        related::rewrite(p, w, side)
+    } else {
+        rewrite::apply(p, &w.headers, &w.treatment.rewrite, side)
+    };
+    done.is_some()
 }
 
 #[inline(never)]

@@ -62,6 +62,14 @@ pub trait Judge<A: Address>: Sized {
     {
         pick::from_group(self, ep, w, bits)
     }
+    /// [`pick::candidate`].
+    #[inline(always)]
+    fn candidate(&self, w: &mut Work<A>, attempt: u32) -> u32
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        pick::candidate(self, w, attempt)
+    }
 }
 
 /// What is to be done with a packet.

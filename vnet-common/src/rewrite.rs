@@ -19,8 +19,8 @@ pub enum Side {
 #[inline(always)]
 pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
     let (old, addr_at, sport, dport) = match side {
-        Side::Destination => (h.dst, dst_at::<A>(), r.client_port, r.port),
-        Side::Source => (h.src, src_at::<A>(), r.port, r.client_port),
+        Side::Destination => (h.dst, ETH + dst_in::<A>(), r.client_port, r.port),
+        Side::Source => (h.src, ETH + src_in::<A>(), r.port, r.client_port),
     };
     let addresses = checksum::diff(&old, &r.addr);
     let old_ports = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
@@ -40,11 +40,13 @@ pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, s
     Some(())
 }
 
-const fn src_at<A: Address>() -> usize {
-    if A::VERSION == 4 { ETH + 12 } else { ETH + 8 }
+/// Where the source address is in the IP header.
+pub const fn src_in<A: Address>() -> usize {
+    if A::VERSION == 4 { 12 } else { 8 }
 }
-const fn dst_at<A: Address>() -> usize {
-    if A::VERSION == 4 { ETH + 16 } else { ETH + 24 }
+/// Where the destination address is in the IP header.
+pub const fn dst_in<A: Address>() -> usize {
+    if A::VERSION == 4 { 16 } else { 24 }
 }
 
 /// One hop less to live, on a path that the host would have routed.

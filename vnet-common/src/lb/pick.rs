@@ -58,8 +58,14 @@ pub struct Picking<A> {
     pub member: A,
     /// Row of the member that the client sticks to, plus one; 0: none.
     pub stuck: u32,
+    /// The member with the fewest flows up to now, or `u32::MAX`.
+    pub best: u32,
+    /// Its share.
+    pub share: u32,
     /// Zero.
     pub pad_more: u32,
+    /// Its flows, and one.
+    pub flows: u64,
 }
 
 /// The key of the row for a VIP's port.
@@ -173,7 +179,6 @@ where
 fn pick<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: &Picking<A>, salt: u32) -> Option<u32> {
     let (block, slots) = ((group.table >> 32) as u32, group.table as u32);
     let slot = match group.flags & group_bits::ALGORITHM {
-        group_bits::LEAST_CONNECTIONS => return least(m, key, group, salt),
         group_bits::ROUND_ROBIN => m.turn(group.group) % slots.max(1),
         group_bits::SOURCE_HASH => scale(hash::client(key), slots),
         _ => scale(hash::pick(key, salt), slots),
@@ -189,33 +194,42 @@ fn scale(hash: u32, to: u32) -> u32 {
     ((u64::from(hash) * u64::from(to)) >> 32) as u32
 }
 
-/// The member that has the fewest flows for its share, of all or of [`LEAST_OF`] at random.
-#[inline(always)]
-fn least<A: Address, M: LbMaps>(m: &M, key: &FlowKey<A>, group: &Picking<A>, salt: u32) -> Option<u32> {
-    let (block, slots) = ((group.table >> 32) as u32, group.table as u32);
+/// The member that has the fewest flows for its share, of all or of [`LEAST_OF`] at random; `u32::MAX`: none. What is compared lies in
+/// [`Work::group`]: in registers the verifier would follow every order of members apart.
+#[inline(never)]
+fn least<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, salt: u32) -> u32 {
+    let slots = w.group.table as u32;
+    (w.group.best, w.group.share, w.group.flows) = (u32::MAX, 1, 0);
     // Of equals not always the first.
-    let mut slot = scale(hash::pick(key, salt), slots);
-    let (mut best, mut flows, mut share) = (None, 0u64, 1u64);
+    let mut slot = scale(hash::pick(&w.seen.key, salt), slots);
     let mut n = 0;
     while n < LEAST_OF && n < slots {
-        if let Some(index) = m.pick(block, slot)
-            && let Some(row) = m.member(index)
-            && row.state != state::NONE
-            && row.group == group.group
-        {
-            // One more than it has: of two that have none, the heavier.
-            let (its_flows, its_share) = (u64::from(m.active(index)) + 1, u64::from(row.share));
-            if its_share != 0 && (best.is_none() || its_flows * share < flows * its_share) {
-                (best, flows, share) = (Some(index), its_flows, its_share);
-            }
-        }
+        compare(m, w, slot);
         n += 1;
-        slot = if slots > LEAST_OF { scale(hash::pick(key, salt + n), slots) } else { slot + 1 };
+        slot = if slots > LEAST_OF { scale(hash::pick(&w.seen.key, salt + n), slots) } else { slot + 1 };
         if slot >= slots {
-            slot = 0;
+            slot = core::hint::black_box(0);
         }
     }
-    best
+    w.group.best
+}
+
+/// Holds the member in a slot against the best one up to now; says if it is better.
+#[inline(never)]
+fn compare<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, slot: u32) -> bool {
+    let g = &mut w.group;
+    let Some(index) = m.pick((g.table >> 32) as u32, slot) else { return false };
+    let Some(row) = m.member(index) else { return false };
+    if row.state == state::NONE || row.group != g.group || row.share == 0 {
+        return false;
+    }
+    // One more than it has: of two that have none, the heavier.
+    let (flows, share) = (u64::from(m.active(index)) + 1, u64::from(row.share));
+    if g.best != u32::MAX && flows * u64::from(g.share) >= g.flows * share {
+        return false;
+    }
+    (g.best, g.share, g.flows) = (index, row.share, flows);
+    true
 }
 
 /// Notes in [`Picking::stuck`] where the client's last flow went, if new ones may go there.
@@ -259,7 +273,7 @@ where
         if attempt == PICKS + PORTS {
             return Outcome::Drop;
         }
-        let index = candidate(m, w, attempt);
+        let index = Judge::<A>::candidate(m, w, attempt);
         if index != u32::MAX {
             match reverse(m, w) {
                 Reverse::Free => break index,
@@ -301,8 +315,8 @@ where
 }
 
 /// Notes in `w` how the flow would be rewritten in this attempt; gives the member, or `u32::MAX` for none.
-#[inline(never)]
-fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, attempt: u32) -> u32 {
+#[inline(always)]
+pub fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, attempt: u32) -> u32 {
     let (key, group) = (&w.seen.key, &w.group);
     let by_client = group.stuck != 0 || group.flags & group_bits::ALGORITHM == group_bits::SOURCE_HASH;
     // Who is to go to one member is not sent to others.
@@ -311,8 +325,14 @@ fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, attempt: u32) -> u32
         n if n < PICKS && !by_client => (n, key.sport),
         n => (0, other_port(key, n)),
     };
-    let picked = if group.stuck != 0 { Some(group.stuck - 1) } else { pick(m, key, group, salt) };
-    let Some(index) = picked else { return u32::MAX };
+    let index = if group.stuck != 0 {
+        group.stuck - 1
+    } else if group.flags & group_bits::ALGORITHM == group_bits::LEAST_CONNECTIONS {
+        least(m, w, salt)
+    } else {
+        pick(m, key, group, salt).unwrap_or(u32::MAX)
+    };
+    let key = &w.seen.key;
     let Some(member) = m.member(index) else { return u32::MAX };
     let port = if member.port == [0; 2] { key.dport } else { member.port };
     w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port, client_port };
