@@ -151,15 +151,16 @@ fn ranges_of_ports() {
         let mut r = row(format!("{f:?}: ranges"), w);
         let flows = [(8005, 0, 5300, single), (8000, 1, 8000, wide), (8063, 1, 8063, wide), (8064, 2, 7, any), (1, 2, 7, any)];
         for (port, member, at, index) in flows {
-            let p = Packet::udp(f.client(), FIRST, f.vip(), port);
+            // Each from a port of its own: two to one member's port would be kept apart by another.
+            let p = Packet::udp(f.client(), FIRST + port, f.vip(), port);
             r = r.egress(CLIENT, &p).becomes(Reason::NewFlow, &p.clone().to(f.member(member), at)).by(index).events(index);
-            let answer = Packet::udp(f.member(member), at, f.client(), FIRST);
+            let answer = Packet::udp(f.member(member), at, f.client(), FIRST + port);
             r = r.ingress(CLIENT, &answer).becomes(Reason::Reply, &answer.clone().from(f.vip(), port)).by(index);
         }
         // Still theirs in another generation.
         r = r.change(World::bump);
-        let p = Packet::udp(f.client(), FIRST, f.vip(), 8063);
-        r = r.egress(CLIENT, &p).becomes(Reason::Ours, &p.clone().to(f.member(1), 8063)).by(wide);
+        let p = Packet::udp(f.client(), FIRST + 8063, f.vip(), 8063);
+        r = r.egress(CLIENT, &p).becomes(Reason::Established, &p.clone().to(f.member(1), 8063)).by(wide);
         r.holds(flows.len(), 0).quota(1, flows.len() as u32)
     }));
 }
