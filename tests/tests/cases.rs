@@ -25,6 +25,7 @@ mod cases {
     mod evaluation;
     mod fuzz;
     mod guard;
+    mod hairpin;
     mod judged_again;
     mod limits;
     mod malformed;

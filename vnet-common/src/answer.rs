@@ -14,7 +14,7 @@ const TTL: u8 = 64;
 
 /// Swaps the MAC addresses.
 #[inline(always)]
-fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
+pub fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
     let m: [u8; 12] = p.read(0)?;
     p.write(0, [m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]])
 }

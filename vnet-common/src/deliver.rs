@@ -31,7 +31,9 @@ pub enum Todo {
     Go,
     /// Rewrite the destination; the stack takes it on.
     Stack,
-    /// The same, addressed to the member's MAC.
+    /// Rewrite both sides; it goes back to the endpoint, which is its own member.
+    Turn,
+    /// Rewrite the destination; the stack takes it on, addressed to the member's MAC.
     Segment,
     /// Rewrite the destination, and send it to the endpoint behind [`Work::device`].
     Hand,
@@ -58,6 +60,9 @@ pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     bytes: u32,
     segment: u32,
 ) -> Todo {
+    if w.treatment.flags & flow_flags::HAIRPIN != 0 {
+        return Todo::Turn;
+    }
     let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
@@ -185,9 +190,10 @@ pub fn carry_out<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut
             false => Verdict::Drop(Reason::RejectSilent),
         },
         Todo::TooBig => reply(answer(p, w), Reason::PacketTooBig),
+        Todo::Turn if turn(p, w) => Verdict::Reply(r),
         Todo::Stack if change(p, w, Side::Destination) => Verdict::Next(r),
         Todo::Segment if to_segment(p, m, w) && change(p, w, Side::Destination) => Verdict::Next(r),
-        Todo::Stack | Todo::Segment => Verdict::Drop(Reason::NoMemory),
+        Todo::Turn | Todo::Stack | Todo::Segment => Verdict::Drop(Reason::NoMemory),
         Todo::Hand | Todo::HandBack => hand(p, m, w, r),
     }
 }
@@ -243,6 +249,15 @@ pub fn change<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool 
         rewrite::apply(p, &w.headers, &w.treatment.rewrite, side)
     };
     done.is_some()
+}
+
+/// Rewrites both sides of the packet, and turns it round; says if it could.
+#[inline(never)]
+fn turn<A: Family, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
+    let side = if w.treatment.flags & flow_flags::UNNAT != 0 { Side::Source } else { Side::Destination };
+    let (h, r) = (&w.headers, &w.treatment.rewrite);
+    let done = if h.is_icmp() { related::rewrite(p, w, side) } else { rewrite::ports(p, h, r, side) };
+    done.and_then(|()| rewrite::swap_addresses(p, h)).and_then(|()| answer::turn_round(p)).is_some()
 }
 
 #[inline(never)]

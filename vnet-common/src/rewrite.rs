@@ -40,6 +40,28 @@ pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, s
     Some(())
 }
 
+/// Rewrites the ports alone. A flow whose client is its member has both addresses swapped besides, which no checksum notices.
+#[inline(always)]
+pub fn ports<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
+    let (sport, dport) = match side {
+        Side::Destination => (r.client_port, r.port),
+        Side::Source => (r.port, r.client_port),
+    };
+    let new = [sport[0], sport[1], dport[0], dport[1]];
+    let old = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
+    p.write(h.l4, new)?;
+    let diff = checksum::add(!u32::from_ne_bytes(old), u32::from_ne_bytes(new));
+    checksum::replace(p, h.l4_checksum(), h.is_udp(), A::VERSION == 6, 0, diff)?;
+    Some(())
+}
+
+/// Swaps source and destination address.
+#[inline(always)]
+pub fn swap_addresses<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
+    h.dst.write(p, ETH + src_in::<A>())?;
+    h.src.write(p, ETH + dst_in::<A>())
+}
+
 /// Where the source address is in the IP header.
 pub const fn src_in<A: Address>() -> usize {
     if A::VERSION == 4 { 12 } else { 8 }

@@ -234,6 +234,11 @@ impl Row {
     pub fn answered_bytes(self, reason: Reason, out: Vec<u8>) -> Self {
         self.outcome(Verdict::Reply(reason), Some(out))
     }
+    /// The last packet is answered with something that `check` accepts.
+    pub fn answered_some(mut self, reason: Reason, check: impl Fn(&[u8]) -> Result<(), String> + 'static) -> Self {
+        self.last().check = Some(Box::new(check));
+        self.outcome(Verdict::Reply(reason), None)
+    }
     /// The last packet is handed to the device `ifindex`.
     pub fn handed(self, ifindex: u32, peer: bool, reason: Reason, out: &Packet) -> Self {
         let bytes = out.bytes();

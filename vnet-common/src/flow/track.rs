@@ -107,6 +107,17 @@ pub fn find<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
     w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry)
 }
 
+/// Is the packet, of no flow that the endpoint opened, its answer to one that it opened to itself? Its key is then that of the reverse entry.
+#[inline(never)]
+pub fn turn<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
+    w.seen.key.direction = Direction::Ingress as u8;
+    let turned = find(m, w) && w.entry.flags & flags::HAIRPIN != 0;
+    if !turned {
+        w.seen.key.direction = Direction::Egress as u8;
+    }
+    turned
+}
+
 /// Counts a packet whose flow has a valid entry, and advances the flow's state.
 #[inline(always)]
 pub fn proceed<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32, w: &mut Work<A>) -> Course {
@@ -205,7 +216,7 @@ where
         forget(m, slot, Table::Main, &w.seen.key, &w.partner); // either side opens another connection between the same ports
         return Course::None;
     }
-    if is_amid(seen) {
+    if is_amid(seen) && e.flags & flags::HAIRPIN == 0 {
         remember(m, w);
     } else {
         count(m, Table::Main, seen, e);

@@ -146,6 +146,10 @@ where
         w.reason = Reason::RejectSilent; // of no connection: a host ignores it
         return Outcome::Drop;
     }
+    if w.seen.key.src == w.seen.key.dst {
+        w.reason = Reason::RejectSilent; // from the VIP itself, which sends nothing
+        return Outcome::Drop;
+    }
     w.group.stuck = 0;
     (w.group.table, w.group.flags) = (group.table, group.flags); // read once: the agent may switch the table at any time
     if w.group.table as u32 == 0 {
@@ -336,6 +340,9 @@ pub fn candidate<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, attempt: u32) ->
     let Some(member) = m.member(index) else { return u32::MAX };
     let port = if member.port == [0; 2] { key.dport } else { member.port };
     w.entry.rewrite = Rewrite { addr: A::narrow(&member.addr), port, client_port };
+    if w.entry.rewrite.addr == key.src && port == key.sport && client_port == key.dport {
+        return u32::MAX; // the answers would look like the questions
+    }
     w.partner = key.partner(&w.entry.rewrite);
     index
 }
@@ -346,9 +353,12 @@ fn other_port<A: Address>(key: &FlowKey<A>, attempt: u32) -> [u8; 2] {
     (FIRST_PORT + n).to_be_bytes()
 }
 
-/// Past the stack only where both ends are endpoints of this host, so that the replies go the same way.
+/// Back to the client if that is the member. Past the stack only where both ends are endpoints of this host, so that the replies go the same way.
 #[inline(never)]
 fn delivery<A: Address, M: LbMaps>(m: &M, ep: &EndpointRow, member: &MemberRow, w: &Work<A>) -> u16 {
+    if w.entry.rewrite.addr == w.seen.key.src {
+        return flags::HAIRPIN;
+    }
     if w.group.flags & group_bits::REDIRECT == 0 || member.ifindex == 0 {
         return 0;
     }

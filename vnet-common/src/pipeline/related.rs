@@ -10,12 +10,12 @@ use crate::checksum::{self, Field};
 use crate::endpoint::EndpointRow;
 use crate::family::Family;
 use crate::flow::track::Treatment;
-use crate::flow::{FlowKey, FlowMaps, Table, Work};
+use crate::flow::{FlowKey, FlowMaps, Table, Work, flags};
 use crate::judge::Judge;
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
 use crate::rewrite::{Side, dst_in, src_in};
-use crate::verdict::Reason;
+use crate::verdict::{Direction, Reason};
 
 /// Where the packet that an error quotes starts in the frame. So many bits: the verifier must see that it is not negative.
 #[inline(always)]
@@ -74,7 +74,12 @@ pub fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     let generation = w.seen.generation;
     let found = |key: &FlowKey<A>, into: &mut _| m.flow(Table::Main, key, into) || m.flow(Table::HalfOpen, key, into);
     if !found(&w.spare, &mut w.other) {
-        return false;
+        // Of a hairpin the endpoint answers the reverse entry's packets too.
+        w.spare.direction = Direction::Ingress as u8;
+        let turned = w.seen.key.direction == Direction::Egress as u8 && found(&w.spare, &mut w.other);
+        if !turned || w.other.flags & flags::HAIRPIN == 0 {
+            return false;
+        }
     }
     w.treatment = Treatment { rewrite: w.other.rewrite, member: w.other.member, flags: w.other.flags };
     w.reason = Reason::Related;
@@ -95,12 +100,18 @@ pub fn rewrite<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> Opti
         Side::Source => (quoted.dst, dst_in::<A>(), [r.client_port, r.port]),
         Side::Destination => (quoted.src, src_in::<A>(), [r.port, r.client_port]),
     };
-    let addresses = checksum::diff(&old, &r.addr);
-    if A::VERSION == 4 {
-        let c: [u8; 2] = p.read(at + 10)?;
-        p.write(at + 10, checksum::updated(c, addresses))?;
+    let hairpin = w.treatment.flags & flags::HAIRPIN != 0;
+    let addresses = if hairpin { 0 } else { checksum::diff(&old, &r.addr) };
+    if hairpin {
+        quoted.dst.write(p, at + src_in::<A>())?;
+        quoted.src.write(p, at + dst_in::<A>())?;
+    } else {
+        if A::VERSION == 4 {
+            let c: [u8; 2] = p.read(at + 10)?;
+            p.write(at + 10, checksum::updated(c, addresses))?;
+        }
+        r.addr.write(p, at + old_in)?;
     }
-    r.addr.write(p, at + old_in)?;
     let old_ports: [u8; 4] = p.read(quoted.l4)?;
     let [[a, b], [c, d]] = ports;
     p.write(quoted.l4, [a, b, c, d])?;
@@ -110,6 +121,8 @@ pub fn rewrite<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> Opti
     let (field, l4) = quoted_checksum(p, &quoted, answer::ip_end::<P, A>(p)?, [addresses, ports])?;
     let mut covered = if A::VERSION == 4 { l4 } else { checksum::add(l4, addresses) };
     let named = match side {
+        // Its own addresses are the caller's to swap.
+        _ if hairpin => None,
         Side::Source if h.src == old => Some(ETH + src_in::<A>()),
         Side::Source => None,
         Side::Destination => Some(ETH + dst_in::<A>()),
