@@ -37,13 +37,26 @@ impl Machine {
     }
 
     /// Starts nginx. It answers `NAME SERVER-ADDRESS CLIENT-ADDRESS` as it sees them, and serves files that are put into the
-    /// directory which this gives.
+    /// directory which this gives. Who asks for the host `checked.lab` gets those of its folder `checked` instead.
     ///
     /// # Errors
     /// It does not serve within 10 s.
     pub fn serve_http(&mut self, port: u16) -> Result<&Path> {
+        self.serve_web(port, None)
+    }
+
+    /// The same over TLS, with a certificate and its key.
+    ///
+    /// # Errors
+    /// It does not serve within 10 s.
+    pub fn serve_https(&mut self, port: u16, certificate: &Path, key: &Path) -> Result<&Path> {
+        self.serve_web(port, Some((certificate, key)))
+    }
+
+    fn serve_web(&mut self, port: u16, tls: Option<(&Path, &Path)>) -> Result<&Path> {
         let dir = self.dir.path();
-        let conf = self.dir.write(&format!("nginx-{port}.conf"), &nginx_conf(&self.name, port, dir))?;
+        std::fs::create_dir_all(dir.join("checked")).with_context(|| format!("making a folder in {}", dir.display()))?;
+        let conf = self.dir.write(&format!("nginx-{port}.conf"), &nginx_conf(&self.name, port, dir, tls))?;
         let conf = conf.to_string_lossy();
         // One process: those that a master forks would outlive it when it is killed.
         let directives = "daemon off; master_process off;";
@@ -99,8 +112,12 @@ impl Machine {
     }
 }
 
-fn nginx_conf(name: &str, port: u16, dir: &Path) -> String {
+fn nginx_conf(name: &str, port: u16, dir: &Path, tls: Option<(&Path, &Path)>) -> String {
     let dir = dir.display();
+    let certificate = tls.map(|(certificate, key)| {
+        format!("ssl_certificate {};\n    ssl_certificate_key {};", certificate.display(), key.display())
+    });
+    let (certificate, ssl) = (certificate.unwrap_or_default(), if tls.is_some() { " ssl" } else { "" });
     format!(
         "pid {dir}/nginx-{port}.pid;
 events {{}}
@@ -111,11 +128,18 @@ http {{
     fastcgi_temp_path {dir}/fastcgi;
     uwsgi_temp_path {dir}/uwsgi;
     scgi_temp_path {dir}/scgi;
+    {certificate}
     server {{
-        listen {port};
-        listen [::]:{port};
+        listen {port}{ssl};
+        listen [::]:{port}{ssl};
         root {dir};
         location = / {{ return 200 \"{name} $server_addr $remote_addr\\n\"; }}
+    }}
+    server {{
+        listen {port}{ssl};
+        listen [::]:{port}{ssl};
+        server_name checked.lab;
+        root {dir}/checked;
     }}
 }}
 "

@@ -21,14 +21,17 @@ mod cases {
     mod balanced;
     mod budget;
     mod classes;
+    mod errors;
     mod evaluation;
     mod fuzz;
     mod guard;
+    mod hairpin;
     mod judged_again;
     mod limits;
     mod malformed;
     mod members;
     mod neighbors;
+    mod picking;
     mod policy;
     mod quarantine;
     mod stateful;

@@ -2,10 +2,16 @@
 
 #[path = "lb/bridge.rs"]
 mod bridge;
+#[path = "lb/errors.rs"]
+mod errors;
+#[path = "lb/guest.rs"]
+mod guest;
 #[path = "lb/health.rs"]
 mod health;
 #[path = "lb/members.rs"]
 mod members;
+#[path = "lb/picking.rs"]
+mod picking;
 #[path = "lb/redirect.rs"]
 mod redirect;
 #[path = "lb/routed.rs"]

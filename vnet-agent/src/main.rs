@@ -18,7 +18,7 @@ use tokio::time::interval;
 use vnet_agent::api::{self, Routes, Socket};
 use vnet_agent::control::{Agent, Ground, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
-use vnet_agent::lb::health::{Checker, Tcp};
+use vnet_agent::lb::health::{Checker, Network};
 use vnet_agent::object;
 use vnet_agent::quarantine::clock::SystemClock;
 use vnet_agent::source::Own;
@@ -71,7 +71,8 @@ async fn serve(options: Options) -> Result<()> {
         store: Box::new(store),
         datapath,
         patterns: options.attach_patterns(),
-        checker: Checker::new(Tcp, to),
+        zone: options.zone.clone(),
+        checker: Checker::new(Network::default(), to),
         networks: options.endpoint_networks.clone(),
         own: Own { run_dir: options.run_dir.clone(), state_dir: options.state_dir.clone() },
         clock: Arc::new(SystemClock::new()?),

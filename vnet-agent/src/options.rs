@@ -35,6 +35,9 @@ pub struct Options {
     /// Attach only to the devices that Endpoint resources name.
     #[arg(long, conflicts_with = "attach")]
     attach_none: bool,
+    /// The zone that this host is in: load balancers may prefer members of the same one.
+    #[arg(long, value_name = "NAME")]
+    pub zone: Option<String>,
     /// A prebuilt eBPF object instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     pub object: Option<PathBuf>,
@@ -127,6 +130,9 @@ struct Knobs {
     /// Addresses of this host's endpoints.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().locals)]
     max_addresses: u32,
+    /// Clients whose new flows stick to a member; the least recently used make room for others.
+    #[arg(long, value_name = "N", default_value_t = Sizes::default().affinity)]
+    max_affinities: u32,
     /// IPv4 flow cache slots for each CPU: a power of two from 4 on, or 0 for no cache at all.
     #[arg(long, value_name = "N", default_value_t = Sizes::default().cache[0])]
     cache_slots: u32,
@@ -221,6 +227,7 @@ impl Options {
             members: k.max_members,
             maglev: k.maglev_blocks,
             locals: k.max_addresses,
+            affinity: k.max_affinities,
             cache: [k.cache_slots, k.cache_slots6],
             policy: k.policy.sizes(),
         }

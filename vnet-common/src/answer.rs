@@ -14,7 +14,7 @@ const TTL: u8 = 64;
 
 /// Swaps the MAC addresses.
 #[inline(always)]
-fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
+pub fn turn_round<P: Packet>(p: &mut P) -> Option<()> {
     let m: [u8; 12] = p.read(0)?;
     p.write(0, [m[6], m[7], m[8], m[9], m[10], m[11], m[0], m[1], m[2], m[3], m[4], m[5]])
 }
@@ -38,7 +38,7 @@ fn is_error<A: Address>(h: &Headers<A>) -> bool {
 
 /// Where the IP packet ends in the frame: a short frame is padded behind it.
 #[inline(always)]
-fn ip_end<P: Packet, A: Address>(p: &P) -> Option<u32> {
+pub fn ip_end<P: Packet, A: Address>(p: &P) -> Option<u32> {
     let (at, before) = if A::VERSION == 4 { (ETH + 2, ETH as u32) } else { (ETH + 4, ETH as u32 + 40) };
     let len = u32::from(u16::from_be_bytes(p.read(at)?));
     // A length of 0 is a segmentation candidate over 64 KiB (BIG TCP).

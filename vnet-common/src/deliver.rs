@@ -10,13 +10,14 @@
 use crate::addr::Address;
 use crate::answer;
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
+use crate::family::Family;
 use crate::flow::track;
 use crate::flow::{FlowMaps, Work, flags as flow_flags};
 use crate::judge::{self, Decision, Judge};
 use crate::lb::vip;
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers};
-use crate::pipeline::Maps;
+use crate::pipeline::{Maps, related};
 use crate::policy::AddressKey;
 use crate::rewrite::{self, Side};
 use crate::verdict::{Direction, Reason, Verdict};
@@ -30,7 +31,9 @@ pub enum Todo {
     Go,
     /// Rewrite the destination; the stack takes it on.
     Stack,
-    /// The same, addressed to the member's MAC.
+    /// Rewrite both sides; it goes back to the endpoint, which is its own member.
+    Turn,
+    /// Rewrite the destination; the stack takes it on, addressed to the member's MAC.
     Segment,
     /// Rewrite the destination, and send it to the endpoint behind [`Work::device`].
     Hand,
@@ -57,6 +60,9 @@ pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     bytes: u32,
     segment: u32,
 ) -> Todo {
+    if w.treatment.flags & flow_flags::HAIRPIN != 0 {
+        return Todo::Turn;
+    }
     let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
@@ -171,7 +177,7 @@ pub fn passage<A: Address>(h: &Headers<A>, to: &EndpointRow, routed: bool, bytes
 
 /// Does it.
 #[inline(always)]
-pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
+pub fn carry_out<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>) -> Verdict {
     let r = w.reason;
     match w.todo {
         Todo::Pass => Verdict::Next(Reason::NotOurs),
@@ -184,16 +190,17 @@ pub fn carry_out<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mu
             false => Verdict::Drop(Reason::RejectSilent),
         },
         Todo::TooBig => reply(answer(p, w), Reason::PacketTooBig),
+        Todo::Turn if turn(p, w) => Verdict::Reply(r),
         Todo::Stack if change(p, w, Side::Destination) => Verdict::Next(r),
         Todo::Segment if to_segment(p, m, w) && change(p, w, Side::Destination) => Verdict::Next(r),
-        Todo::Stack | Todo::Segment => Verdict::Drop(Reason::NoMemory),
+        Todo::Turn | Todo::Stack | Todo::Segment => Verdict::Drop(Reason::NoMemory),
         Todo::Hand | Todo::HandBack => hand(p, m, w, r),
     }
 }
 
 /// Rewrites the packet and sends it to the endpoint behind [`Work::device`].
 #[inline(always)]
-fn hand<A: Address, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
+fn hand<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(p: &mut P, m: &M, w: &mut Work<A>, reason: Reason) -> Verdict {
     let Some(to) = m.endpoint(w.device) else { return Verdict::Drop(Reason::BadRow) };
     let back = w.todo == Todo::HandBack;
     let mut done = change(p, w, if back { Side::Source } else { Side::Destination });
@@ -231,8 +238,26 @@ fn answer<A: Address, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
 
 /// Rewrites one side of the packet as [`Work::treatment`] says; says if it could.
 #[inline(never)]
-pub fn change<A: Address, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
-    w.treatment.flags & flow_flags::NAT == 0 || rewrite::apply(p, &w.headers, &w.treatment.rewrite, side).is_some()
+pub fn change<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool {
+    if w.treatment.flags & flow_flags::NAT == 0 {
+        return true;
+    }
+    // No flow of ICMP is rewritten: it is an error about one.
+    let done = if w.headers.is_icmp() {
+        related::rewrite(p, w, side)
+    } else {
+        rewrite::apply(p, &w.headers, &w.treatment.rewrite, side)
+    };
+    done.is_some()
+}
+
+/// Rewrites both sides of the packet, and turns it round; says if it could.
+#[inline(never)]
+fn turn<A: Family, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
+    let side = if w.treatment.flags & flow_flags::UNNAT != 0 { Side::Source } else { Side::Destination };
+    let (h, r) = (&w.headers, &w.treatment.rewrite);
+    let done = if h.is_icmp() { related::rewrite(p, w, side) } else { rewrite::ports(p, h, r, side) };
+    done.and_then(|()| rewrite::swap_addresses(p, h)).and_then(|()| answer::turn_round(p)).is_some()
 }
 
 #[inline(never)]

@@ -17,7 +17,7 @@ pub trait Family: Address {
     fn parse<P: Packet>(p: &P, w: &mut Work<Self>) -> bool;
     /// Is this ICMP type an error's?
     fn is_error(kind: u8) -> bool;
-    /// The packet at `at`.
+    /// The packet at `at`; `None` for a later fragment, whose ports are in another.
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>>;
     /// Answers a question for a VIP's link-layer address; says if it was one.
     #[inline(always)]
@@ -44,6 +44,9 @@ impl Family for V4 {
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>> {
         let [first, _] = p.read(at)?;
         let [_, protocol] = p.read(at + 8)?;
+        if u16::from_be_bytes(p.read(at + 6)?) & 0x1fff != 0 {
+            return None;
+        }
         let l4 = at + (usize::from(first & 0x0f) << 2);
         Some(Quoted { src: V4::from(p.read(at + 12)?), dst: V4::from(p.read(at + 16)?), protocol, l4 })
     }

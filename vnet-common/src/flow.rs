@@ -85,6 +85,9 @@ pub mod flags {
     pub const STEERED: u16 = 1 << 6;
     /// The agent opened it, to see if the endpoint is well: no rule is asked.
     pub const PROBE: u16 = 1 << 7;
+    /// The client is itself the member: both addresses are rewritten, and the packets go back to the endpoint. The answers are seen where the endpoint
+    /// sends them, and yet have the reverse entry ([`super::FlowKey::direction`]): it is never cached, and found by a second look.
+    pub const HAIRPIN: u16 = 1 << 8;
     /// One side is rewritten.
     pub const NAT: u16 = DNAT | UNNAT;
 }
@@ -241,18 +244,21 @@ impl<A: Address> FlowKey<A> {
     /// The key of the reverse entry of the forward entry (`self`, `rewrite`), and the other way round.
     #[inline(always)]
     pub fn partner(&self, rewrite: &Rewrite<A>) -> Self {
-        if self.direction == crate::verdict::Direction::Egress as u8 {
+        let egress = self.direction == crate::verdict::Direction::Egress as u8;
+        // Of a hairpin the endpoint sends both, to the VIP.
+        let hairpin = self.src != self.dst && rewrite.addr == if egress { self.src } else { self.dst };
+        if egress {
             Self {
                 src: rewrite.addr,
                 sport: rewrite.port,
-                dst: self.src,
+                dst: if hairpin { self.dst } else { self.src },
                 dport: rewrite.client_port,
                 direction: crate::verdict::Direction::Ingress as u8,
                 ..*self
             }
         } else {
             Self {
-                src: self.dst,
+                src: if hairpin { self.src } else { self.dst },
                 sport: rewrite.client_port,
                 dst: rewrite.addr,
                 dport: rewrite.port,

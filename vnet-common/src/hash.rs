@@ -42,6 +42,12 @@ pub fn pick<A: Address>(k: &FlowKey<A>, salt: u32) -> u32 {
     mix(mix(A::mix_pair(k.src, k.dst), u64::from(ports) | u64::from(rest) << 32), 0) as u32
 }
 
+/// Of a client's address: picks the member where its ports do not count.
+#[inline(always)]
+pub fn client<A: Address>(k: &FlowKey<A>) -> u32 {
+    mix(mix(A::mix_pair(k.src, k.src), u64::from(k.network)), 0) as u32
+}
+
 /// Of an address in a network: finds its bit in a filter.
 #[inline(always)]
 pub fn filter<A: Address>(network: u32, addr: &A) -> u32 {

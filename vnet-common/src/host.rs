@@ -13,7 +13,9 @@ use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBE
 use crate::hash::STAMPS;
 use crate::judge::Judge;
 use crate::lb::pick::Picking;
-use crate::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
+use crate::lb::{
+    AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+};
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
 use crate::parse::Headers;
@@ -151,6 +153,14 @@ pub struct Maps {
     pub member_counters: RefCell<HashMap<u32, MemberCounters>>,
     /// Pick tables.
     pub maglev: Vec<[u32; MAGLEV_BLOCK]>,
+    /// Flows given in turn, by group.
+    pub turns: RefCell<HashMap<u32, u32>>,
+    /// Flows that are not closed, by member.
+    pub active: RefCell<HashMap<u32, i64>>,
+    /// Members that clients stick to.
+    pub affinity: RefCell<HashMap<AffinityKey, AffinityRow>>,
+    /// [`LbMaps::seconds`].
+    pub seconds: Cell<u32>,
     /// Endpoint addresses.
     pub locals: HashMap<LocalKey, u32>,
     /// UDP ports of tunnels, big-endian.
@@ -213,6 +223,10 @@ impl Default for Maps {
             members: Vec::new(),
             member_counters: RefCell::default(),
             maglev: Vec::new(),
+            turns: RefCell::default(),
+            active: RefCell::default(),
+            affinity: RefCell::default(),
+            seconds: Cell::new(1000),
             locals: HashMap::new(),
             tunnel_ports: Vec::new(),
             policy: Policy::default(),
@@ -375,6 +389,29 @@ impl LbMaps for Maps {
         let c = counters.entry(index).or_default();
         c.packets[direction as usize] += u64::from(packets);
         c.bytes[direction as usize] += u64::from(bytes);
+    }
+    fn turn(&self, group: u32) -> u32 {
+        let mut turns = self.turns.borrow_mut();
+        let n = turns.entry(group).or_default();
+        *n = n.wrapping_add(1);
+        n.wrapping_sub(1)
+    }
+    fn active(&self, member: u32) -> u32 {
+        self.active.borrow().get(&member).map_or(0, |n| (*n).max(0) as u32)
+    }
+    fn add_active(&self, member: u32, more: bool) {
+        if member != NO_MEMBER {
+            *self.active.borrow_mut().entry(member).or_default() += if more { 1 } else { -1 };
+        }
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
+        self.affinity.borrow().get(key).copied()
+    }
+    fn set_affinity(&self, key: &AffinityKey, row: &AffinityRow) {
+        self.affinity.borrow_mut().insert(*key, *row);
+    }
+    fn seconds(&self) -> u32 {
+        self.seconds.get()
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.locals.get(key).copied()

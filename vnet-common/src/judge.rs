@@ -9,13 +9,13 @@
 
 use crate::addr::Address;
 use crate::endpoint::EndpointRow;
-use crate::flow::{FlowMaps, Work};
+use crate::flow::{FlowMaps, Work, track};
 use crate::lb::pick::{self, Outcome};
 use crate::lb::vip;
 use crate::parse::{Headers, tcp};
 use crate::pipeline::Maps;
 use crate::policy::evaluate::evaluate;
-use crate::verdict::Reason;
+use crate::verdict::{Direction, Reason};
 
 pub mod admit;
 pub mod revalidate;
@@ -61,6 +61,14 @@ pub trait Judge<A: Address>: Sized {
         Self: Maps + FlowMaps<A>,
     {
         pick::from_group(self, ep, w, bits)
+    }
+    /// [`pick::candidate`].
+    #[inline(always)]
+    fn candidate(&self, w: &mut Work<A>, attempt: u32) -> u32
+    where
+        Self: Maps + FlowMaps<A>,
+    {
+        pick::candidate(self, w, attempt)
     }
 }
 
@@ -155,7 +163,16 @@ where
             Known::Valid => return Decision::Forward,
             Known::Refused | Known::Denied => return Decision::Drop,
             Known::Rejected => return Decision::Reject,
-            Known::None => {}
+            Known::None => {
+                // A member may have been its own client.
+                if !vip::is_no_member(m, ep, &w.headers.src) && track::turn(m, w) {
+                    let decision = follow(m, ep, w);
+                    if decision != Decision::NotOurs {
+                        return decision;
+                    }
+                    w.seen.key.direction = Direction::Egress as u8;
+                }
+            }
             gone @ (Known::GoneReset | Known::GoneRepick) => {
                 let fresh_syn = w.headers.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN;
                 if gone == Known::GoneReset && w.headers.is_tcp() && !fresh_syn {

@@ -9,7 +9,7 @@ pub mod pick;
 pub mod vip;
 
 /// Key of a VIP row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 #[repr(C)]
 pub struct VipKey {
     /// The network; 0 is the default one.
@@ -20,19 +20,43 @@ pub struct VipKey {
     pub port: [u8; 2],
     /// IP protocol number, or 0.
     pub protocol: u8,
-    /// 4 or 6.
+    /// 4 or 6; with more bits in rows for several ports, see [`VipKey::range`].
     pub version: u8,
 }
 
-/// What a VIP, protocol and port lead to. Rows of addresses (port 0) say only that the address is a VIP.
+/// What a VIP, protocol and port lead to. Rows of addresses (port and protocol 0) say that the address is a VIP, and which
+/// rows for ranges of ports it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(C)]
 pub struct VipRow {
-    /// Row of the group.
+    /// Row of the group. Of an address: bit *n* says that there may be rows for the first *n* bits of ports.
     pub group: u32,
-    /// [`GroupRow::serial`] of that group.
+    /// [`GroupRow::serial`] of that group; 0 of an address.
     pub serial: u32,
 }
+
+impl VipKey {
+    /// The key of the row for all ports that begin with the first `bits` (0 to 15) bits of `port`. A range of ports is made of
+    /// such rows; the one with the most bits counts.
+    #[inline(always)]
+    pub const fn range(self, bits: u32) -> Self {
+        let port = u16::from_be_bytes(self.port) & !(0xffff_u32 >> bits) as u16;
+        Self { port: port.to_be_bytes(), version: self.version | RANGE | (bits as u8) << 4, ..self }
+    }
+
+    /// Is it the key of a row for several ports?
+    pub const fn is_range(&self) -> bool {
+        self.version & RANGE != 0
+    }
+
+    /// Is it the key of the row of an address itself?
+    pub const fn is_address(&self) -> bool {
+        self.protocol == 0
+    }
+}
+
+/// In [`VipKey::version`]: the row is for several ports; the upper half says how many bits of the port count.
+const RANGE: u8 = 8;
 
 /// Bits of [`GroupRow::flags`].
 pub mod flags {
@@ -42,6 +66,32 @@ pub mod flags {
     pub const REMOVED_REPICK: u32 = 1 << 1;
     /// Deliver to members on this host past the stack.
     pub const REDIRECT: u32 = 1 << 2;
+    /// New flows of a client go where its last one went, for as many seconds as [`affinity_seconds`] says.
+    pub const AFFINITY: u32 = 1 << 3;
+    /// How a slot of the pick table is found: one of the next four.
+    pub const ALGORITHM: u32 = 3 << 4;
+    /// By the hash of the flow's tuple; the table is a Maglev table.
+    pub const MAGLEV: u32 = 0;
+    /// One after the other; the table is a sequence in which every member is as often as its weight says.
+    pub const ROUND_ROBIN: u32 = 1 << 4;
+    /// Who has the fewest flows for its weight; every member has one slot.
+    pub const LEAST_CONNECTIONS: u32 = 2 << 4;
+    /// By the hash of the client's address; the table is a Maglev table.
+    pub const SOURCE_HASH: u32 = 3 << 4;
+
+    /// Where the seconds begin in the flags.
+    const SECONDS: u32 = 8;
+
+    /// The bits for an affinity that ends so many seconds after a client's last new flow, at most 2²⁴ − 1.
+    pub const fn affinity(seconds: u32) -> u32 {
+        AFFINITY | seconds << SECONDS
+    }
+
+    /// The seconds in the flags.
+    #[inline(always)]
+    pub const fn affinity_seconds(flags: u32) -> u32 {
+        flags >> SECONDS
+    }
 }
 
 /// A load balancer's group of members for one port.
@@ -65,7 +115,7 @@ pub mod state {
     pub const ACTIVE: u8 = 1;
     /// Keeps its flows.
     pub const DRAINING: u8 = 2;
-    /// Fails its health check; keeps its flows.
+    /// Fails its health check, or its connections do; keeps its flows.
     pub const DOWN: u8 = 3;
 }
 
@@ -90,7 +140,35 @@ pub struct MemberRow {
     /// See [`state`].
     pub state: u8,
     /// Zero.
-    pub pad: [u8; 23],
+    pub pad: [u8; 3],
+    /// Its share of new flows against the others' (for [`flags::LEAST_CONNECTIONS`]); 0: none.
+    pub share: u32,
+    /// Zero.
+    pub pad_more: [u8; 16],
+}
+
+/// Whose new flows stick to a member; see [`flags::AFFINITY`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[repr(C)]
+pub struct AffinityKey {
+    /// Row of the group.
+    pub group: u32,
+    /// [`GroupRow::serial`] of that group.
+    pub serial: u32,
+    /// The client.
+    pub client: [u8; 16],
+}
+
+/// The member that they stick to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct AffinityRow {
+    /// Row of the member.
+    pub member: u32,
+    /// [`MemberRow::serial`] of that member.
+    pub serial: u32,
+    /// The low half of [`LbMaps::seconds`] at the client's last new flow.
+    pub seconds: u32,
 }
 
 /// What a member got and gave, per CPU, less what flow caches still hold.
@@ -110,6 +188,7 @@ pub struct MemberCounters {
 }
 
 const _: () = assert!(size_of::<VipKey>() == 24 && size_of::<VipRow>() == 8 && size_of::<GroupRow>() == 16);
+const _: () = assert!(size_of::<AffinityKey>() == 24 && size_of::<AffinityRow>() == 12);
 const _: () = assert!(size_of::<MemberRow>() == 64 && size_of::<MemberCounters>() == 56);
 
 /// Which addresses a filter bit stands for.
@@ -157,6 +236,18 @@ pub trait LbMaps {
     fn member_event(&self, index: u32, event: MemberEvent);
     /// Adds packets to a member's counters.
     fn member_traffic(&self, index: u32, direction: crate::verdict::Direction, packets: u32, bytes: u32);
+    /// How many flows were given turns in the group before this one; counts this one.
+    fn turn(&self, group: u32) -> u32;
+    /// Flows that the member has, about: those that are not closed. The agent's sweep corrects it.
+    fn active(&self, member: u32) -> u32;
+    /// One more or less.
+    fn add_active(&self, member: u32, more: bool);
+    /// Where the client's new flows go.
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow>;
+    /// Notes where the client's new flows go.
+    fn set_affinity(&self, key: &AffinityKey, row: &AffinityRow);
+    /// Seconds since some time in the past.
+    fn seconds(&self) -> u32;
     /// The host-side device of the endpoint of this host that has the address; see [`LocalKey`].
     fn local(&self, key: &LocalKey) -> Option<u32>;
 }

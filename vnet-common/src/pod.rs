@@ -18,6 +18,8 @@ pod!(
     crate::lb::GroupRow,
     crate::lb::MemberRow,
     crate::lb::MemberCounters,
+    crate::lb::AffinityKey,
+    crate::lb::AffinityRow,
     crate::map::Config,
     crate::policy::AddressKey,
     crate::policy::NetworkKey,

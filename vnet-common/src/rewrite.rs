@@ -19,8 +19,8 @@ pub enum Side {
 #[inline(always)]
 pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
     let (old, addr_at, sport, dport) = match side {
-        Side::Destination => (h.dst, dst_at::<A>(), r.client_port, r.port),
-        Side::Source => (h.src, src_at::<A>(), r.port, r.client_port),
+        Side::Destination => (h.dst, ETH + dst_in::<A>(), r.client_port, r.port),
+        Side::Source => (h.src, ETH + src_in::<A>(), r.port, r.client_port),
     };
     let addresses = checksum::diff(&old, &r.addr);
     let old_ports = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
@@ -40,11 +40,35 @@ pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, s
     Some(())
 }
 
-const fn src_at<A: Address>() -> usize {
-    if A::VERSION == 4 { ETH + 12 } else { ETH + 8 }
+/// Rewrites the ports alone. A flow whose client is its member has both addresses swapped besides, which no checksum notices.
+#[inline(always)]
+pub fn ports<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
+    let (sport, dport) = match side {
+        Side::Destination => (r.client_port, r.port),
+        Side::Source => (r.port, r.client_port),
+    };
+    let new = [sport[0], sport[1], dport[0], dport[1]];
+    let old = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
+    p.write(h.l4, new)?;
+    let diff = checksum::add(!u32::from_ne_bytes(old), u32::from_ne_bytes(new));
+    checksum::replace(p, h.l4_checksum(), h.is_udp(), A::VERSION == 6, 0, diff)?;
+    Some(())
 }
-const fn dst_at<A: Address>() -> usize {
-    if A::VERSION == 4 { ETH + 16 } else { ETH + 24 }
+
+/// Swaps source and destination address.
+#[inline(always)]
+pub fn swap_addresses<P: Packet, A: Address>(p: &mut P, h: &Headers<A>) -> Option<()> {
+    h.dst.write(p, ETH + src_in::<A>())?;
+    h.src.write(p, ETH + dst_in::<A>())
+}
+
+/// Where the source address is in the IP header.
+pub const fn src_in<A: Address>() -> usize {
+    if A::VERSION == 4 { 12 } else { 8 }
+}
+/// Where the destination address is in the IP header.
+pub const fn dst_in<A: Address>() -> usize {
+    if A::VERSION == 4 { 16 } else { 24 }
 }
 
 /// One hop less to live, on a path that the host would have routed.

@@ -115,7 +115,7 @@ pub fn of_state(state: &str) -> Look {
         "active" | "attached" | "established" | "replied" | "ok" | "enforced" => Look::Green,
         "draining" | "unknown" | "absent" | "half-open" | "silent" | "waiting" => Look::Yellow,
         "closing" | "closed" => Look::Dim,
-        "down" | "lost" => Look::Red,
+        "down" | "ejected" | "lost" => Look::Red,
         state if state.starts_with("failed") => Look::Red,
         _ => Look::Plain,
     }

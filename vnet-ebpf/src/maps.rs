@@ -3,16 +3,18 @@
 
 use core::arch::asm;
 
-use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64};
+use aya_ebpf::helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use vnet_common::event::{EventBudget, EventMaps, EventRow, WINDOW_JIFFIES};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
-use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{
+    AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
 use vnet_common::policy::evaluate::Search;
@@ -21,6 +23,7 @@ use vnet_common::verdict::{Direction, Reason};
 
 use crate::steps;
 
+const BPF_ANY: u64 = 0;
 const BPF_NOEXIST: u64 = 1;
 const EEXIST: i32 = -17;
 /// Elements are allocated when inserted: a large table costs memory only for what is in it.
@@ -93,6 +96,12 @@ static MEMBERS: Array<MemberRow> = Array::with_max_entries(65_536, MMAPABLE);
 static MEMBER_COUNTERS: PerCpuArray<MemberCounters> = PerCpuArray::with_max_entries(65_536, 0);
 #[map]
 static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMAPABLE);
+#[map]
+static TURNS: Array<u64> = Array::with_max_entries(16_384, MMAPABLE);
+#[map]
+static ACTIVE: Array<u64> = Array::with_max_entries(65_536, MMAPABLE);
+#[map]
+static AFFINITY: LruHashMap<AffinityKey, AffinityRow> = LruHashMap::with_max_entries(65_536, PREALLOC);
 #[map]
 static SETS: Array<SetRow> = Array::with_max_entries(4096, MMAPABLE);
 #[map]
@@ -371,6 +380,39 @@ impl LbMaps for Kernel {
             c.packets[direction as usize] += u64::from(packets);
             c.bytes[direction as usize] += u64::from(bytes);
         });
+    }
+    #[inline(always)]
+    fn turn(&self, group: u32) -> u32 {
+        // Two CPUs that come at the same moment may take the same turn.
+        with(TURNS.get_ptr_mut(group), |n| {
+            let turn = *n as u32;
+            atomic_add64(n, 1);
+            turn
+        })
+        .unwrap_or(0)
+    }
+    #[inline(always)]
+    fn active(&self, member: u32) -> u32 {
+        // Below zero, when several CPUs saw the end of one flow: until the agent's sweep.
+        ACTIVE.get(member).map_or(0, |n| if (*n as i64) < 0 { 0 } else { *n as u32 })
+    }
+    #[inline(always)]
+    fn add_active(&self, member: u32, more: bool) {
+        with(ACTIVE.get_ptr_mut(member), |n| atomic_add64(n, if more { 1 } else { u64::MAX }));
+    }
+    #[inline(always)]
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
+        with(AFFINITY.get_ptr_mut(key), |row| *row)
+    }
+    #[inline(always)]
+    fn set_affinity(&self, key: &AffinityKey, row: &AffinityRow) {
+        // Without room the client sticks to nobody, until its next flow.
+        let _ = AFFINITY.insert(key, row, BPF_ANY);
+    }
+    #[inline(always)]
+    fn seconds(&self) -> u32 {
+        // SAFETY: no arguments, no effects.
+        (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
     }
     #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<u32> {

@@ -30,7 +30,7 @@ macro_rules! step {
 }
 
 macro_rules! judge {
-    ($addr:ty, $egress:ident, $ingress:ident, $known:ident, $evaluate:ident, $pick:ident) => {
+    ($addr:ty, $egress:ident, $ingress:ident, $known:ident, $evaluate:ident, $pick:ident, $candidate:ident) => {
         step!($egress(ep, w: $addr, vip) => judge::egress(&Kernel, ep, w, vip != 0));
         step!($ingress(ep, w: $addr) => judge::ingress(&Kernel, ep, w));
         step!($known(ep, w: $addr) => revalidate::known(&Kernel, ep, w));
@@ -47,6 +47,13 @@ macro_rules! judge {
                 return 1;
             }
             u32::from(evaluate::evaluate(&Kernel, &w.question, into))
+        }
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $candidate(w: *mut Work<$addr>, attempt: u32) -> u32 {
+            // SAFETY: as in `step`.
+            let Some(w) = (unsafe { w.as_mut() }) else { return u32::MAX };
+            pick::candidate(&Kernel, w, attempt)
         }
         impl Judge<$addr> for Kernel {
             #[inline(always)]
@@ -68,6 +75,10 @@ macro_rules! judge {
             #[inline(always)]
             fn pick(&self, ep: &EndpointRow, w: &mut Work<$addr>, bits: u32) -> Outcome {
                 Outcome::of($pick(ep, w, bits))
+            }
+            #[inline(always)]
+            fn candidate(&self, w: &mut Work<$addr>, attempt: u32) -> u32 {
+                $candidate(w, attempt)
             }
         }
     };
@@ -134,8 +145,8 @@ macro_rules! way {
 }
 ways!(V4, [short_egress4, short_ingress4, long_egress4, long_ingress4, probe4]);
 ways!(V6, [short_egress6, short_ingress6, long_egress6, long_ingress6, probe6]);
-judge!(V4, judge_egress4, judge_ingress4, judge_known4, judge_evaluate4, judge_pick4);
-judge!(V6, judge_egress6, judge_ingress6, judge_known6, judge_evaluate6, judge_pick6);
+judge!(V4, judge_egress4, judge_ingress4, judge_known4, judge_evaluate4, judge_pick4, judge_candidate4);
+judge!(V6, judge_egress6, judge_ingress6, judge_known6, judge_evaluate6, judge_pick6, judge_candidate6);
 
 /// See [`evaluate::ports`].
 #[unsafe(no_mangle)]

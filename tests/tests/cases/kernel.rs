@@ -21,16 +21,14 @@ use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_
 use vnet_common::event::EventRow;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
 use vnet_common::host::{Frame, Maps, Policy};
-use vnet_common::lb::{LocalKey, MemberCounters, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, LocalKey, MemberCounters, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
 use vnet_common::verdict::Direction;
 
 use super::snapshot::Snapshot;
-use super::world::{FAR, NEAR, STRANGER};
+use super::world::{CACHE_SLOTS, FAR, NEAR, STRANGER};
 
-/// Slots of the cache; the tests' thread stays on the first CPU, which has the first ones.
-pub const CACHE_SLOTS: u32 = 32;
 /// Rows of per-endpoint tables that tests use.
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
@@ -258,6 +256,17 @@ impl Kernel {
         }
     }
 
+    /// How far the groups' turns are, and what members clients stick to: of what the programs write.
+    fn reset_picks(&mut self) {
+        for group in 0..self.groups {
+            self.set("TURNS", group, 0u64);
+        }
+        for member in 0..MEMBERS {
+            self.set("ACTIVE", member, 0u64);
+        }
+        self.replace::<AffinityKey, AffinityRow>("AFFINITY", std::iter::empty());
+    }
+
     fn configure_policy(&mut self, policy: &Policy) {
         for row in std::mem::take(&mut self.sets) {
             self.set("SETS", row, SetRow::default());
@@ -321,6 +330,7 @@ impl Kernel {
             self.per_cpu("RULE_COUNTERS").set(id, zero, 0).expect("RULE_COUNTERS");
         }
         self.rules[1] = self.rules[0];
+        self.reset_picks();
         self.events();
         self.copies();
         self.reset_flows::<V4>(["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], 0);
@@ -376,6 +386,8 @@ impl Kernel {
         for row in 0..MEMBERS {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
+            let active: u64 = self.array("ACTIVE").get(&row, 0).expect("ACTIVE");
+            s.add_active(row, active as i64);
         }
         for id in 0..self.rules[1] {
             let rows = self.per_cpu::<RuleCounters>("RULE_COUNTERS").get(&id, 0).expect("RULE_COUNTERS");

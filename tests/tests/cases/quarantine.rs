@@ -407,6 +407,13 @@ fn probes() {
         let r = refused(r.egress(CLIENT, &ping.clone().back()), OUT);
         let ping = r.holds(1, 0).quota(1, 1);
 
+        let question = Packet::udp(f.client(), 4000, f.outside(), 53).back();
+        let answered = question.clone().back();
+        let r = probe(of("a datagram"), &question).egress(CLIENT, &answered).passes(Reason::Established).change(World::bump);
+        let r = r.egress(CLIENT, &answered).passes(Reason::Established);
+        let r = refused(r.egress(CLIENT, &Packet::udp(f.client(), 4001, f.outside(), 53)), OUT);
+        let datagram = r.holds(1, 0).quota(1, 1);
+
         let r = of("no room").change(|w| w.maps.flow_quota = 0);
         let r = probe(probe(r, &syn), &Packet::udp(f.client(), 4, f.outside(), 9).back());
         let r = r.egress(CLIENT, &answer).passes(Reason::HalfOpen);
@@ -427,7 +434,7 @@ fn probes() {
         let r = r.ingress(CLIENT, frame(cut)).mark(MARK_PROBE).passes(Reason::Probe);
         let r =
             r.ingress(CLIENT, frame(who_has(Family::V4.outside(), Family::V4.client()))).mark(MARK_PROBE).passes(Reason::Probe);
-        [connection, ping, crowded, r]
+        [connection, ping, datagram, crowded, r]
     })
     .into_iter()
     .flatten());

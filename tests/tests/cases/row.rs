@@ -234,6 +234,11 @@ impl Row {
     pub fn answered_bytes(self, reason: Reason, out: Vec<u8>) -> Self {
         self.outcome(Verdict::Reply(reason), Some(out))
     }
+    /// The last packet is answered with something that `check` accepts.
+    pub fn answered_some(mut self, reason: Reason, check: impl Fn(&[u8]) -> Result<(), String> + 'static) -> Self {
+        self.last().check = Some(Box::new(check));
+        self.outcome(Verdict::Reply(reason), None)
+    }
     /// The last packet is handed to the device `ifindex`.
     pub fn handed(self, ifindex: u32, peer: bool, reason: Reason, out: &Packet) -> Self {
         let bytes = out.bytes();
@@ -334,6 +339,8 @@ fn run_row(row: Row, kernel: &mut Kernel) -> Vec<String> {
         expected.rules.clone_from(&host.rules);
     }
     expected.events.clone_from(&host.events);
+    // Held against the kernel's only, and looked at by the rows about picking.
+    expected.active.clone_from(&host.active);
     let mut differences = expected.differences("expected", &host, "host");
     differences.extend(at_end.and_then(|check| check(&world).err()));
     let entries = (host.main.len(), host.half_open.len());

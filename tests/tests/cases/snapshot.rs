@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub endpoints: BTreeMap<u32, EndpointCounters>,
     /// By row; likewise.
     pub members: BTreeMap<u32, MemberCounters>,
+    /// Flows that are not closed, by member; likewise.
+    pub active: BTreeMap<u32, i64>,
     /// Flows that endpoints have of their quota; likewise.
     pub quota: BTreeMap<u32, u32>,
     /// By rule number; likewise.
@@ -35,6 +37,7 @@ impl Snapshot {
         let mut s = Self::default();
         maps.counters.borrow().iter().for_each(|(slot, c)| s.add_endpoint(*slot, *c));
         maps.member_counters.borrow().iter().for_each(|(row, c)| s.add_member(*row, *c));
+        maps.active.borrow().iter().for_each(|(row, n)| s.add_active(*row, *n));
         maps.flow_counts.borrow().iter().for_each(|(slot, n)| s.add_quota(*slot, *n));
         maps.policy.counters.borrow().iter().for_each(|(id, c)| s.add_rule(*id, *c));
         s.events = maps.reported.borrow().iter().map(|e| EventRow { jiffies: 0, ..*e }).collect();
@@ -60,6 +63,12 @@ impl Snapshot {
     pub fn add_member(&mut self, row: u32, c: MemberCounters) {
         if c != MemberCounters::default() {
             self.members.insert(row, c);
+        }
+    }
+    /// Adds the flows that a member has.
+    pub fn add_active(&mut self, row: u32, n: i64) {
+        if n != 0 {
+            self.active.insert(row, n);
         }
     }
     /// Adds the counters of a rule.
@@ -115,6 +124,7 @@ impl Snapshot {
         };
         compare("endpoint counters", endpoints(&self.endpoints), endpoints(&other.endpoints));
         compare("member counters", format!("{:?}", self.members), format!("{:?}", other.members));
+        compare("active", format!("{:?}", self.active), format!("{:?}", other.active));
         compare("quota", format!("{:?}", self.quota), format!("{:?}", other.quota));
         compare("rules", format!("{:?}", self.rules), format!("{:?}", other.rules));
         compare("events", format!("{:?}", self.events), format!("{:?}", other.events));

@@ -20,6 +20,8 @@ pub const STRANGER: u32 = 13;
 pub const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub const HOST_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 
+/// Slots of the flow cache, a CPU; the kernel tests' thread stays on the first CPU, which has the first ones.
+pub const CACHE_SLOTS: u32 = 32;
 /// Blocks of the pick table that each group has.
 const BLOCKS: u32 = 4;
 
@@ -82,7 +84,7 @@ pub struct World {
 impl World {
     /// A client on a routed device; no VIPs.
     pub fn new() -> Self {
-        let mut w = Self { maps: Maps { cache_slots: super::kernel::CACHE_SLOTS, ..Maps::default() } };
+        let mut w = Self { maps: Maps { cache_slots: CACHE_SLOTS, ..Maps::default() } };
         w.endpoint(CLIENT, 1, CLIENT_MAC);
         for f in FAMILIES {
             w.local(f.client(), CLIENT);
@@ -140,6 +142,14 @@ impl World {
         self.maps.filters.insert(Filter::Vip.place(filter_hash(0, vip)));
     }
 
+    /// A range of ports of a group, of those that begin with the first `bits` bits of `port`.
+    pub fn range(&mut self, vip: IpAddr, protocol: u8, port: u16, bits: u32, group: u32) {
+        let row = VipRow { group, serial: 500 + group };
+        self.maps.vips.insert(Self::vip_key(vip, protocol, port).range(bits), row);
+        self.maps.vips.entry(Self::vip_key(vip, 0, 0)).or_default().group |= 1 << bits;
+        self.maps.filters.insert(Filter::Vip.place(filter_hash(0, vip)));
+    }
+
     /// A member; it takes new flows.
     pub fn member(&mut self, group: u32, addr: IpAddr, port: u16) -> u32 {
         let index = self.maps.members.len() as u32;
@@ -149,6 +159,7 @@ impl World {
             serial: 1000 + index,
             group,
             state: state::ACTIVE,
+            share: 100,
             ..MemberRow::default()
         });
         self.maps.filters.insert(Filter::Member.place(filter_hash(0, addr)));

@@ -49,6 +49,25 @@ fn dns_over_udp() -> Result<()> {
     Ok(())
 }
 
+/// A VM asks a VIP whose member it is itself: its server sees the VIP, and its client is answered by it.
+#[test]
+fn a_member_is_its_own_client() -> Result<()> {
+    let mut net = Routed::new(0)?;
+    net.client.serve_http(8080)?;
+    net.client.serve_dns(5353)?;
+    let agent = Agent::start(&net.host, &["client0"])?;
+    let members = [&net.client];
+    agent.apply(&(web(&members, 8080, "") + "---\n" + &load_balancer("dns", "UDP", 53, &members, 5353, "")))?;
+    for vip in [VIP, VIP6] {
+        let answers = ask(&net.client.host, vip, 10)?;
+        ensure!(answers.get("client") == Some(&10), "{vip}: {answers:?}");
+        let at = format!("@{vip}");
+        let answer = net.client.host.output("dig", &[at.as_str(), "+short", "+timeout=2", "+tries=1", "whoami.lab", "TXT"])?;
+        ensure!(answer.trim() == "\"client\"", "{vip}: {answer}");
+    }
+    Ok(())
+}
+
 #[test]
 fn a_vip_is_like_a_host() -> Result<()> {
     let mut net = Routed::new(1)?;

@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use vnet_tests::{Host, Machine};
 
 /// The VIP of most scenes.
@@ -45,9 +45,9 @@ pub fn mac(host: &Host, device: &str) -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
-/// Asks a web server as many times, each time over a new connection: who answered how often.
+/// Asks a web server (`to` is an address, or for IPv4 one with a port) as many times, each time over a new connection: who answered how often.
 pub fn ask(client: &Host, to: &str, times: usize) -> Result<BTreeMap<String, usize>> {
-    let host = if to.contains(':') { format!("[{to}]") } else { to.to_owned() };
+    let host = if to.parse::<Ipv6Addr>().is_ok() { format!("[{to}]") } else { to.to_owned() };
     let url = format!("http://{host}/");
     let mut args = vec!["--silent", "--globoff", "--max-time", "2", "--header", "Connection: close"];
     args.extend(std::iter::repeat_n(url.as_str(), times));

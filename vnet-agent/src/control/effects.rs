@@ -162,5 +162,5 @@ fn moved(change: &Change<'_>, flows: &[Flow], datapath: &Datapath, names: &Names
 fn leads_here(group: &Group, flow: &Flow) -> bool {
     let vip: IpAddr = flow.vip.ip();
     let protocol = crate::lb::live::protocol_number(group.protocol);
-    group.vips.contains(&vip) && group.port == flow.vip.port() && protocol == flow.protocol
+    group.vips.contains(&vip) && (group.port..=group.last_port).contains(&flow.vip.port()) && protocol == flow.protocol
 }

@@ -1,6 +1,6 @@
 //! All that the datapath follows from, and what follows: which devices are endpoints, and which groups there are.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 
 use vnet_common::endpoint::flags;
@@ -9,6 +9,7 @@ use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
@@ -43,6 +44,10 @@ pub struct Inputs {
     pub origins: HashMap<Key, Origin>,
     /// What is known of the members' health.
     pub health: HashMap<Check, (Health, Option<String>)>,
+    /// This host's zone.
+    pub zone: Option<String>,
+    /// Members that are out, since their connections failed.
+    pub ejected: Ejected,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -192,10 +197,39 @@ impl Inputs {
 
     /// The load balancer of this name, and the groups that it should have.
     pub fn compile(&self, name: &str, surroundings: &Surroundings) -> (Option<&LoadBalancer>, Vec<Group>) {
-        let context = Context { overrides: &self.overrides, health: &self.health, surroundings };
+        let context = Context {
+            overrides: &self.overrides,
+            health: &self.health,
+            ejected: &self.ejected,
+            surroundings,
+            zone: self.zone.as_deref(),
+            load_balancer: &|name| self.load_balancer(name),
+        };
+        match self.load_balancer(name) {
+            Some(lb) => (Some(lb), compile(lb, context)),
+            None => (None, Vec::new()),
+        }
+    }
+
+    /// The load balancer of this name.
+    pub fn load_balancer(&self, name: &str) -> Option<&LoadBalancer> {
         match self.resources.get(&load_balancer_key(name)) {
-            Some(Resource::LoadBalancer(lb)) => (Some(lb), compile(lb, context)),
-            _ => (None, Vec::new()),
+            Some(Resource::LoadBalancer(lb)) => Some(lb),
+            _ => None,
+        }
+    }
+
+    /// Adds the load balancers that have members of one of `names`, of those that have, and so on.
+    pub fn add_containing(&self, names: &mut BTreeSet<String>) {
+        let containing: Vec<&LoadBalancer> = self.load_balancers().filter(|lb| !lb.spec.member_groups.is_empty()).collect();
+        loop {
+            let has = |lb: &&&LoadBalancer| lb.spec.member_groups.iter().any(|g| names.contains(&g.load_balancer));
+            let more = containing.iter().filter(|lb| !names.contains(&lb.metadata.name)).filter(has);
+            let more: Vec<String> = more.map(|lb| lb.metadata.name.clone()).collect();
+            if more.is_empty() {
+                return;
+            }
+            names.extend(more);
         }
     }
 

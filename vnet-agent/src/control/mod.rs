@@ -13,6 +13,7 @@ mod effects;
 mod explain;
 pub mod glob;
 pub mod inputs;
+mod members;
 mod observe;
 pub mod placements;
 pub mod policy;
@@ -87,6 +88,7 @@ struct State {
     /// What keeps the agent from following the host, if anything does.
     blind: Option<String>,
     drops: Drops,
+    passive: members::Passive,
     parts: Parts,
 }
 
@@ -115,6 +117,8 @@ pub struct Ground {
     pub datapath: Datapath,
     /// Devices that are endpoints without a resource.
     pub patterns: Vec<glob::Pattern>,
+    /// This host's zone.
+    pub zone: Option<String>,
     /// Checks members.
     pub checker: Checker,
     /// Networks that endpoints are in.
@@ -130,9 +134,9 @@ impl Agent {
     ///
     /// Call it within a tokio runtime: health checks run there.
     pub fn new(ground: Ground) -> Result<Self> {
-        let Ground { store, journal, datapath, patterns, checker, networks, own, clock } = ground;
+        let Ground { store, journal, datapath, patterns, zone, checker, networks, own, clock } = ground;
         let datapath = Arc::new(datapath);
-        let inputs = Inputs { attach: patterns, ..Inputs::default() };
+        let inputs = Inputs { attach: patterns, zone, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
         let ids = RuleIds::new(policy.store().rule_ids().context("reading the numbers of rules from the store")?);
         let security = Security::new(ids, networks);
@@ -147,8 +151,9 @@ impl Agent {
         let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let (blind, drops) = (None, Drops::default());
-        let state = State { datapath, policy, security, attachments, checker, runtime, blind, drops, parts: parts.clone() };
+        let (blind, drops, passive) = (None, Drops::default(), members::Passive::default());
+        let state =
+            State { datapath, policy, security, attachments, checker, runtime, blind, drops, passive, parts: parts.clone() };
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
@@ -223,14 +228,17 @@ impl Agent {
     /// The health of members changed.
     pub fn health_changed(&self, events: Vec<health::Event>) {
         self.event(|s| {
-            for e in events.into_iter().filter(|e| s.checker.has(&e.check)) {
+            let events: Vec<health::Event> = events.into_iter().filter(|e| s.checker.has(&e.check)).collect();
+            let names = members::checked(s.policy.desired(), events.iter().map(|e| &e.check));
+            for e in &events {
+                let who = members::described(&e.check, names.get(&e.check));
                 let (reason, what) = match &e.error {
-                    Some(error) => ("down", format!("{} is down: {error}", e.check.target)),
-                    None => ("up", format!("{} is up", e.check.target)),
+                    Some(error) => ("down", format!("{who} is down: {error}")),
+                    None => ("up", format!("{who} is up")),
                 };
                 log::log!(if e.error.is_some() { log::Level::Warn } else { log::Level::Info }, "{what}");
                 self.parts.observer.events.say(Saying::Health, "", reason, what);
-                s.policy.set_health(e.check, e.health, e.error);
+                s.policy.set_health(e.check.clone(), e.health, e.error.clone());
             }
             s.refresh();
         });
@@ -250,6 +258,15 @@ impl Agent {
             s.look_at_drops();
         });
         self.rehearsals.tidy();
+    }
+
+    /// Gives members that came a moment ago more of their share.
+    pub fn warm(&self) {
+        self.event(|s| {
+            if s.policy.warm() {
+                s.policy.refresh();
+            }
+        });
     }
 
     /// The datapath, unless it was detached.
@@ -301,7 +318,10 @@ impl State {
         let _runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {
-                true => checker.start(check, policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default()),
+                true => {
+                    let known = policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default();
+                    checker.start(check, known);
+                }
                 false => checker.stop(&check),
             }
         }

@@ -3,9 +3,9 @@
 //! Everything that can refuse a change comes before the first write. Then the store is written, then the maps; if the
 //! maps fail, both are taken back.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::mem::take;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
@@ -17,8 +17,10 @@ use super::{diff, warn};
 use crate::api::Refusal;
 use crate::lb::apply::{Applier, PlanError, Rows, Target};
 use crate::lb::compile::{Desired, Group, Surroundings, members};
+use crate::lb::eject::Place;
 use crate::lb::health::{Check, Health};
 use crate::lb::known::Known;
+use crate::lb::share::Warming;
 use crate::lb::status::MemberRows;
 use crate::resource::{Origin, Resource, needed, to_yaml};
 use crate::store::{MemberOverride, Store};
@@ -35,6 +37,8 @@ pub struct Policy<R: Rows> {
     desired: Desired,
     /// Load balancers of which something changed that their groups follow from.
     stale: BTreeSet<String>,
+    /// Members that do not have their full share yet.
+    warming: Warming,
     /// Checks that groups began to ask for, or stopped to.
     checks: HashSet<Check>,
     /// Why the maps do not say what is desired.
@@ -87,6 +91,7 @@ impl<R: Rows> Policy<R> {
             endpoints: Vec::new(),
             surroundings: Surroundings::default(),
             desired: Desired::default(),
+            warming: Warming::default(),
             checks: HashSet::new(),
             store_trouble: None,
         };
@@ -128,8 +133,17 @@ impl<R: Rows> Policy<R> {
 
     /// A member's health changed. Call [`Policy::refresh`] afterwards.
     pub fn set_health(&mut self, check: Check, health: Health, error: Option<String>) {
-        self.inputs.health.insert(check, (health, error));
         self.stale.extend(self.desired.checked_by(&check).cloned());
+        self.inputs.health.insert(check, (health, error));
+    }
+
+    /// These members of a load balancer are out since their connections failed, for these reasons. Call [`Policy::refresh`] afterwards.
+    pub fn set_ejected(&mut self, lb: &str, out: HashMap<Place, String>) {
+        match out.is_empty() {
+            true => self.inputs.ejected.remove(lb),
+            false => self.inputs.ejected.insert(lb.to_owned(), out),
+        };
+        self.stale.insert(lb.to_owned());
     }
 
     /// The checks that groups began to ask for, or stopped to, since this was asked last. What is known of the latter is
@@ -138,6 +152,15 @@ impl<R: Rows> Policy<R> {
         let checks = take(&mut self.checks);
         checks.iter().filter(|c| !self.desired.has_check(c)).for_each(|c| drop(self.inputs.health.remove(c)));
         checks
+    }
+
+    /// Time passed for members that get their share little by little: says if there are any. Call [`Policy::refresh`] afterwards.
+    pub fn warm(&mut self) -> bool {
+        let Self { warming, inputs, stale, .. } = self;
+        warming.retain(|lb| inputs.load_balancer(lb).is_some());
+        let names = warming.load_balancers();
+        stale.extend(names.iter().cloned());
+        !names.is_empty()
     }
 
     /// Finds out where members may be.
@@ -153,8 +176,15 @@ impl<R: Rows> Policy<R> {
     /// Makes the desired groups follow from the inputs again.
     fn follow(&mut self) -> Turn {
         let mut turn = Turn::default();
-        for name in take(&mut self.stale) {
-            let (lb, groups) = self.inputs.compile(&name, &self.surroundings);
+        let mut stale = take(&mut self.stale);
+        if !stale.is_empty() {
+            self.inputs.add_containing(&mut stale);
+        }
+        let now = Instant::now();
+        for name in stale {
+            let (lb, mut groups) = self.inputs.compile(&name, &self.surroundings);
+            let slow_start = lb.map_or(Duration::ZERO, |lb| Duration::from_secs(lb.spec.slow_start_seconds.into()));
+            self.warming.apply(&name, self.desired.of(&name), &mut groups, slow_start, now);
             if self.desired.of(&name) == groups {
                 self.desired.put(&name, lb, groups);
                 continue;
@@ -162,7 +192,7 @@ impl<R: Rows> Policy<R> {
             turn.new.extend_from_slice(&groups);
             let old = self.desired.put(&name, lb, groups);
             let both = members(&old).chain(members(self.desired.of(&name)));
-            self.checks.extend(both.filter_map(|(_, m)| m.check));
+            self.checks.extend(both.filter_map(|(_, m)| m.check.clone()));
             turn.old.extend(old);
         }
         turn
@@ -208,10 +238,11 @@ impl<R: Rows> Policy<R> {
         let mut down = Vec::new();
         for (g, m) in members(self.desired.groups()) {
             let row = rows.find(g, m).and_then(|(row, _)| known.live().members.get(&row));
-            down.extend(m.check.filter(|_| row.is_some_and(|row| row.state == state::DOWN)));
+            down.extend(m.check.clone().filter(|_| row.is_some_and(|row| row.state == state::DOWN)));
         }
         for check in down {
-            self.set_health(check, Health::Down, Some(format!("{} was down when the agent started", check.target)));
+            let why = format!("{} was down when the agent started", check.whom());
+            self.set_health(check, Health::Down, Some(why));
         }
         Ok(())
     }

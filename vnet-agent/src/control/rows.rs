@@ -8,8 +8,8 @@ use anyhow::{Context, Result};
 use crate::datapath::{Datapath, wait_for_programs};
 use crate::lb::apply::Rows;
 use crate::lb::live::{Live, LiveGroup, Write, table_blocks};
-use crate::lb::maglev;
 use crate::lb::plan::Limits;
+use crate::lb::table;
 
 impl Rows for Arc<Datapath> {
     fn limits(&self) -> Result<Limits> {
@@ -22,7 +22,7 @@ impl Rows for Arc<Datapath> {
         let mut groups = BTreeMap::new();
         for (index, row) in maps.groups() {
             let fingerprint = match table_blocks(row.table).last() {
-                Some(last) => maps.maglev(last, 1)?.first().map_or(0, maglev::fingerprint_in),
+                Some(last) => maps.maglev(last, 1)?.first().map_or(0, table::fingerprint_in),
                 None => 0,
             };
             groups.insert(index, LiveGroup { row, fingerprint });

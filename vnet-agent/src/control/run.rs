@@ -21,8 +21,12 @@ use crate::observe::{Observer, Saying};
 const LOOK_AFTER: Duration = Duration::from_secs(5);
 /// Between two turns of the flow collector.
 const COLLECT: Duration = Duration::from_secs(1);
+/// Between two steps of slow starts.
+const WARM: Duration = Duration::from_secs(1);
 /// Between two looks at tag sources that may be lost.
 const SOURCES: Duration = Duration::from_secs(1);
+/// Between two looks at what becomes of the members' connections.
+const WATCH: Duration = Duration::from_secs(1);
 /// Until the kernel has told its devices.
 const FIRST_SNAPSHOT: Duration = Duration::from_secs(10);
 
@@ -64,6 +68,10 @@ pub async fn run(
     let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut warm = interval(WARM);
+    warm.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watch = interval(WATCH);
+    watch.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
             Some(first) = health.recv() => {
@@ -76,6 +84,8 @@ pub async fn run(
             Some(snapshot) = devices.recv() => block_in_place(|| agent.devices_changed(snapshot)),
             Ok(()) = groups.changed() => block_in_place(|| agent.groups_changed()),
             _ = sources.tick() => block_in_place(|| agent.parts().sources.look_after(Instant::now())),
+            _ = warm.tick() => block_in_place(|| agent.warm()),
+            _ = watch.tick() => block_in_place(|| agent.watch_members()),
             _ = look_after.tick() => block_in_place(|| agent.look_after()),
             _ = watchdog.tick() => tell_systemd(&[sd_notify::NotifyState::Watchdog]),
             _ = terminate.recv() => break log::info!("ending by SIGTERM: the datapath stays as it is"),

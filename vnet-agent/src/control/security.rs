@@ -13,7 +13,7 @@ use super::placements::{Placements, Quarters};
 use crate::api::Refusal;
 use crate::lb::compile::Desired;
 use crate::lb::known::Known;
-use crate::lb::live::{protocol_number, vip_key};
+use crate::lb::live::{port_keys, protocol_number};
 use crate::observe::metrics::Timings;
 use crate::policy::apply::{Applier, PlanError};
 use crate::policy::ids::{IdChange, RuleIds};
@@ -55,7 +55,7 @@ impl Around {
 fn targets(lb: &str, desired: &Desired, known: &Known) -> Vec<Target> {
     let each = desired.of(lb).iter().filter_map(|g| {
         let vip = g.vips.first()?;
-        let row = known.live().vips.get(&vip_key(*vip, g.port, protocol_number(g.protocol)))?;
+        let row = known.live().vips.get(port_keys(*vip, (g.port, g.last_port), protocol_number(g.protocol)).first()?)?;
         Some(Target { v4: vip.is_ipv4(), protocol: g.protocol, port: g.port, group: row.group, serial: row.serial })
     });
     each.collect()

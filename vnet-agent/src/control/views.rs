@@ -17,6 +17,7 @@ use super::{Agent, State};
 use crate::api::{Quarantine as _, Refusal};
 use crate::datapath::{Datapath, ForeignProgram};
 use crate::lb::compile::{Group, Mac};
+use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
 use crate::lb::live::{Live, protocol_number, table_blocks};
 use crate::lb::status::{self, MemberRows, Sources, protocol_name};
@@ -262,6 +263,7 @@ struct Copied {
     groups: Vec<Group>,
     rows: MemberRows,
     health: HashMap<Check, (Health, Option<String>)>,
+    ejected: Ejected,
     devices: HashMap<u32, String>,
     /// Names of endpoints by their numbers.
     endpoints: HashMap<u32, String>,
@@ -280,6 +282,7 @@ fn copy(agent: &Agent, lb: Option<&str>) -> Result<Copied, Refusal> {
             rows: s.policy.known().map(|known| MemberRows::new(known, groups)).unwrap_or_default(),
             groups: groups.to_vec(),
             health: inputs.health.clone(),
+            ejected: inputs.ejected.clone(),
             devices: inputs.world.devices.values().map(|d| (d.ifindex, d.name.clone())).collect(),
             endpoints: endpoints.collect(),
         })
@@ -294,7 +297,8 @@ pub fn lbs(agent: &Agent, name: Option<&str>) -> Result<Vec<LbStatus>, Refusal> 
     }
     let maps = c.datapath.maps();
     let (flows, pending) = (maps.active_flows()?, maps.pending()?);
-    let sources = Sources { groups: &c.groups, rows: &c.rows, health: &c.health, devices: &c.devices, flows: &flows };
+    let (health, ejected) = (&c.health, &c.ejected);
+    let sources = Sources { groups: &c.groups, rows: &c.rows, health, ejected, devices: &c.devices, flows: &flows };
     let counters = |row: u32| -> Result<MemberCounters> {
         let (mut sum, held) = (maps.member_counters(row)?, pending.member(row));
         for (d, held) in held.iter().enumerate() {

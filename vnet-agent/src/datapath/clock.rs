@@ -4,11 +4,16 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use nix::time::{ClockId, clock_getres};
+use nix::time::{ClockId, clock_getres, clock_gettime};
 
 use super::attach::Program;
 use super::maps::Maps;
 use super::sys;
+
+/// [`vnet_common::lb::LbMaps::seconds`], as programs read them. Zero where the kernel has no such clock: it always has.
+pub fn seconds() -> u32 {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |t| t.tv_sec() as u32)
+}
 
 /// Reads jiffies by running a program.
 pub struct Clock {

@@ -6,7 +6,7 @@
 //! A packet can arrive between the last look at an entry and its removal: its flow was idle for the whole timeout to the
 //! microsecond, and is then judged anew.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use vnet_common::addr::Address;
 use vnet_common::endpoint::FlowCount;
-use vnet_common::flow::{FlowEntry, FlowKey};
+use vnet_common::flow::{FlowEntry, FlowKey, flags, tcp};
 use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
@@ -71,6 +71,10 @@ pub struct Collector {
     flows: HashMap<u32, u32>,
     /// What the quotas said when the sweep began.
     counts: Vec<FlowCount>,
+    /// Flows that are not closed found in this sweep, by member.
+    active: HashMap<u32, i64>,
+    /// What was counted of them when the sweep began, where that is not 0.
+    active_before: HashMap<u32, i64>,
 }
 
 /// What the time is, and who is there.
@@ -96,6 +100,7 @@ impl Collector {
         let mut done = Collected::default();
         if self.table == 0 && self.entries == 0 {
             self.counts = (0..maps.flow_counts.rows()).filter_map(|row| maps.flow_counts.load(row)).collect();
+            self.active_before = active_counts(maps).collect();
         }
         while done.read < BUDGET && !done.swept {
             match self.table {
@@ -106,6 +111,7 @@ impl Collector {
             }
             if self.table == 4 {
                 done.corrected = self.correct_counts(maps, &now);
+                self.correct_active(maps);
                 done.swept = true;
                 *self = Self::default();
             }
@@ -128,6 +134,9 @@ impl Collector {
             if !half_open && key.direction == Direction::Egress as u8 {
                 *self.flows.entry(key.endpoint).or_default() += 1;
             }
+            if is_active(&entry) {
+                *self.active.entry(entry.member).or_default() += 1;
+            }
             if now.idle(&entry) >= SHORTEST {
                 idle.push(key);
             }
@@ -135,7 +144,13 @@ impl Collector {
         })?;
         for key in idle {
             if let Some((forward, reverse)) = over(table, half_open, now, &key)? {
-                done.removed += u32::from(self.remove(maps, table, half_open, now, &forward, &reverse)?);
+                let active = table.entries.get(&forward)?.filter(is_active).map(|entry| entry.member);
+                let removed = self.remove(maps, table, half_open, now, &forward, &reverse)?;
+                if let Some(member) = active.filter(|_| removed) {
+                    *self.active.entry(member).or_default() -= 1;
+                    add_active(maps, member, -1);
+                }
+                done.removed += u32::from(removed);
             }
         }
         done.read += read;
@@ -177,6 +192,20 @@ impl Collector {
         Ok(one || other)
     }
 
+    /// Programs count a member's flows where they begin and end; two CPUs that see the end of one flow count it twice, and one
+    /// that makes room for another is not counted at all. By more than what changed during the sweep, a count is surely wrong.
+    fn correct_active(&self, maps: &Maps) {
+        let members: HashSet<u32> = active_counts(maps).map(|(row, _)| row).chain(self.active.keys().copied()).collect();
+        for member in members {
+            let found = self.active.get(&member).copied().unwrap_or(0);
+            let before = self.active_before.get(&member).copied().unwrap_or(0);
+            let after = maps.active.load(member).map_or(0, |n| n as i64);
+            if (after - found).abs() > (after - before).abs() {
+                add_active(maps, member, found - after);
+            }
+        }
+    }
+
     /// An endpoint's quota is counted where flows are made and removed. A program that was stopped between the two, or an
     /// endpoint that was away, can leave it wrong; by more than what changed during the sweep, it is surely wrong.
     fn correct_counts(&self, maps: &Maps, now: &Now) -> u32 {
@@ -194,6 +223,22 @@ impl Collector {
             }
         }
         corrected
+    }
+}
+
+/// The forward entry of a balanced flow that is not closed.
+fn is_active<A: Address>(entry: &FlowEntry<A>) -> bool {
+    entry.flags & flags::DNAT != 0 && !tcp::is_closed(entry.tcp)
+}
+
+fn active_counts(maps: &Maps) -> impl Iterator<Item = (u32, i64)> {
+    let count = |row| maps.active.load(row).map(|n| (row, n as i64)).filter(|(_, n)| *n != 0);
+    (0..maps.active.rows()).filter_map(count)
+}
+
+fn add_active(maps: &Maps, member: u32, n: i64) {
+    if let Some(count) = maps.active.word64(member, 0) {
+        count.fetch_add(n as u64, Ordering::Relaxed);
     }
 }
 

@@ -8,7 +8,7 @@ use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
 use vnet_common::event::EventBudget;
 use vnet_common::flow::{CACHE_WAYS, CacheSlot, FlowEntry, FlowKey};
-use vnet_common::lb::{GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PortRow, RuleCounters, RuleRow, SetRow};
 
@@ -34,6 +34,8 @@ pub struct Sizes {
     pub maglev: u32,
     /// Addresses of this host's endpoints.
     pub locals: u32,
+    /// Clients whose new flows stick to a member.
+    pub affinity: u32,
     /// Slots of a CPU's IPv4 and IPv6 flow cache: a power of two from [`CACHE_WAYS`] on each; 0 for no cache at all.
     pub cache: [u32; 2],
     /// Policy.
@@ -79,6 +81,7 @@ impl Default for Sizes {
             members: default_size("MEMBERS"),
             maglev: default_size("MAGLEV"),
             locals: default_size("LOCALS"),
+            affinity: default_size("AFFINITY"),
             // Where the number of CPUs cannot be read, making the maps fails with the reason.
             cache: [default_cache_slots(aya::util::nr_cpus().unwrap_or(1)); 2],
             policy: PolicySizes::default(),
@@ -129,7 +132,7 @@ impl Sizes {
         if self.endpoints > u32::MAX / HALF_OPEN_QUOTA {
             bail!("{} endpoints are too many; give at most {}", self.endpoints, u32::MAX / HALF_OPEN_QUOTA);
         }
-        let all = [self.endpoints, self.vips, self.groups, self.members, self.maglev, self.locals];
+        let all = [self.endpoints, self.vips, self.groups, self.members, self.maglev, self.locals, self.affinity];
         let p = &self.policy;
         let policy = [p.sets, p.rules, p.ports, p.bits, p.peers, p.addresses, p.networks, p.counters];
         if all.iter().chain(&self.flows).chain(&self.half_open).chain(&policy).any(|n| *n == 0) {
@@ -205,6 +208,9 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         array("MEMBERS", size::<MemberRow>(), sizes.members),
         per_cpu("MEMBER_COUNTERS", size::<MemberCounters>(), sizes.members),
         array("MAGLEV", size::<[u32; MAGLEV_BLOCK]>(), sizes.maglev),
+        array("TURNS", 8, sizes.groups),
+        array("ACTIVE", 8, sizes.members),
+        Layout { kind: MapType::LruHash, ..flows("AFFINITY", size::<AffinityKey>(), size::<AffinityRow>(), sizes.affinity) },
         array("SETS", size::<SetRow>(), sizes.policy.sets),
         array("RULES", size::<RuleRow>(), sizes.policy.rules),
         array("PORTS", size::<PortRow>(), sizes.policy.ports),

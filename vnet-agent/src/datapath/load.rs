@@ -82,7 +82,7 @@ pub fn load(
 fn map(ebpf: &Ebpf, wanted: &Layout) -> Result<LoadedMap> {
     let name = wanted.name;
     let data = match ebpf.map(name) {
-        Some(Map::Array(m) | Map::HashMap(m) | Map::PerCpuArray(m) | Map::LpmTrie(m) | Map::RingBuf(m)) => m,
+        Some(Map::Array(m) | Map::HashMap(m) | Map::LruHashMap(m) | Map::PerCpuArray(m) | Map::LpmTrie(m) | Map::RingBuf(m)) => m,
         Some(_) => {
             bail!("map {name} of the eBPF object is of another type than this agent expects: they were not built together")
         }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
-use vnet_common::lb::{Filter, LocalKey, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, Filter, LocalKey, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
 use vnet_common::policy::{PeerKey, PortRow, RuleRow, SetRow};
 
@@ -49,6 +49,21 @@ impl Maps {
         let size = MAGLEV_BLOCK as u32;
         let row = self.maglev.get(&(block + slot / size))?;
         Ok(row.and_then(|members| members.get((slot % size) as usize).copied()))
+    }
+
+    /// How many flows were given turns in a group.
+    pub fn turn(&self, group: u32) -> u32 {
+        self.turns.load(group).unwrap_or(0) as u32
+    }
+
+    /// How many flows a member has, about.
+    pub fn active(&self, member: u32) -> u32 {
+        self.active.load(member).map_or(0, |n| u32::try_from(n as i64).unwrap_or(0))
+    }
+
+    /// Where a client's new flows go.
+    pub fn affinity(&self, key: &AffinityKey) -> Result<Option<AffinityRow>> {
+        self.affinity.get(key)
     }
 
     /// A set.

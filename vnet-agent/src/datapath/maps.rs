@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 use vnet_common::addr::{V4, V6};
 use vnet_common::api::MapStatus;
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
-use vnet_common::lb::{GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 
 use super::batch::{BATCH, Table};
@@ -50,6 +50,9 @@ pub struct Maps {
     members: Mapped<MemberRow>,
     member_counters: PerCpu<MemberCounters>,
     pub(super) maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
+    pub(super) turns: Mapped<u64>,
+    pub(super) active: Mapped<u64>,
+    pub(super) affinity: Table<AffinityKey, AffinityRow>,
     /// IPv4 flows.
     pub(super) flows4: FlowTables<V4>,
     /// IPv6 flows.
@@ -103,6 +106,9 @@ impl Maps {
             members: s.mapped("MEMBERS")?,
             member_counters: s.per_cpu("MEMBER_COUNTERS")?,
             maglev: s.table("MAGLEV")?,
+            turns: s.mapped("TURNS")?,
+            active: s.mapped("ACTIVE")?,
+            affinity: s.table("AFFINITY")?,
             flows4: FlowTables::new(&s, ["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], cache[0])?,
             flows6: FlowTables::new(&s, ["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], cache[1])?,
             policy: PolicyTables::new(&s)?,
@@ -322,6 +328,7 @@ impl Maps {
             "FLOWS6" => self.flows6.main.found(),
             "HALF_OPEN6" => self.flows6.half_open.found(),
             "VIPS" => Some(count(&self.vips)?),
+            "AFFINITY" => Some(count(&self.affinity)?),
             "LOCALS" => Some(count(&self.locals)?),
             "ENDPOINTS_MORE" => Some(count(&self.endpoints_more)?),
             _ => self.policy.used(name)?,

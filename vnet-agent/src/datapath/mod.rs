@@ -6,7 +6,7 @@
 
 mod attach;
 mod batch;
-mod clock;
+pub(crate) mod clock;
 pub mod endpoints;
 pub mod events;
 pub mod flows;

@@ -10,6 +10,7 @@ use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
 use vnet_common::event::EventRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
+use vnet_common::lb::{AffinityKey, AffinityRow};
 use vnet_common::verdict::{Direction, Reason};
 
 use super::Datapath;
@@ -64,6 +65,19 @@ pub struct Setting {
     pub v4: HashMap<(Table, FlowKey<V4>), FlowEntry<V4>>,
     /// IPv6 entries likewise.
     pub v6: HashMap<(Table, FlowKey<V6>), FlowEntry<V6>>,
+    /// What picks follow from.
+    pub picks: Picks,
+}
+
+/// What picks of members follow from that every flow changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Picks {
+    /// Flows given in turn, by group.
+    pub turns: HashMap<u32, u32>,
+    /// Flows that are not closed, by member.
+    pub active: HashMap<u32, u32>,
+    /// Members that clients stick to.
+    pub affinity: HashMap<AffinityKey, AffinityRow>,
 }
 
 impl Datapath {
@@ -146,13 +160,23 @@ impl Rehearsal {
         for ((table, key), entry) in &setting.v6 {
             self.maps.flows6.entries(*table).put(key, entry)?;
         }
-        Ok(())
+        let picks = &setting.picks;
+        for (group, n) in &picks.turns {
+            self.maps.turns.store(*group, &u64::from(*n));
+        }
+        for (member, n) in &picks.active {
+            self.maps.active.store(*member, &u64::from(*n));
+        }
+        picks.affinity.iter().try_for_each(|(key, row)| self.maps.affinity.put(key, row))
     }
 
     /// Forgets what the run before left.
     fn clear(&self) -> Result<()> {
         self.maps.flows4.clear()?;
         self.maps.flows6.clear()?;
+        let mut stuck = Vec::new();
+        self.maps.affinity.for_each(|key, _| stuck.push(key))?;
+        self.maps.affinity.remove_all(&stuck)?;
         (0..SLOTS).try_for_each(|slot| self.maps.endpoint_counters.reset(slot))
     }
 }

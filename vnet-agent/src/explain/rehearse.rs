@@ -78,7 +78,8 @@ impl<'a> Stage<'a> {
         after: &[u8],
     ) -> Result<Vec<String>> {
         let (v4, v6) = view.seen();
-        let setting = Setting { generation: view.rows().generation(), endpoints: view.rows().endpoints(), v4, v6 };
+        let setting =
+            Setting { generation: view.rows().generation(), endpoints: view.rows().endpoints(), v4, v6, picks: view.picks() };
         let ran = self.rehearsal.run(self.datapath.maps(), &setting, entry.direction, entry.ifindex, frame)?;
         Ok(differences(&ran, entry.direction, verdict, after))
     }

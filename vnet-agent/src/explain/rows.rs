@@ -7,7 +7,7 @@ use anyhow::Result;
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
-use vnet_common::lb::{Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
 use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow, identity};
 
@@ -45,6 +45,12 @@ pub trait Rows {
     fn member(&self, row: u32) -> Option<MemberRow>;
     /// See [`vnet_common::lb::LbMaps`].
     fn pick(&self, block: u32, slot: u32) -> Option<u32>;
+    /// See [`vnet_common::lb::LbMaps`].
+    fn turn(&self, group: u32) -> u32;
+    /// See [`vnet_common::lb::LbMaps`].
+    fn active(&self, member: u32) -> u32;
+    /// See [`vnet_common::lb::LbMaps`].
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow>;
     /// See [`vnet_common::lb::LbMaps`].
     fn local(&self, key: &LocalKey) -> Option<u32>;
     /// See [`vnet_common::policy::PolicyMaps`].
@@ -138,6 +144,15 @@ impl Rows for Live<'_> {
     }
     fn pick(&self, block: u32, slot: u32) -> Option<u32> {
         self.noted(self.maps.pick(block, slot))
+    }
+    fn turn(&self, group: u32) -> u32 {
+        self.maps.turn(group)
+    }
+    fn active(&self, member: u32) -> u32 {
+        self.maps.active(member)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
+        self.noted(self.maps.affinity(key))
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.noted(self.maps.local(key))
@@ -304,6 +319,15 @@ impl Rows for Image<'_> {
     fn pick(&self, block: u32, slot: u32) -> Option<u32> {
         let new = self.balancing.as_ref().and_then(|b| b.pick(block, slot));
         new.or_else(|| self.live.pick(block, slot))
+    }
+    fn turn(&self, group: u32) -> u32 {
+        self.live.turn(group)
+    }
+    fn active(&self, member: u32) -> u32 {
+        self.live.active(member)
+    }
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
+        self.live.affinity(key)
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         match &self.locals {

@@ -296,6 +296,9 @@ impl<R: Rows> Teller<'_, R> {
                     self.scene.at(ifindex).map_or_else(|| format!("device {ifindex}"), |p| format!("{} at {}", p.name, p.device));
                 format!("past the stack to {device}{changed} ({reason})")
             }
+            Verdict::Reply(
+                Reason::NewFlow | Reason::HalfOpen | Reason::Established | Reason::Reply | Reason::Steered | Reason::Related,
+            ) => format!("back to the endpoint, which is the member itself{changed} ({reason})"),
             Verdict::Reply(_) => format!("answered in the destination's place ({reason})"),
             Verdict::Bounce(_) => format!("answered in the endpoint's name ({reason})"),
             Verdict::Drop(_) => format!("dropped ({reason})"),

@@ -12,13 +12,14 @@ use vnet_common::family;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::host::Frame;
 use vnet_common::judge::Judge;
-use vnet_common::lb::{Filter, GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberEvent, MemberRow, VipKey, VipRow};
 use vnet_common::pipeline::Ways;
 use vnet_common::policy::evaluate::{self, Search};
 use vnet_common::policy::{AddressKey, PeerKey, PolicyMaps, PortRow, RuleRow, SetRow};
 use vnet_common::verdict::{Direction, Reason};
 
 use super::rows::Rows;
+use crate::datapath::rehearsal::Picks;
 
 /// A question that the pipeline had, and the answer; or something that it did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -99,6 +100,10 @@ pub struct View<'r, R> {
     /// Entries that were read from the rows.
     seen4: RefCell<Seen<V4>>,
     seen6: RefCell<Seen<V6>>,
+    /// What picks followed from.
+    picks: RefCell<Picks>,
+    /// Turns that the packet took, by group.
+    turns: RefCell<HashMap<u32, u32>>,
 }
 
 /// Entries of flows, by their places.
@@ -120,6 +125,8 @@ impl<'r, R: Rows> View<'r, R> {
             steps: RefCell::default(),
             seen4: RefCell::default(),
             seen6: RefCell::default(),
+            picks: RefCell::default(),
+            turns: RefCell::default(),
         }
     }
 
@@ -136,6 +143,11 @@ impl<'r, R: Rows> View<'r, R> {
     /// The entries that were found in the flow tables, as they were.
     pub fn seen(&self) -> (Seen<V4>, Seen<V6>) {
         (self.seen4.borrow().clone(), self.seen6.borrow().clone())
+    }
+
+    /// What picks followed from, as it was.
+    pub fn picks(&self) -> Picks {
+        self.picks.borrow().clone()
     }
 
     fn note(&self, step: Step) {
@@ -306,6 +318,26 @@ impl<R: Rows> LbMaps for View<'_, R> {
     }
     fn member_event(&self, _: u32, _: MemberEvent) {}
     fn member_traffic(&self, _: u32, _: Direction, _: u32, _: u32) {}
+    fn turn(&self, group: u32) -> u32 {
+        let first = *self.picks.borrow_mut().turns.entry(group).or_insert_with(|| self.rows.turn(group));
+        let mut turns = self.turns.borrow_mut();
+        let taken = turns.entry(group).or_default();
+        *taken += 1;
+        first.wrapping_add(*taken - 1)
+    }
+    fn active(&self, member: u32) -> u32 {
+        *self.picks.borrow_mut().active.entry(member).or_insert_with(|| self.rows.active(member))
+    }
+    fn add_active(&self, _: u32, _: bool) {}
+    fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
+        let row = self.rows.affinity(key)?;
+        self.picks.borrow_mut().affinity.insert(*key, row);
+        Some(row)
+    }
+    fn set_affinity(&self, _: &AffinityKey, _: &AffinityRow) {}
+    fn seconds(&self) -> u32 {
+        crate::datapath::clock::seconds()
+    }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.rows.local(key)
     }

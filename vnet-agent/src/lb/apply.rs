@@ -214,12 +214,16 @@ mod tests {
             address: [10, 9, 0, i].into(),
             port: 80,
             weight: 1,
+            share: 100,
+            zone: None,
+            backup: false,
             state: state::ACTIVE,
             place: Place::default(),
             check: None,
         };
         let members = (0..members).map(member).collect();
-        Group { lb: "x".into(), vips: vec![[10, 0, 0, 1].into()], port: 80, protocol: Protocol::Tcp, flags: 0, members }
+        let vips = vec![[10, 0, 0, 1].into()];
+        Group { lb: "x".into(), vips, port: 80, last_port: 80, protocol: Protocol::Tcp, flags: 0, members }
     }
 
     fn to(applier: &mut Applier, maps: &Maps, groups: &[Group]) -> Result<()> {

@@ -8,22 +8,32 @@ use std::time::Duration;
 
 use vnet_common::lb::{flags, state};
 
-use super::health::{Check, Health};
-use crate::resource::{Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac};
+use super::eject::Ejected;
+use super::health::{Check, Health, Kind};
+use super::share::share;
+use crate::resource::{
+    Algorithm, Delivery, HealthCheck, LoadBalancer, MemberSelector, OnMemberRemoved, OnNoMember, Protocol, parse_mac,
+};
 use crate::store::MemberOverride;
 
 /// A MAC; zero when not known.
 pub type Mac = [u8; 6];
 
 /// What the groups of a load balancer follow from, beside itself.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Context<'a> {
     /// What operators changed, by load balancer and member name.
     pub overrides: &'a HashMap<(String, String), MemberOverride>,
     /// What is known of the members' health.
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// Members that are out, since their connections failed.
+    pub ejected: &'a Ejected,
     /// Where members may be.
     pub surroundings: &'a Surroundings,
+    /// This host's zone.
+    pub zone: Option<&'a str>,
+    /// The load balancer of a name.
+    pub load_balancer: &'a dyn Fn(&str) -> Option<&'a LoadBalancer>,
 }
 
 /// The endpoints on this host, and who else is on its bridges.
@@ -100,15 +110,17 @@ pub struct Neighbour {
     pub mac: Mac,
 }
 
-/// A load balancer's members of one family, for one port.
+/// A load balancer's members of one family, for one port or range of ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
     /// The load balancer's name.
     pub lb: String,
     /// The VIPs that lead here: of one family, sorted.
     pub vips: Vec<IpAddr>,
-    /// The port that clients connect to.
+    /// The port that clients connect to, or the first of them. 0 for every port.
     pub port: u16,
+    /// The last such port.
+    pub last_port: u16,
     /// The transport protocol.
     pub protocol: Protocol,
     /// See [`flags`].
@@ -136,10 +148,16 @@ pub struct Member {
     pub name: String,
     /// Where it serves.
     pub address: IpAddr,
-    /// The port it serves on.
+    /// The port it serves on; 0: that which the client connects to.
     pub port: u16,
-    /// Its share of new flows; drained or down members have none, but keep their weight.
+    /// Its weight as configured; drained or down members keep it.
     pub weight: u16,
+    /// Its share of new flows against those of the others, in hundredths of weight 1; 0: none. See [`super::share`].
+    pub share: u32,
+    /// Its zone.
+    pub zone: Option<String>,
+    /// It serves only while no other member does.
+    pub backup: bool,
     /// See [`state`].
     pub state: u8,
     /// Where it is.
@@ -200,7 +218,7 @@ impl Desired {
         }
         for (g, m) in members(&groups) {
             add(&mut self.members, m.address, name);
-            m.check.into_iter().for_each(|check| add(&mut self.checks, check, name));
+            m.check.iter().for_each(|check| add(&mut self.checks, check.clone(), name));
             g.redirects_to(m).into_iter().for_each(|device| add(&mut self.redirect, device, name));
         }
         match lb.and_then(|lb| lb.spec.member_selector.clone()) {
@@ -265,30 +283,59 @@ pub fn compile(lb: &LoadBalancer, context: Context<'_>) -> Vec<Group> {
         }
         let members: Vec<&Candidate> = candidates.iter().filter(|m| m.address.is_ipv4() == v4).collect();
         let vips: Vec<IpAddr> = vips.into_iter().collect();
-        for port in lb.spec.ports.iter().copied().collect::<BTreeSet<u16>>() {
-            groups.push(group(lb, vips.clone(), port, &members, context));
+        for ports in ports(lb) {
+            groups.push(group(lb, vips.clone(), ports, &members, context));
         }
     }
     groups
 }
 
-fn group(lb: &LoadBalancer, vips: Vec<IpAddr>, port: u16, candidates: &[&Candidate], context: Context<'_>) -> Group {
+/// Each port and range, in order.
+fn ports(lb: &LoadBalancer) -> BTreeSet<(u16, u16)> {
+    let single = lb.spec.ports.iter().map(|port| (*port, *port));
+    let ranges = lb.spec.port_ranges.iter().map(|range| (range.port, range.end_port));
+    single.chain(ranges).chain(lb.spec.any_port.then_some((0, u16::MAX))).collect()
+}
+
+fn group(
+    lb: &LoadBalancer,
+    vips: Vec<IpAddr>,
+    (port, last_port): (u16, u16),
+    candidates: &[&Candidate],
+    context: Context<'_>,
+) -> Group {
+    let (first_port, own_port) = (port, if port == last_port { port } else { 0 });
     let is_down = |check: &Check| context.health.get(check).is_some_and(|(health, _)| *health == Health::Down);
+    let checked = lb.spec.health_check.as_ref().map(|h| (h, Kind::of(h)));
+    let ejected = context.ejected.get(&lb.metadata.name);
     let mut members = BTreeMap::new();
     for c in candidates {
-        let port = c.port.unwrap_or(port);
-        let check = lb.spec.health_check.as_ref().map(|h| check(h, c.address, port));
-        let state = match check {
+        let port = c.port.unwrap_or(own_port);
+        let check = checked.as_ref().map(|(h, kind)| check(h, kind, c.address, port));
+        let state = match &check {
             _ if c.drained || c.weight == 0 => state::DRAINING,
-            Some(check) if is_down(&check) => state::DOWN,
+            Some(check) if is_down(check) => state::DOWN,
+            _ if ejected.is_some_and(|out| out.contains_key(&(first_port, SocketAddr::new(c.address, port)))) => state::DOWN,
             _ => state::ACTIVE,
         };
         let place = context.surroundings.find(c);
-        let member = Member { name: c.name.clone(), address: c.address, port, weight: c.weight, state, place, check };
+        let member = Member {
+            name: c.name.clone(),
+            address: c.address,
+            port,
+            weight: c.weight,
+            share: 0,
+            zone: c.zone.clone(),
+            backup: c.backup,
+            state,
+            place,
+            check,
+        };
         members.entry((c.address, port)).or_insert(member);
     }
-    let members = members.into_values().collect();
-    Group { lb: lb.metadata.name.clone(), vips, port, protocol: lb.spec.protocol, flags: group_flags(lb), members }
+    let mut members: Vec<Member> = members.into_values().collect();
+    share(&mut members, &lb.spec, context.zone);
+    Group { lb: lb.metadata.name.clone(), vips, port, last_port, protocol: lb.spec.protocol, flags: group_flags(lb), members }
 }
 
 fn group_flags(lb: &LoadBalancer) -> u32 {
@@ -302,12 +349,21 @@ fn group_flags(lb: &LoadBalancer) -> u32 {
     if lb.spec.delivery == Delivery::Redirect {
         bits |= flags::REDIRECT;
     }
-    bits
+    bits |= match lb.spec.algorithm {
+        Algorithm::Maglev => flags::MAGLEV,
+        Algorithm::RoundRobin => flags::ROUND_ROBIN,
+        Algorithm::LeastConnections => flags::LEAST_CONNECTIONS,
+        Algorithm::SourceHash => flags::SOURCE_HASH,
+    };
+    bits | lb.spec.affinity.map_or(0, |a| flags::affinity(a.timeout_seconds))
 }
 
-fn check(h: &HealthCheck, address: IpAddr, port: u16) -> Check {
+fn check(h: &HealthCheck, kind: &Kind, address: IpAddr, port: u16) -> Check {
+    // A ping goes to no port: one is enough for all.
+    let port = if *kind == Kind::Icmp { 0 } else { h.port.unwrap_or(port) };
     Check {
-        target: SocketAddr::new(address, h.port.unwrap_or(port)),
+        target: SocketAddr::new(address, port),
+        kind: kind.clone(),
         interval: Duration::from_millis(h.interval_ms.into()),
         timeout: Duration::from_millis(h.timeout_ms.into()),
         rise: h.rise,
@@ -323,14 +379,42 @@ struct Candidate {
     weight: u16,
     drained: bool,
     mac: Option<Mac>,
+    zone: Option<String>,
+    backup: bool,
 }
 
+/// The label of an endpoint that says its zone.
+const ZONE: &str = "zone";
+
 fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
+    let mut out = own_candidates(lb, context);
+    // Nobody contains itself: that is refused when resources are applied. This is for what was stored by others.
+    let mut seen = BTreeSet::from([lb.metadata.name.as_str()]);
+    let mut left: Vec<(&str, bool)> = included(lb, false).collect();
+    while let Some((name, backup)) = left.pop() {
+        if !seen.insert(name) {
+            continue;
+        }
+        let Some(other) = (context.load_balancer)(name) else { continue };
+        left.extend(included(other, backup));
+        let theirs = own_candidates(other, context).into_iter();
+        out.extend(theirs.map(|c| Candidate { name: format!("{name}/{}", c.name), backup: c.backup || backup, ..c }));
+    }
+    out
+}
+
+/// The load balancers that this one has the members of, and whether these are backups.
+fn included(lb: &LoadBalancer, backup: bool) -> impl Iterator<Item = (&str, bool)> {
+    lb.spec.member_groups.iter().map(move |g| (g.load_balancer.as_str(), g.backup || backup))
+}
+
+fn own_candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
     let mut out = Vec::new();
     for m in &lb.spec.members {
         let name = m.name.clone().unwrap_or_else(|| m.address.to_string());
         let mac = m.mac.as_deref().and_then(parse_mac);
-        out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac });
+        let (zone, backup) = (m.zone.clone(), m.backup);
+        out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac, zone, backup });
     }
     if let Some(selector) = &lb.spec.member_selector {
         for e in context.surroundings.endpoints.iter().filter(|e| selects(selector, e)) {
@@ -341,6 +425,8 @@ fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
                 weight: 1,
                 drained: false,
                 mac: None,
+                zone: e.labels.get(ZONE).cloned(),
+                backup: false,
             };
             out.extend(e.addresses.iter().map(member));
         }

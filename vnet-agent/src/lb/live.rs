@@ -9,7 +9,7 @@ use vnet_common::lb::{Filter, GroupRow, MemberRow, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
 
 use super::compile::Member;
-use super::maglev;
+use super::table;
 use crate::resource::Protocol;
 
 /// 64-bit words of the filters, of VIPs and of members.
@@ -33,7 +33,7 @@ pub struct Live {
 pub struct LiveGroup {
     /// The row.
     pub row: GroupRow,
-    /// See [`maglev::fingerprint`]; 0 if the table is empty.
+    /// See [`table::fingerprint`]; 0 if the table is empty.
     pub fingerprint: u64,
 }
 
@@ -136,7 +136,7 @@ pub fn table_word(first: u32, slots: u32) -> u64 {
 /// The blocks that a table takes.
 pub fn table_blocks(word: u64) -> std::ops::Range<u32> {
     let first = (word >> 32) as u32;
-    first..first + maglev::blocks(word as u32)
+    first..first + table::blocks(word as u32)
 }
 
 /// An address as it lies in a row.
@@ -151,6 +151,30 @@ pub fn wide(address: IpAddr) -> [u8; 16] {
 pub fn vip_key(address: IpAddr, port: u16, protocol: u8) -> VipKey {
     let version = if address.is_ipv4() { 4 } else { 6 };
     VipKey { network: 0, addr: wide(address), port: port.to_be_bytes(), protocol, version }
+}
+
+/// The keys of the rows that lead from a VIP's ports, from `first` to `last`, to a group: one, or as many as the range needs
+/// (at most 30).
+pub fn port_keys(address: IpAddr, (first, last): (u16, u16), protocol: u8) -> Vec<VipKey> {
+    if first == last {
+        return vec![vip_key(address, first, protocol)];
+    }
+    let mut keys = Vec::new();
+    let (mut at, end) = (u32::from(first), u32::from(last) + 1);
+    while at < end {
+        // The largest aligned block that begins here and does not go beyond the end.
+        let aligned = if at == 0 { 16 } else { at.trailing_zeros().min(16) };
+        let size = aligned.min((end - at).ilog2());
+        let key = vip_key(address, at as u16, protocol);
+        keys.push(if size == 0 { key } else { key.range(16 - size) });
+        at += 1 << size;
+    }
+    keys
+}
+
+/// The bit in the row of an address that says that it has rows as `key`; 0 for one of a single port.
+pub fn length_bit(key: &VipKey) -> u32 {
+    if key.is_range() { 1 << (key.version >> 4) } else { 0 }
 }
 
 /// The number of a protocol in packets.

@@ -1,15 +1,17 @@
 //! Load balancing: from resources to map rows.
 //!
-//! [`compile`] says what should be, [`plan`] how to get there from what is ([`live`], [`known`]), [`apply`] does it, [`health`] tells
-//! who serves, [`status`] what users see of it.
+//! [`compile`] says what should be and [`share`] who of a group serves, [`plan`] how to get there from what is ([`live`], [`known`]),
+//! [`apply`] does it, [`health`] tells who serves, [`eject`] whose connections fail, [`status`] what users see of it.
 
 pub mod apply;
 pub mod compile;
+pub mod eject;
 pub(crate) mod free;
 pub mod health;
 pub mod known;
 pub mod live;
-pub mod maglev;
 pub mod plan;
+pub mod share;
 pub mod status;
+pub mod table;
 mod tally;

@@ -14,8 +14,10 @@ use vnet_common::lb::{GroupRow, MemberRow, VipKey, VipRow, flags, state};
 use super::compile::{Group, Member};
 use super::free::FreeBlocks;
 use super::known::Known;
-use super::live::{FILTER_WORDS, Live, LiveGroup, Write, member_key, protocol_number, table_blocks, table_word, vip_key, wide};
-use super::maglev;
+use super::live::{
+    FILTER_WORDS, Live, LiveGroup, Write, member_key, port_keys, protocol_number, table_blocks, table_word, vip_key, wide,
+};
+use super::table;
 use super::tally::Tally;
 
 /// How much the maps hold.
@@ -70,11 +72,13 @@ pub struct NoRoom {
 /// How to get from what is known to be in the maps to `desired`. `busy` are blocks that were freed a moment ago
 /// ([`Plan::freed`]).
 pub fn plan(desired: &[Group], known: &Known, limits: &Limits, busy: &[Range<u32>]) -> Result<Plan, NoRoom> {
+    let tally = Tally::of(desired);
     let mut planner = Planner::new(known, limits, busy);
+    planner.lengths = tally.lengths_after(&Tally::default());
     planner.groups(desired)?;
     let live = known.live();
     planner.remove(live.vips.keys(), live.groups.keys().copied(), live.members.keys().copied());
-    planner.filter(Tally::of(desired).filter());
+    planner.filter(tally.filter());
     Ok(planner.finish())
 }
 
@@ -88,11 +92,13 @@ pub fn plan_change(
     limits: &Limits,
     busy: &[Range<u32>],
 ) -> Result<Plan, NoRoom> {
-    let mut planner = Planner::new(known, limits, busy);
-    planner.groups(new)?;
     let change = Tally::between(old, new);
+    let mut planner = Planner::new(known, limits, busy);
+    planner.lengths = tally.lengths_after(&change);
+    planner.groups(new)?;
     let ports: Vec<VipKey> = old.iter().flat_map(ports).collect();
     let addresses: Vec<VipKey> = tally.given_up(&change).collect();
+    planner.lengths_of(change.with_ranges().filter(|key| !addresses.contains(key)));
     let groups: BTreeSet<u32> = ports.iter().filter_map(|k| known.live().group_of(k)).map(|(row, _)| row).collect();
     let members: BTreeSet<u32> = groups.iter().flat_map(|row| known.members_of(*row)).collect();
     planner.remove(ports.iter().chain(&addresses), groups.into_iter(), members.into_iter());
@@ -102,7 +108,7 @@ pub fn plan_change(
 
 /// The keys of the VIP rows that lead to a group.
 fn ports(g: &Group) -> impl Iterator<Item = VipKey> {
-    g.vips.iter().map(|vip| vip_key(*vip, g.port, protocol_number(g.protocol)))
+    g.vips.iter().flat_map(|vip| port_keys(*vip, (g.port, g.last_port), protocol_number(g.protocol)))
 }
 
 /// The writes of a plan by what they are, each list to be written after those before it.
@@ -130,6 +136,8 @@ struct Planner<'a> {
     free_blocks: FreeBlocks,
     serial: u32,
     vips: HashMap<VipKey, VipRow>,
+    /// What the rows of addresses say, where that is not zero.
+    lengths: HashMap<VipKey, u32>,
     added_vips: u32,
     kept_groups: BTreeSet<u32>,
     kept_members: HashSet<u32>,
@@ -146,6 +154,7 @@ impl<'a> Planner<'a> {
             free_blocks: FreeBlocks::new(limits.blocks, known.tables().chain(busy.iter().cloned())),
             serial: known.last_serial(),
             vips: HashMap::new(),
+            lengths: HashMap::new(),
             added_vips: 0,
             kept_groups: BTreeSet::new(),
             kept_members: HashSet::new(),
@@ -201,7 +210,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Writes what is new of the group's members; gives those that take new flows.
-    fn group_members(&mut self, group: &Group, group_row: u32) -> Result<Vec<maglev::Entry>, NoRoom> {
+    fn group_members(&mut self, group: &Group, group_row: u32) -> Result<Vec<table::Entry>, NoRoom> {
         let mut entries = Vec::new();
         for (i, m) in group.members.iter().enumerate() {
             let known = self.known.member(&member_key(group_row, m));
@@ -230,17 +239,18 @@ impl<'a> Planner<'a> {
                 }
             }
             self.kept_members.insert(row);
-            if m.state == state::ACTIVE {
-                entries.push(maglev::Entry { key: maglev::key(m.address, m.port), weight: m.weight, row });
+            if m.share > 0 {
+                entries.push(table::Entry { key: table::key(m.address, m.port), weight: m.share, row });
             }
         }
         Ok(entries)
     }
 
     /// The group's table: the one it has, if that was made from the same members.
-    fn table(&mut self, group: &Group, old: Option<LiveGroup>, entries: &[maglev::Entry]) -> Result<(u64, u64), NoRoom> {
-        let slots = if entries.is_empty() { 0 } else { maglev::slots(group.members.iter().map(|m| m.weight)) };
-        let fingerprint = if slots == 0 { 0 } else { maglev::fingerprint(slots, entries) };
+    fn table(&mut self, group: &Group, old: Option<LiveGroup>, entries: &[table::Entry]) -> Result<(u64, u64), NoRoom> {
+        let algorithm = group.flags & flags::ALGORITHM;
+        let slots = table::slots(algorithm, entries, group.members.iter().map(|m| m.weight));
+        let fingerprint = if slots == 0 { 0 } else { table::fingerprint(algorithm, slots, entries) };
         let old_table = old.map_or(0, |g| g.row.table);
         if let Some(old) = old.filter(|g| g.row.table as u32 == slots && g.fingerprint == fingerprint) {
             return Ok((old.row.table, fingerprint));
@@ -251,40 +261,53 @@ impl<'a> Planner<'a> {
         if slots == 0 {
             return Ok((0, 0));
         }
-        let needed = maglev::blocks(slots);
+        let needed = table::blocks(slots);
         let first = self.free_blocks.take(needed).ok_or_else(|| {
             let count = (needed, self.free_blocks.left(), self.limits.blocks);
             let refused = no_room(group, "its pick table", "MAGLEV", count, "--maglev-blocks");
             NoRoom { hint: " in one piece, beside the table that it replaces", ..refused }
         })?;
-        let blocks = maglev::pack(&maglev::table(slots, entries), fingerprint);
+        let blocks = table::pack(&table::fill(algorithm, slots, entries), fingerprint);
         self.out.blocks.push(Write::Blocks { first, blocks });
         Ok((table_word(first, slots), fingerprint))
     }
 
     fn group_vips(&mut self, group: &Group, value: VipRow) -> Result<(), NoRoom> {
-        for vip in &group.vips {
-            let port = (vip_key(*vip, group.port, protocol_number(group.protocol)), value);
-            let itself = (vip_key(*vip, 0, 0), VipRow::default());
-            for (key, value) in [port, itself] {
-                if self.vips.insert(key, value) == Some(value) {
-                    continue;
-                }
-                match self.live.vips.get(&key) {
-                    Some(old) if *old == value => continue,
-                    Some(_) => self.bump = true,
-                    None => self.added_vips += 1,
-                }
-                let capacity = self.limits.vips;
-                // What is removed by this plan is still there when this is written.
-                if self.live.vips.len() as u32 + self.added_vips > capacity {
-                    let free = capacity.saturating_sub(self.live.vips.len() as u32);
-                    return Err(no_room(group, "its VIPs and ports", "VIPS", (self.added_vips, free, capacity), "--max-vips"));
-                }
+        let ports = ports(group).map(|key| (key, value));
+        let addresses: Vec<_> = group.vips.iter().map(|vip| vip_key(*vip, 0, 0)).map(|key| (key, self.address(&key))).collect();
+        for (key, value) in ports.chain(addresses) {
+            if self.vips.insert(key, value) == Some(value) {
+                continue;
+            }
+            match self.live.vips.get(&key) {
+                Some(old) if *old == value => continue,
+                Some(_) => self.bump |= !key.is_address(),
+                None => self.added_vips += 1,
+            }
+            let capacity = self.limits.vips;
+            // What is removed by this plan is still there when this is written.
+            if self.live.vips.len() as u32 + self.added_vips > capacity {
+                let free = capacity.saturating_sub(self.live.vips.len() as u32);
+                return Err(no_room(group, "its VIPs and ports", "VIPS", (self.added_vips, free, capacity), "--max-vips"));
+            }
+            self.out.vips.push(Write::Vip { key, value: Some(value) });
+        }
+        Ok(())
+    }
+
+    /// The row of an address.
+    fn address(&self, key: &VipKey) -> VipRow {
+        VipRow { group: self.lengths.get(key).copied().unwrap_or(0), serial: 0 }
+    }
+
+    /// Writes what the rows of these addresses say that are there, and stay.
+    fn lengths_of(&mut self, addresses: impl Iterator<Item = VipKey>) {
+        for key in addresses.collect::<BTreeSet<VipKey>>() {
+            let value = self.address(&key);
+            if !self.vips.contains_key(&key) && self.live.vips.get(&key).is_some_and(|old| *old != value) {
                 self.out.vips.push(Write::Vip { key, value: Some(value) });
             }
         }
-        Ok(())
     }
 
     /// Takes away what of these rows no group asked for. Groups and members come in the order of their rows.
@@ -297,7 +320,7 @@ impl<'a> Planner<'a> {
         let live = self.live;
         let mut gone: Vec<VipKey> = vips.filter(|k| live.vips.contains_key(k) && !self.vips.contains_key(k)).copied().collect();
         // Ports before the address itself: an address without its ports would refuse what its ports took.
-        gone.sort_unstable_by_key(|k| (k.port == [0, 0], k.version, k.addr, k.port, k.protocol));
+        gone.sort_unstable_by_key(|k| (k.is_address(), k.version, k.addr, k.port, k.protocol));
         self.bump |= !gone.is_empty();
         self.out.vips_removed.extend(gone.into_iter().map(|key| Write::Vip { key, value: None }));
         for (row, g) in groups.filter_map(|row| Some((row, live.groups.get(&row)?))) {
@@ -375,6 +398,7 @@ fn member_row(m: &Member, group: u32, serial: u32) -> MemberRow {
         ifindex: m.place.ifindex,
         segment: m.place.segment,
         state: m.state,
+        share: m.share,
         ..MemberRow::default()
     }
 }

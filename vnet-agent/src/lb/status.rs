@@ -1,17 +1,18 @@
 //! What users see of a load balancer.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use vnet_common::api::{LbStatus, MemberStatus};
 use vnet_common::lb::{MemberCounters, state};
 
 use super::compile::{Group, Member};
+use super::eject::Ejected;
 use super::health::{Check, Health};
 use super::known::Known;
-use super::live::{MemberKey, member_key, protocol_number, vip_key};
-use crate::resource::{Delivery, LoadBalancer, Protocol};
+use super::live::{MemberKey, member_key, port_keys, protocol_number};
+use crate::resource::{Algorithm, Delivery, LoadBalancer, Protocol};
 
 /// What a status is made from.
 pub struct Sources<'a> {
@@ -21,6 +22,8 @@ pub struct Sources<'a> {
     pub rows: &'a MemberRows,
     /// What is known of health.
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
+    /// Members that are out, since their connections failed.
+    pub ejected: &'a Ejected,
     /// The names of devices, by ifindex.
     pub devices: &'a HashMap<u32, String>,
     /// Flows by member row and serial.
@@ -30,7 +33,7 @@ pub struct Sources<'a> {
 /// Finds the rows of members.
 #[derive(Clone, Debug, Default)]
 pub struct MemberRows {
-    groups: HashMap<(IpAddr, u16, u8), u32>,
+    groups: HashMap<(IpAddr, (u16, u16), u8), u32>,
     members: HashMap<MemberKey, (u32, u32)>,
 }
 
@@ -41,8 +44,9 @@ impl MemberRows {
         for g in groups {
             let protocol = protocol_number(g.protocol);
             for vip in &g.vips {
-                let Some(row) = known.live().vips.get(&vip_key(*vip, g.port, protocol)) else { continue };
-                rows.groups.insert((*vip, g.port, protocol), row.group);
+                let key = port_keys(*vip, (g.port, g.last_port), protocol).first().copied();
+                let Some(row) = key.and_then(|key| known.live().vips.get(&key)) else { continue };
+                rows.groups.insert((*vip, (g.port, g.last_port), protocol), row.group);
                 for member in known.members_of(row.group) {
                     let found = known.live().members.get(&member);
                     rows.members.extend(found.map(|m| ((m.group, m.addr, m.port), (member, m.serial))));
@@ -59,7 +63,7 @@ impl MemberRows {
 
     /// The row of a group.
     pub fn group(&self, group: &Group) -> Option<u32> {
-        self.groups.get(&(*group.vips.first()?, group.port, protocol_number(group.protocol))).copied()
+        self.groups.get(&(*group.vips.first()?, (group.port, group.last_port), protocol_number(group.protocol))).copied()
     }
 }
 
@@ -67,10 +71,12 @@ impl MemberRows {
 pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<MemberCounters>) -> Result<LbStatus> {
     let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
     for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
+        let all: u32 = group.members.iter().map(|m| m.share).sum();
         for m in &group.members {
             let status = members.entry((m.address, &m.name)).or_insert_with(|| describe(lb, m, s));
-            let checked = m.check.and_then(|c| s.health.get(&c));
-            add_state(status, m, checked);
+            status.target_percent = f64::from(m.share * 1000 / all.max(1)) / 10.0;
+            let ejected = s.ejected.get(&group.lb).and_then(|out| out.get(&(group.port, SocketAddr::new(m.address, m.port))));
+            add_state(status, m, m.check.as_ref().and_then(|c| s.health.get(c)), ejected);
             if let Some((row, serial)) = s.rows.find(group, m) {
                 status.active_flows += s.flows.get(&(row, serial)).copied().unwrap_or(0);
                 add_counters(status, &counters(row)?);
@@ -82,9 +88,26 @@ pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<M
         vips: lb.spec.vips.iter().map(IpAddr::to_string).collect(),
         protocol: protocol_name(lb.spec.protocol).into(),
         ports: lb.spec.ports.clone(),
+        port_ranges: ranges(lb),
+        algorithm: algorithm(lb.spec.algorithm).into(),
         delivery: if lb.spec.delivery == Delivery::Redirect { "redirect" } else { "stack" }.into(),
         members: members.into_values().collect(),
     })
+}
+
+fn ranges(lb: &LoadBalancer) -> Vec<String> {
+    let ranges = lb.spec.port_ranges.iter().map(|r| format!("{}-{}", r.port, r.end_port));
+    ranges.chain(lb.spec.any_port.then(|| "any".to_owned())).collect()
+}
+
+/// As users write it.
+fn algorithm(a: Algorithm) -> &'static str {
+    match a {
+        Algorithm::Maglev => "maglev",
+        Algorithm::RoundRobin => "roundRobin",
+        Algorithm::LeastConnections => "leastConnections",
+        Algorithm::SourceHash => "sourceHash",
+    }
 }
 
 /// As users write it.
@@ -106,17 +129,20 @@ fn describe(lb: &LoadBalancer, m: &Member, s: &Sources) -> MemberStatus {
         address: m.address.to_string(),
         port,
         weight: m.weight,
+        zone: m.zone.clone(),
+        backup: m.backup,
         device: s.devices.get(&m.place.ifindex).cloned(),
         ..MemberStatus::default()
     }
 }
 
 /// A member of several groups may fail in one only: the worse shows.
-fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Option<String>)>) {
-    const WORSE_LAST: [&str; 5] = ["", "active", "unknown", "draining", "down"];
+fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Option<String>)>, ejected: Option<&String>) {
+    const WORSE_LAST: [&str; 6] = ["", "active", "unknown", "draining", "ejected", "down"];
     let health = checked.map(|c| c.0).unwrap_or_default();
     let state = match m.state {
         state::DRAINING => "draining",
+        state::DOWN if ejected.is_some() && health != Health::Down => "ejected",
         state::DOWN => "down",
         _ if m.check.is_some() && health == Health::Unknown => "unknown",
         _ => "active",
@@ -127,6 +153,9 @@ fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Op
     }
     if health == Health::Down && status.health.is_none() {
         status.health = checked.and_then(|c| c.1.clone());
+    }
+    if state == "ejected" && status.health.is_none() {
+        status.health = ejected.cloned();
     }
 }
 

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use vnet_common::lb::{Filter, VipKey};
 
 use super::compile::Group;
-use super::live::{FILTER_WORDS, filter_bit, vip_key};
+use super::live::{FILTER_WORDS, filter_bit, length_bit, port_keys, protocol_number, vip_key};
 
 /// Counts, or differences of counts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct Tally {
     bits: HashMap<(usize, u64), i64>,
     /// By the key of an address itself.
     addresses: HashMap<VipKey, i64>,
+    /// Rows for several ports, by the key of their address and their [`length_bit`].
+    ranges: HashMap<(VipKey, u32), i64>,
 }
 
 impl Tally {
@@ -38,6 +40,24 @@ impl Tally {
     pub fn change(&mut self, by: &Self) {
         by.bits.iter().for_each(|(k, n)| add(&mut self.bits, *k, *n));
         by.addresses.iter().for_each(|(k, n)| add(&mut self.addresses, *k, *n));
+        by.ranges.iter().for_each(|(k, n)| add(&mut self.ranges, *k, *n));
+    }
+
+    /// What the rows of addresses should say when `change` has been added to this, where that is not zero.
+    pub fn lengths_after(&self, change: &Self) -> HashMap<VipKey, u32> {
+        let mut lengths = HashMap::new();
+        let count = |of: &Self, key: &(VipKey, u32)| of.ranges.get(key).copied().unwrap_or(0);
+        for key @ (address, bit) in self.ranges.keys().chain(change.ranges.keys()) {
+            if count(self, key) + count(change, key) > 0 {
+                *lengths.entry(*address).or_default() |= bit;
+            }
+        }
+        lengths
+    }
+
+    /// The addresses with more or fewer rows for several ports.
+    pub fn with_ranges(&self) -> impl Iterator<Item = VipKey> {
+        self.ranges.keys().map(|(address, _)| *address)
     }
 
     /// The keys of the addresses that no group has any more when `change` has been added to this.
@@ -75,8 +95,12 @@ impl Tally {
             g.vips.iter().for_each(|vip| bit(Filter::Vip, *vip));
             g.members.iter().for_each(|m| bit(Filter::Member, m.address));
         }
-        for vip in groups.iter().flat_map(|g| &g.vips) {
-            add(&mut self.addresses, vip_key(*vip, 0, 0), n);
+        for (g, vip) in groups.iter().flat_map(|g| g.vips.iter().map(move |vip| (g, vip))) {
+            let address = vip_key(*vip, 0, 0);
+            add(&mut self.addresses, address, n);
+            for key in port_keys(*vip, (g.port, g.last_port), protocol_number(g.protocol)).iter().filter(|k| k.is_range()) {
+                add(&mut self.ranges, (address, length_bit(key)), n);
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ pub enum Saying {
     Move,
     /// A tag was set, cleared or has expired.
     Tag,
-    /// A member's health changed.
+    /// A member is up or down, was ejected, or is back.
     Health,
     /// A device came, went, or could not be attached.
     Device,

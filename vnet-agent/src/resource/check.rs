@@ -2,6 +2,7 @@
 
 mod alone;
 mod group;
+mod health;
 mod reference;
 mod rule;
 mod source;

@@ -2,14 +2,21 @@
 
 use std::net::IpAddr;
 
+use hyper::http::uri::{Authority, Uri};
 use schemars::{Schema, SchemaGenerator, json_schema};
+use tokio_rustls::rustls::pki_types::ServerName;
 
-use super::Cidr;
+use super::health_check::probe_data as probe_data_of;
+use super::{Cidr, StatusRange};
 
 /// Characters of a CEL expression.
 const LONGEST_EXPRESSION: usize = 4096;
 /// Bytes of a path: Linux's `PATH_MAX`, less the NUL.
 const LONGEST_PATH: usize = 4095;
+/// Bytes that a probe sends or expects.
+const LONGEST_PROBE: usize = 1024;
+/// Bytes of a URL's path and query that a probe asks for.
+const LONGEST_HTTP_PATH: usize = 1024;
 
 /// A resource's name.
 pub(super) fn name(_: &mut SchemaGenerator) -> Schema {
@@ -100,6 +107,38 @@ pub(super) fn device(_: &mut SchemaGenerator) -> Schema {
     json_schema!({ "type": "string", "format": "device", "minLength": 1, "maxLength": 15, "pattern": r"^[^/:\s]+$" })
 }
 
+/// What a GET asks for.
+pub(super) fn http_path(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "http-path", "maxLength": 1024, "pattern": "^/[!-~]*$" })
+}
+
+/// A `Host` header.
+pub(super) fn http_host(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "http-host", "minLength": 1, "maxLength": 255 })
+}
+
+/// A name of a certificate.
+pub(super) fn server_name(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "server-name", "minLength": 1, "maxLength": 253 })
+}
+
+/// Status codes of HTTP, and ranges.
+pub(super) fn statuses(_: &mut SchemaGenerator) -> Schema {
+    let status = json_schema!({
+        "type": ["integer", "string"],
+        "format": "http-status",
+        "minimum": 100,
+        "maximum": 599,
+        "pattern": "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$",
+    });
+    json_schema!({ "type": "array", "minItems": 1, "maxItems": 100, "items": status })
+}
+
+/// Bytes of a datagram.
+pub(super) fn probe_data(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({ "type": "string", "format": "probe-data", "maxLength": 2052 })
+}
+
 /// What is wrong with `text` for a format of the schema, as the end of a sentence that starts with the field's name.
 pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
     match format {
@@ -121,6 +160,13 @@ pub(super) fn wrong(format: &str, text: &str) -> Option<String> {
         "tag-name" => wrong_word(text, 63, "_.-"),
         "tag-pattern" => wrong_tag_pattern(text),
         "path" => wrong_path(text),
+        "http-path" => wrong_http_path(text),
+        "http-host" => wrong_http_host(text),
+        "http-status" => text.parse::<StatusRange>().err(),
+        "server-name" => ServerName::try_from(text)
+            .is_err()
+            .then(|| "must be a DNS name or an IP address, as certificates have them, without a port".to_owned()),
+        "probe-data" => wrong_probe_data(text),
         _ => None,
     }
 }
@@ -209,6 +255,29 @@ fn wrong_path(text: &str) -> Option<String> {
         _ if !text.starts_with('/') => Some("must be the full path of a file or directory, from `/` on".to_owned()),
         _ if text.len() > LONGEST_PATH => Some(format!("must be at most {LONGEST_PATH} bytes long")),
         _ => text.contains(char::is_control).then(|| "must not contain control characters".to_owned()),
+    }
+}
+
+fn wrong_http_path(text: &str) -> Option<String> {
+    match text {
+        _ if !text.starts_with('/') => Some("must start with `/`".to_owned()),
+        _ if text.len() > LONGEST_HTTP_PATH => Some(format!("must be at most {LONGEST_HTTP_PATH} bytes long")),
+        _ if !text.bytes().all(|c| c.is_ascii_graphic() && c != b'#') => {
+            Some("must be what a URL has after the host: no white space and no `#`, other characters as in `%20`".to_owned())
+        }
+        _ => text.parse::<Uri>().err().map(|why| format!("cannot be asked for: {why}")),
+    }
+}
+
+fn wrong_http_host(text: &str) -> Option<String> {
+    let right = text.len() <= 255 && !text.contains('@') && text.parse::<Authority>().is_ok();
+    (!right).then(|| "must be a name or an address, with a port if it needs one, such as www.example.org:8080".to_owned())
+}
+
+fn wrong_probe_data(text: &str) -> Option<String> {
+    match probe_data_of(text) {
+        None => Some("has `hex:` in front: pairs of hexadecimal digits must follow, such as hex:0d0a".to_owned()),
+        Some(bytes) => (bytes.len() > LONGEST_PROBE).then(|| format!("must be at most {LONGEST_PROBE} bytes long")),
     }
 }
 

@@ -4,6 +4,7 @@ mod check;
 mod cidr;
 mod endpoint;
 mod format;
+mod health_check;
 mod load_balancer;
 mod origin;
 mod parse;
@@ -29,8 +30,10 @@ pub use check::{check, needed};
 pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
 pub use format::{is_tag_name, parse_mac, protocol_number};
+pub use health_check::{HealthCheck, HttpCheck, IcmpCheck, Match, PassiveHealth, StatusRange, UdpCheck, probe_data};
 pub use load_balancer::{
-    Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member, MemberSelector, OnMemberRemoved, OnNoMember, Protocol,
+    Affinity, Algorithm, Delivery, LoadBalancer, LoadBalancerSpec, Member, MemberGroup, MemberSelector, OnMemberRemoved,
+    OnNoMember, PortRange, Preference, Protocol,
 };
 pub use origin::Origin;
 pub use parse::{Located, parse};

@@ -99,6 +99,10 @@ impl<'a> Walk<'a> {
             (Some("integer"), Value::Scalar(Scalar::Integer(value), _)) => self.integer(node.place(), *value, schema, what),
             (Some("string"), Value::Scalar(Scalar::Text, text)) => self.text(node.place(), text, schema, what),
             (Some("boolean"), Value::Scalar(Scalar::Bool(_), _)) => true,
+            // A number, or text: its format says what either must be.
+            (None, Value::Scalar(Scalar::Integer(_) | Scalar::Text, text)) if schema.get("format").is_some() => {
+                self.text(node.place(), text, schema, what)
+            }
             _ => self.mismatch(node, schema, what),
         }
     }
@@ -180,7 +184,7 @@ impl<'a> Walk<'a> {
         }
         // Other text can be read all the same, and more may be wrong with what is around it.
         self.whole = false;
-        format != "ip"
+        !matches!(format, "ip" | "http-status")
     }
 
     fn choice(&mut self, node: &mut Node, choices: &[&str], what: &str) -> bool {
@@ -311,6 +315,7 @@ fn describe(schema: &Json) -> String {
         _ => match schema.get("format").and_then(Json::as_str) {
             Some("ip") => "an IP address".to_owned(),
             Some("mac") => "a MAC address in quotes".to_owned(),
+            Some("http-status") => "a status code or a range of them, such as 200-299".to_owned(),
             _ => "text".to_owned(),
         },
     }

@@ -69,7 +69,7 @@ fn the_places_of_rules_are_known() {
 fn yaml_is_read_back_to_the_same() {
     let words =
         ["8080", "true", "null", "no", "1e3", "0x1F", "1.10", "1_000", "2026-11-23", "NaN", "a-b.c_d", "", "0", "0o7", "Y"];
-    let fields = [fields::BALANCER, fields::SELECTOR, fields::ENDPOINT];
+    let fields = [fields::BALANCER, fields::SELECTOR, fields::HTTP, fields::UDP, fields::ENDPOINT];
     let policy =
         [policy_fields::GROUP, policy_fields::QUARANTINE, policy_fields::POLICY, policy_fields::SOURCE, policy_fields::SCANNER];
     let examples = [EXAMPLE, QUARANTINE_EXAMPLE];

@@ -237,12 +237,25 @@ pub struct LbStatus {
     pub vips: Vec<String>,
     /// `TCP` or `UDP`.
     pub protocol: String,
-    /// Its ports.
+    /// Its single ports.
     pub ports: Vec<u16>,
+    /// Its ranges of ports, as `8000-8100`, or `any`.
+    #[serde(default)]
+    pub port_ranges: Vec<String>,
+    /// `maglev`, `roundRobin`, `leastConnections` or `sourceHash`.
+    #[serde(default)]
+    pub algorithm: String,
     /// `stack` or `redirect`.
     pub delivery: String,
     /// Its members.
     pub members: Vec<MemberStatus>,
+}
+
+impl LbStatus {
+    /// All its ports and ranges, for people.
+    pub fn all_ports(&self) -> Vec<String> {
+        self.ports.iter().map(u16::to_string).chain(self.port_ranges.iter().cloned()).collect()
+    }
 }
 
 /// One member.
@@ -256,9 +269,18 @@ pub struct MemberStatus {
     pub port: Option<u16>,
     /// The weight in force.
     pub weight: u16,
-    /// `active`, `draining`, `down` or `unknown` (not checked yet; takes flows).
+    /// What part of new flows it is to get now, in percent: 0 while others are preferred, less than its weight says in a slow start.
+    #[serde(default)]
+    pub target_percent: f64,
+    /// Its zone, if one is given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    /// It serves only while no other member does.
+    #[serde(default)]
+    pub backup: bool,
+    /// `active`, `draining`, `down`, `ejected` (too many of its connections failed) or `unknown` (not checked yet; takes flows).
     pub state: String,
-    /// The last health check's failure, if it failed.
+    /// Why it is down or ejected: the last health check's failure, or what became of its connections.
     pub health: Option<String>,
     /// The device of the member, when it is on this host.
     pub device: Option<String>,

@@ -5,6 +5,7 @@ use super::{FlowEntry, FlowMaps, NO_MEMBER, Table, Work, flags, tcp as state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow};
 use crate::judge::{Judge, is_tracked};
+use crate::lb::LbMaps;
 use crate::parse::{Headers, protocol, tcp};
 use crate::pipeline::Maps;
 use crate::verdict::{Direction, Reason};
@@ -175,9 +176,10 @@ where
 pub fn make_room<A, M>(m: &M, ep: &EndpointRow, w: &mut Work<A>)
 where
     A: Address,
-    M: FlowMaps<A> + EndpointMaps,
+    M: FlowMaps<A> + EndpointMaps + LbMaps,
 {
     if m.replace_oldest(ep.slot, &w.seen.key, &mut w.spare) && m.flow(Table::HalfOpen, &w.spare, &mut w.other) {
+        m.add_active(w.other.member, false);
         w.partner = w.spare.partner(&w.other.rewrite);
         forget(m, ep.slot, Table::HalfOpen, &w.spare, &w.partner);
     }

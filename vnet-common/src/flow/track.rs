@@ -107,6 +107,17 @@ pub fn find<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
     w.seen.key.protocol == protocol::TCP && m.flow(Table::HalfOpen, &w.seen.key, &mut w.entry)
 }
 
+/// Is the packet, of no flow that the endpoint opened, its answer to one that it opened to itself? Its key is then that of the reverse entry.
+#[inline(never)]
+pub fn turn<A: Address, M: FlowMaps<A>>(m: &M, w: &mut Work<A>) -> bool {
+    w.seen.key.direction = Direction::Ingress as u8;
+    let turned = find(m, w) && w.entry.flags & flags::HAIRPIN != 0;
+    if !turned {
+        w.seen.key.direction = Direction::Egress as u8;
+    }
+    turned
+}
+
 /// Counts a packet whose flow has a valid entry, and advances the flow's state.
 #[inline(always)]
 pub fn proceed<A: Address, M: FlowMaps<A> + EndpointMaps + LbMaps>(m: &M, slot: u32, w: &mut Work<A>) -> Course {
@@ -205,13 +216,16 @@ where
         forget(m, slot, Table::Main, &w.seen.key, &w.partner); // either side opens another connection between the same ports
         return Course::None;
     }
-    if is_amid(seen) {
+    if is_amid(seen) && e.flags & flags::HAIRPIN == 0 {
         remember(m, w);
     } else {
         count(m, Table::Main, seen, e);
     }
     let news = news(m, &w.seen, &w.entry);
     if news != (0, 0) {
+        if state::is_closed(w.entry.tcp | news.0) && !state::is_closed(w.entry.tcp) {
+            m.add_active(w.entry.member, false);
+        }
         w.partner = w.seen.key.partner(&w.entry.rewrite);
         for key in [&w.seen.key, &w.partner] {
             m.update(Table::Main, key, |e| (e.tcp, e.flags) = (e.tcp | news.0, e.flags | news.1));
@@ -292,6 +306,7 @@ where
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
         m.member_event(member, MemberEvent::Reset);
+        m.add_active(member, false);
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if opener && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
         if let Err(r) = promote(m, slot, w) {

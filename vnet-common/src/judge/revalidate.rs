@@ -122,11 +122,11 @@ fn may_stay<A: Address, M: Maps>(m: &M, w: &mut Work<A>) -> Known {
         m.group(e.group).filter(|g| g.serial == w.group.serial)
     } else {
         let vip = if key.direction == Direction::Egress as u8 {
-            pick::vip_key(key.network, &key.dst, key.dport, key.protocol)
+            pick::find_vip(m, key.network, &key.dst, key.dport, key.protocol)
         } else {
-            pick::vip_key(key.network, &e.rewrite.addr, e.rewrite.port, key.protocol)
+            pick::find_vip(m, key.network, &e.rewrite.addr, e.rewrite.port, key.protocol)
         };
-        m.vip(&vip).filter(|v| v.group == e.group).and_then(|v| m.group(v.group))
+        vip.filter(|v| v.group == e.group).and_then(|v| m.group(v.group))
     };
     w.reason = Reason::MemberRemoved;
     let Some(group) = group else { return Known::GoneReset };

@@ -1,6 +1,6 @@
 //! The long way: whatever the short one does not settle.
 
-use super::related::is_related;
+use super::related::{is_error, is_related};
 use super::{Maps, unjudged};
 use crate::addr::Address;
 use crate::deliver::{self, FAILED, Todo};
@@ -34,7 +34,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return if may_tunnel { unjudged(ep, Reason::Malformed) } else { Verdict::Drop(Reason::Malformed) };
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
-    if ep.is_policed() {
+    let related = if ep.is_policed() {
         track::see(m, ep, Direction::Egress, bytes, w);
         match guard::egress(p, m, &w.headers, ep) {
             Guard::Ask => {}
@@ -42,9 +42,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             Guard::Pass => return Verdict::Next(Reason::System),
             no => return refuse(m, ep, w, no),
         }
-        if is_related(p, m, w, ep) {
-            return Verdict::Next(Reason::Related);
-        }
+        is_related(p, m, w, ep)
     } else {
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
@@ -61,8 +59,15 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             return deliver::carry_out(p, m, w);
         }
         track::see(m, ep, Direction::Egress, bytes, w);
+        is_related(p, m, w, ep)
+    };
+    if !related {
+        judge_egress(m, w, ep, bytes, segment, vip);
+    } else if w.treatment.flags & flow_flags::NAT != 0 {
+        w.todo = deliver::route(m, w, ep, bytes, segment);
+    } else {
+        w.todo = Todo::Go;
     }
-    judge_egress(m, w, ep, bytes, segment, vip);
     deliver::carry_out(p, m, w)
 }
 
@@ -86,13 +91,14 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             Guard::Pass => return Verdict::Next(Reason::System),
             no => return refuse(m, ep, w, no),
         }
-        if is_related(p, m, w, ep) {
-            return Verdict::Next(Reason::Related);
-        }
-    } else if vip::is_no_member(m, ep, &w.headers.src) {
-        return Verdict::Next(Reason::NotOurs);
-    } else {
+    } else if is_error(&w.headers) || !vip::is_no_member(m, ep, &w.headers.src) {
+        // An error about a balanced flow comes from anywhere on the way.
         track::see(m, ep, Direction::Ingress, p.size(), w);
+    } else {
+        return Verdict::Next(Reason::NotOurs);
+    }
+    if is_related(p, m, w, ep) {
+        return if deliver::change(p, w, Side::Source) { Verdict::Next(Reason::Related) } else { FAILED };
     }
     match Judge::<A>::ingress(m, ep, w) {
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),

@@ -6,9 +6,9 @@ use vnet_common::api::LbStatus;
 
 use super::fields::Fields;
 use super::{inline, resource};
+use crate::lb;
 use crate::output::Session;
 use crate::target::Kind;
-use crate::{human, lb};
 
 /// Shows it.
 pub async fn describe(session: &Session, name: &str) -> Result<u8> {
@@ -26,13 +26,20 @@ fn text_of(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String
     }
     text.add("VIPs", &lb.vips.join(", "));
     text.add("Protocol", &lb.protocol);
-    text.add("Ports", &human::list(&lb.ports).replace(',', ", "));
+    text.add("Ports", &lb.all_ports().join(", "));
+    text.add("Algorithm", &lb.algorithm);
     text.add("Delivery", &lb.delivery);
     let settings = [
+        ("Affinity", "affinity"),
+        ("Prefer", "prefer"),
+        ("Healthy at least (%)", "minHealthyPercent"),
+        ("Slow start (s)", "slowStartSeconds"),
         ("No member", "onNoMember"),
         ("Member removed", "onMemberRemoved"),
         ("Health check", "healthCheck"),
+        ("Passive health", "passiveHealth"),
         ("Member selector", "memberSelector"),
+        ("Member groups", "memberGroups"),
     ];
     for (title, key) in settings {
         if let Some(value) = resource.and_then(|resource| resource.pointer(&format!("/spec/{key}"))) {

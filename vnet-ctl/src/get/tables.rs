@@ -16,7 +16,7 @@ pub fn load_balancers(lbs: &[LbStatus], prefix: &str, wide: bool) -> Table {
     let mut table = Table::new(&columns);
     for lb in lbs {
         let mut row: Vec<Cell> = vec![format!("{prefix}{}", lb.name).into(), few(&lb.vips, wide).into()];
-        row.extend([(&lb.protocol).into(), human::list(&lb.ports).into(), lb::ready(lb), (&lb.delivery).into()]);
+        row.extend([(&lb.protocol).into(), human::list(&lb.all_ports()).into(), lb::ready(lb), (&lb.delivery).into()]);
         if wide {
             row.push(lb.members.iter().map(|member| member.active_flows).sum::<u64>().into());
             row.push(human::list(&lb.members.iter().map(|member| member.name.as_str()).collect::<Vec<_>>()).into());

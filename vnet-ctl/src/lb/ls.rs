@@ -47,7 +47,7 @@ fn text(lbs: &[LbStatus], before: Before<'_, Vec<LbStatus>>, paint: Paint) -> St
     for lb in lbs {
         let sum = |number: fn(&MemberStatus) -> u64| lb.members.iter().map(number).sum::<u64>();
         let new = sum(|member| member.new_flows);
-        let ports = format!("{}/{}", human::list(&lb.ports), lb.protocol);
+        let ports = format!("{}/{}", human::list(&lb.all_ports()), lb.protocol);
         let mut row = vec![(&lb.name).into(), human::list(&lb.vips).into(), ports.into(), lb::ready(lb)];
         row.extend([sum(|member| member.active_flows).into(), new.into()]);
         if let Some((lbs, time)) = before {

@@ -13,8 +13,9 @@ use crate::{human, lb};
 /// List the members of a load balancer: state, flows, traffic
 ///
 /// FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide,
-/// ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), unknown (not checked
-/// yet; takes flows).
+/// TARGET is the part of new flows that it is to get now, and ESTABLISHED are those of NEW that it answered. States: active,
+/// draining, down (its health check fails), ejected (too many of its connections failed), unknown (not checked yet; takes flows).
+/// HEALTH says why a member is down or ejected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -48,7 +49,9 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW"];
     columns.extend(before.is_some().then_some(">NEW/S"));
     columns.extend([">SHARE", ">RESETS", ">TO", ">FROM"]);
-    columns.extend(wide.then_some([">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE"]).into_iter().flatten());
+    columns.extend(
+        wide.then_some([">TARGET", ">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE", "ZONE"]).into_iter().flatten(),
+    );
     columns.extend(health.then_some("HEALTH"));
     let mut table = Table::new(&columns);
     let all = lb.members.iter().map(|member| member.new_flows).sum();
@@ -62,7 +65,9 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
         row.extend([human::percent(member.new_flows, all).into(), member.resets.into(), to.into(), from.into()]);
         if wide {
             let device = member.device.clone().unwrap_or_default();
-            row.extend([member.established.into(), member.packets[0].into(), member.packets[1].into(), device.into()]);
+            let target = format!("{:.1}%{}", member.target_percent, if member.backup { " (backup)" } else { "" });
+            row.extend([target.into(), member.established.into(), member.packets[0].into(), member.packets[1].into()]);
+            row.extend([device.into(), member.zone.clone().unwrap_or_default().into()]);
         }
         if health {
             row.push(member.health.as_ref().map_or_else(Cell::default, |why| Cell::new(why, Look::Red)));

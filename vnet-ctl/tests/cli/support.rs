@@ -127,6 +127,8 @@ impl Memory {
             vips: strings(&resource["spec"]["vips"]),
             protocol: "TCP".to_owned(),
             ports: vec![80, 443],
+            port_ranges: vec![],
+            algorithm: "maglev".into(),
             delivery: "stack".to_owned(),
             members,
         }

@@ -9,7 +9,7 @@ use anyhow::bail;
 use vnet_common::lb::state;
 
 use super::*;
-use crate::lb::compile::fixtures::{lb, member};
+use crate::lb::compile::fixtures::{health_check, lb, member};
 use crate::lb::live::{Live, Write};
 use crate::lb::plan::Limits;
 use crate::policy::ids::{IdChange, RuleKey};
@@ -380,11 +380,10 @@ fn selectors_follow_endpoint_resources() {
 fn a_member_that_was_down_is_down_after_a_restart() {
     let mut rig = rig();
     let Resource::LoadBalancer(mut checked) = web(&["10.9.0.1", "10.9.0.2"]) else { unreachable!() };
-    checked.spec.health_check =
-        Some(crate::resource::HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
+    checked.spec.health_check = Some(health_check("{ intervalMs: 500, timeoutMs: 100, rise: 1, fall: 2 }"));
     rig.apply(Resource::LoadBalancer(checked)).unwrap();
-    let first = rig.policy.desired().groups()[0].members[0].check.unwrap();
-    rig.policy.set_health(first, Health::Down, None);
+    let first = rig.policy.desired().groups()[0].members[0].check.clone().unwrap();
+    rig.policy.set_health(first.clone(), Health::Down, None);
     rig.policy.refresh();
     let down = [(1, state::DOWN), (2, state::ACTIVE)];
     assert_eq!(rig.members(), down);
@@ -417,8 +416,7 @@ fn some_lb(r: &mut Random, i: usize, slot: u8) -> Resource {
         it.spec.member_selector = Some(crate::resource::MemberSelector { match_labels, port: Some(8080) });
     }
     if r.one_in(2) {
-        it.spec.health_check =
-            Some(crate::resource::HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
+        it.spec.health_check = Some(health_check("{ intervalMs: 500, timeoutMs: 100, rise: 1, fall: 2 }"));
     }
     if r.one_in(3) {
         it.spec.delivery = crate::resource::Delivery::Redirect;
@@ -485,7 +483,7 @@ fn whatever_changes_the_rest_need_not_be_looked_at() {
                     rig.policy.change_member(&format!("lb{i:02}"), &member, &change).or(Ok(()))
                 }
                 3 => {
-                    let all = members(rig.policy.desired().groups()).filter_map(|(_, m)| m.check);
+                    let all = members(rig.policy.desired().groups()).filter_map(|(_, m)| m.check.clone());
                     let checks: BTreeMap<_, _> = all.map(|c| (c.target, c)).collect();
                     for check in checks.into_values() {
                         let health = [Health::Down, Health::Up, Health::Unknown][r.below(3) as usize];

@@ -1,6 +1,6 @@
 //! One case per rule.
 
-use super::fixtures::{Input, compile, ip, lb, member};
+use super::fixtures::{Input, compile, health_check, ip, lb, member};
 use super::*;
 use crate::resource::MemberSelector;
 
@@ -49,27 +49,44 @@ fn weight_drain_and_health_make_the_state() {
     let mut x = lb("x", &["10.0.0.1"], vec![member("10.9.0.1"), member("10.9.0.2"), member("10.9.0.3"), member("10.9.0.4")]);
     x.spec.members[0].weight = 0;
     x.spec.members[3].name = Some("four".into());
-    x.spec.health_check = Some(HealthCheck { port: Some(99), interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
+    x.spec.health_check = Some(health_check("{ port: 99, intervalMs: 500, timeoutMs: 100, rise: 1, fall: 2 }"));
     let mut input = input(x);
     let key = |m: &str| ("x".to_string(), m.to_string());
     input.overrides.insert(key("10.9.0.2"), MemberOverride { drained: true, weight: None });
     input.overrides.insert(key("four"), MemberOverride { drained: false, weight: Some(7) });
-    let checks: Vec<Check> = members(compile(&input).groups()).filter_map(|(_, m)| m.check).collect();
+    let checks: Vec<Check> = members(compile(&input).groups()).filter_map(|(_, m)| m.check.clone()).collect();
     assert_eq!(checks.len(), 4);
     assert!(checks.iter().all(|c| c.target.port() == 99 && c.interval == Duration::from_millis(500) && c.fall == 2));
     input.down = checks.into_iter().filter(|c| c.target.ip() != ip("10.9.0.4")).collect();
     let got: Vec<_> = compile(&input).groups()[0].members.iter().map(|m| (m.state, m.weight)).collect();
     assert_eq!(got, [(state::DRAINING, 0), (state::DRAINING, 1), (state::DOWN, 1), (state::ACTIVE, 7)]);
+    let out = |port| {
+        let place = (port, SocketAddr::new(ip("10.9.0.4"), 80));
+        HashMap::from([("x".to_owned(), HashMap::from([(place, "why".to_owned())]))])
+    };
+    for (port, now) in [(81, state::ACTIVE), (80, state::DOWN)] {
+        input.ejected = out(port);
+        assert_eq!(compile(&input).groups()[0].members[3].state, now);
+    }
 }
 
 #[test]
 fn checks_go_to_the_members_port_by_default() {
     let mut x = lb("x", &["10.0.0.1"], vec![member("10.9.0.1")]);
     x.spec.ports = vec![80, 81];
-    x.spec.health_check = Some(HealthCheck { port: None, interval_ms: 500, timeout_ms: 100, rise: 1, fall: 2 });
-    let ports: BTreeSet<u16> =
-        members(compile(&input(x)).groups()).filter_map(|(_, m)| m.check).map(|c| c.target.port()).collect();
-    assert_eq!(ports, BTreeSet::from([80, 81]));
+    x.spec.health_check = Some(health_check("{ intervalMs: 500, timeoutMs: 100, rise: 1, fall: 2 }"));
+    let checks = |x: &LoadBalancer| -> BTreeSet<(u16, String)> {
+        let compiled = compile(&input(x.clone()));
+        members(compiled.groups()).filter_map(|(_, m)| m.check.as_ref()).map(|c| (c.target.port(), c.what())).collect()
+    };
+    assert_eq!(checks(&x), BTreeSet::from([80, 81].map(|port| (port, format!("connect to 10.9.0.1:{port}")))));
+    x.spec.health_check = Some(health_check("{ http: { path: /up, https: true }, port: 99 }"));
+    assert_eq!(checks(&x), BTreeSet::from([(99, "GET https://10.9.0.1:99/up".to_owned())]));
+    x.spec.health_check = Some(health_check("{ udp: { send: x } }"));
+    assert_eq!(checks(&x), BTreeSet::from([80, 81].map(|port| (port, format!("UDP to 10.9.0.1:{port}")))));
+    // One ping is enough.
+    x.spec.health_check = Some(health_check("{ icmp: {} }"));
+    assert_eq!(checks(&x), BTreeSet::from([(0, "ping of 10.9.0.1".to_owned())]));
 }
 
 #[test]

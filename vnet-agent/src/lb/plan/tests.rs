@@ -7,7 +7,7 @@ use vnet_common::map::MAGLEV_BLOCK;
 
 use super::*;
 use crate::lb::compile::Place;
-use crate::lb::live::MemberKey;
+use crate::lb::live::{MemberKey, length_bit};
 use crate::random::Random;
 use crate::resource::Protocol;
 
@@ -55,7 +55,7 @@ impl Maps {
         let mut live = self.live.clone();
         for g in live.groups.values_mut() {
             let last = table_blocks(g.row.table).last();
-            g.fingerprint = last.map_or(0, |b| maglev::fingerprint_in(&self.blocks[b as usize]));
+            g.fingerprint = last.map_or(0, |b| table::fingerprint_in(&self.blocks[b as usize]));
         }
         live
     }
@@ -67,9 +67,10 @@ impl Maps {
     }
 
     /// Every VIP leads to a group that is meant, and from there to members of that group, or to nobody.
-    fn check(&mut self) {
+    /// `finished`: no write of the plan is left.
+    fn check(&mut self, finished: bool) {
         let mut tables: Vec<(u32, Range<u32>)> = Vec::new();
-        for (key, vip) in self.live.vips.iter().filter(|(k, _)| k.port != [0, 0]) {
+        for (key, vip) in self.live.vips.iter().filter(|(k, _)| !k.is_address()) {
             let g = self.live.groups.get(&vip.group).unwrap_or_else(|| panic!("{key:?} leads to no group"));
             assert_eq!(g.row.serial, vip.serial, "{key:?} leads to another group");
             if !self.rows.contains_key(&g.row.table) {
@@ -80,6 +81,9 @@ impl Maps {
                 assert_eq!((m.group, m.state != state::NONE), (vip.group, true), "{key:?} leads to member {row}: {m:?}");
             }
             tables.push((vip.group, table_blocks(g.row.table)));
+            let itself = VipKey { version: key.version & 7, port: [0; 2], protocol: 0, ..*key };
+            let lengths = self.live.vips.get(&itself).map_or(0, |row| row.group);
+            assert!(!finished || !key.is_range() || lengths & length_bit(key) != 0, "{key:?} is not found: {lengths:b}");
         }
         for (i, (g, a)) in tables.iter().enumerate() {
             for (h, b) in &tables[i + 1..] {
@@ -91,29 +95,29 @@ impl Maps {
     fn apply(&mut self, plan: &Plan, busy: &[Range<u32>], until: usize) {
         let mut in_use: Vec<Range<u32>> = self.live.groups.values().map(|g| table_blocks(g.row.table)).collect();
         in_use.extend_from_slice(busy);
-        for w in plan.writes.iter().take(until) {
+        for (i, w) in plan.writes.iter().enumerate().take(until) {
             if let Write::Blocks { first, blocks } = w {
                 let end = first + blocks.len() as u32;
                 assert!(in_use.iter().all(|r| end <= r.start || r.end <= *first), "a table that is in use is overwritten");
             }
             self.write(w);
-            self.check();
+            self.check(i + 1 == plan.writes.len());
         }
     }
 }
 
 /// What clients can tell: by VIP, port and protocol, the group's flags, members, and who is in the table.
-type View = BTreeMap<([u8; 16], u16, u8), (u32, BTreeMap<([u8; 16], [u8; 2]), (u8, Place)>, BTreeSet<([u8; 16], [u8; 2])>)>;
+type View = BTreeMap<VipKey, (u32, BTreeMap<([u8; 16], [u8; 2]), (u8, Place)>, BTreeSet<([u8; 16], [u8; 2])>)>;
 
 fn view_of_maps(maps: &Maps) -> View {
     let mut view = View::new();
-    for (key, vip) in maps.live.vips.iter().filter(|(k, _)| k.port != [0, 0]) {
+    for (key, vip) in maps.live.vips.iter().filter(|(k, _)| !k.is_address()) {
         let g = &maps.live.groups[&vip.group];
         let place = |m: &MemberRow| Place { mac: m.mac, ifindex: m.ifindex, segment: m.segment };
         let members = members_of(&maps.live, vip.group).map(|(_, m)| ((m.addr, m.port), (m.state, place(m)))).collect();
         let slots = maps.slots(g.row.table);
         let table = slots.iter().map(|row| (maps.live.members[row].addr, maps.live.members[row].port)).collect();
-        view.insert((key.addr, u16::from_be_bytes(key.port), key.protocol), (g.row.flags, members, table));
+        view.insert(*key, (g.row.flags, members, table));
     }
     view
 }
@@ -125,7 +129,9 @@ fn view_of(groups: &[Group]) -> View {
         let members: BTreeMap<_, _> = g.members.iter().map(|m| (key(m), (m.state, m.place))).collect();
         let table: BTreeSet<_> = g.members.iter().filter(|m| m.state == state::ACTIVE).map(key).collect();
         for v in &g.vips {
-            view.insert((wide(*v), g.port, protocol_number(g.protocol)), (g.flags, members.clone(), table.clone()));
+            for key in port_keys(*v, (g.port, g.last_port), protocol_number(g.protocol)) {
+                view.insert(key, (g.flags, members.clone(), table.clone()));
+            }
         }
     }
     view
@@ -144,7 +150,7 @@ fn lost(old: &View, new: &View) -> bool {
 
 /// The member rows by what they are.
 fn member_rows(live: &Live) -> HashMap<(VipKey, MemberKey), (u32, u32)> {
-    let ports = live.vips.iter().filter(|(k, _)| k.port != [0, 0]);
+    let ports = live.vips.iter().filter(|(k, _)| !k.is_address());
     let members =
         ports.flat_map(|(k, v)| members_of(live, v.group).map(|(row, m)| ((*k, (m.group, m.addr, m.port)), (row, m.serial))));
     members.collect()
@@ -166,10 +172,26 @@ impl Random {
             let state =
                 if weight == 0 { state::DRAINING } else { [state::ACTIVE, state::ACTIVE, state::DOWN][self.below(3) as usize] };
             let place = Place { mac: [self.below(2) as u8; 6], ifindex: self.below(2) as u32 * 5, segment: 0 };
-            members.push(Member { name: address.to_string(), address, port: 8080, weight, state, place, check: None });
+            let share = if state == state::ACTIVE { u32::from(weight) * 100 } else { 0 };
+            members.push(Member {
+                name: address.to_string(),
+                address,
+                port: 8080,
+                weight,
+                share,
+                zone: None,
+                backup: false,
+                state,
+                place,
+                check: None,
+            });
         }
-        let flags = if self.below(5) == 0 { flags::EMPTY_DROP } else { flags::REDIRECT };
-        Group { lb: format!("lb{lb}"), vips: vips.into_iter().collect(), port, protocol: Protocol::Tcp, flags, members }
+        let algorithm = [flags::MAGLEV, flags::MAGLEV, flags::ROUND_ROBIN, flags::LEAST_CONNECTIONS][self.below(4) as usize];
+        let flags = algorithm | if self.below(5) == 0 { flags::EMPTY_DROP } else { flags::REDIRECT };
+        // Now and then a few ports from there on: as many rows as blocks, and bits in the row of the address.
+        let last_port = port + [0, 0, 0, 1, 5][self.below(5) as usize];
+        let vips = vips.into_iter().collect();
+        Group { lb: format!("lb{lb}"), vips, port, last_port, protocol: Protocol::Tcp, flags, members }
     }
 
     fn desired(&mut self, before: &[Group]) -> Vec<Group> {
@@ -215,11 +237,12 @@ fn any_sequence_of_changes_and_crashes_leaves_the_datapath_whole_and_ends_as_des
             maps.apply(&p, &busy, usize::MAX);
             let new = view_of_maps(&maps);
             assert_eq!(new, view_of(&next), "seed {seed}");
-            let addresses = maps.live.vips.keys().map(|k| VipKey { port: [0, 0], protocol: 0, ..*k });
+            let addresses = maps.live.vips.keys().map(|k| VipKey { port: [0, 0], protocol: 0, version: k.version & 7, ..*k });
             assert!(addresses.into_iter().all(|k| maps.live.vips.contains_key(&k)), "seed {seed}: no row for the address itself");
             assert!(p.bump || !lost(&old, &new), "seed {seed}: flows would go on with what is gone");
             for (member, row) in member_rows(&maps.live) {
-                let vip_moved = !next.iter().any(|g| desired.contains(g) && vip_key(g.vips[0], g.port, 6) == member.0);
+                let of = |g: &Group| port_keys(g.vips[0], (g.port, g.last_port), 6);
+                let vip_moved = !next.iter().any(|g| desired.contains(g) && of(g).contains(&member.0));
                 assert!(vip_moved || rows.get(&member).is_none_or(|r| *r == row), "seed {seed}: {member:?} changed rows");
             }
             let again = plan(&next, &maps.live, &LIMITS, &p.freed).unwrap();
@@ -236,12 +259,16 @@ fn group_of(members: &[u8]) -> Group {
         address: [10, 9, 0, *i].into(),
         port: 8080,
         weight: 1,
+        share: 100,
+        zone: None,
+        backup: false,
         state: state::ACTIVE,
         place: Place::default(),
         check: None,
     };
     let members = members.iter().map(member).collect();
-    Group { lb: "web".into(), vips: vec![[10, 0, 0, 1].into()], port: 80, protocol: Protocol::Tcp, flags: 0, members }
+    let vips = vec![[10, 0, 0, 1].into()];
+    Group { lb: "web".into(), vips, port: 80, last_port: 80, protocol: Protocol::Tcp, flags: 0, members }
 }
 
 /// Plans and applies from nothing to `a` to `b`; gives the second plan.

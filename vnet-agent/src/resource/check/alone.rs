@@ -5,8 +5,8 @@ use std::hash::Hash;
 use std::net::IpAddr;
 
 use super::super::source::Faults;
-use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, Resource};
-use super::{group, source};
+use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, PortRange, Resource};
+use super::{group, health, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -18,7 +18,8 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
             members(spec, &mut report);
             if whole {
                 served(spec, &mut report);
-                health_check(spec, &mut report);
+                health::health_check(spec, &mut report);
+                health::passive_health(spec, &mut report);
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),
@@ -46,6 +47,26 @@ fn ports(spec: &LoadBalancerSpec, report: Report<'_>) {
     for (index, _) in repeated(&spec.ports) {
         report(&format!("/spec/ports/{index}"), format!("the port {} is listed twice: remove one", spec.ports[index]));
     }
+    for (index, range) in spec.port_ranges.iter().enumerate() {
+        let PortRange { port, end_port } = *range;
+        let pointer = format!("/spec/portRanges/{index}");
+        if port >= end_port {
+            report(&pointer, format!("the range from {port} to {end_port} is none: `endPort` must be above `port`"));
+            continue;
+        }
+        if let Some(single) = spec.ports.iter().find(|p| (port..=end_port).contains(p)) {
+            report(&pointer, format!("the port {single} is in `ports` and in this range: remove one"));
+        }
+        let before = spec.port_ranges[..index].iter().find(|r| r.port <= end_port && port <= r.end_port);
+        if let Some(other) = before {
+            report(&pointer, format!("the range from {} to {} has some of these ports: remove one", other.port, other.end_port));
+        }
+    }
+}
+
+/// Has a group several ports? No check can go to all of them.
+pub(super) fn has_ranges(spec: &LoadBalancerSpec) -> bool {
+    spec.any_port || !spec.port_ranges.is_empty()
 }
 
 fn members(spec: &LoadBalancerSpec, report: Report<'_>) {
@@ -101,8 +122,12 @@ fn same_place(spec: &LoadBalancerSpec) -> Vec<(usize, usize)> {
 
 /// Who serves the VIPs.
 fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
+    if spec.ports.is_empty() && !has_ranges(spec) {
+        report("/spec", "`spec` needs `ports`, `portRanges` or `anyPort: true`: what do clients connect to?".to_owned());
+    }
     match (spec.members.is_empty(), &spec.member_selector) {
-        (true, None) => report("/spec", "`spec` needs `members` or a `memberSelector`: who serves?".to_owned()),
+        (true, None) if !spec.member_groups.is_empty() => return,
+        (true, None) => report("/spec", "`spec` needs `members`, a `memberSelector` or `memberGroups`: who serves?".to_owned()),
         (false, Some(_)) => {
             report("/spec/memberSelector", "there are `members` as well: keep either these or `memberSelector`".to_owned());
         }
@@ -111,7 +136,8 @@ fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
     }
     let family = |address: IpAddr| if address.is_ipv4() { "IPv4" } else { "IPv6" };
     for (index, vip) in spec.vips.iter().enumerate() {
-        if !spec.members.is_empty() && !spec.members.iter().any(|member| member.address.is_ipv4() == vip.is_ipv4()) {
+        let only_these = !spec.members.is_empty() && spec.member_groups.is_empty();
+        if only_these && !spec.members.iter().any(|member| member.address.is_ipv4() == vip.is_ipv4()) {
             let family = family(*vip);
             let message = format!("no member has an {family} address to serve the VIP {vip}: add one, or remove the VIP");
             report(&format!("/spec/vips/{index}"), message);
@@ -123,18 +149,6 @@ fn served(spec: &LoadBalancerSpec, report: Report<'_>) {
             let message = format!("there is no {family} VIP that {} could serve: add one, or remove the member", member.address);
             report(&format!("/spec/members/{index}/address"), message);
         }
-    }
-}
-
-fn health_check(spec: &LoadBalancerSpec, report: Report<'_>) {
-    if let Some(check) = &spec.health_check
-        && check.timeout_ms > check.interval_ms
-    {
-        let message = format!(
-            "the timeout of {} ms is longer than the interval of {} ms: lower `timeoutMs`, or raise `intervalMs`",
-            check.timeout_ms, check.interval_ms
-        );
-        report("/spec/healthCheck/timeoutMs", message);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Resources that name others.
 
 use super::super::rule::Rule;
-use super::super::{DEFAULT_GROUP, Policy, Resource, SecurityGroup};
+use super::super::{DEFAULT_GROUP, LoadBalancer, Policy, Resource, SecurityGroup};
 
 /// One resource names another.
 pub(super) struct Reference<'a> {
@@ -50,7 +50,8 @@ pub(super) fn of(resource: &Resource) -> Vec<Reference<'_>> {
     match resource {
         Resource::SecurityGroup(group) => of_group(group),
         Resource::Policy(policy) => of_policy(policy),
-        Resource::LoadBalancer(_) | Resource::Endpoint(_) | Resource::TagSource(_) => Vec::new(),
+        Resource::LoadBalancer(load_balancer) => of_load_balancer(load_balancer),
+        Resource::Endpoint(_) | Resource::TagSource(_) => Vec::new(),
     }
 }
 
@@ -74,6 +75,14 @@ pub fn needed<'a>(deleted: &[(String, String)], stay: impl IntoIterator<Item = &
 fn to_group<'a>(name: &'a str, pointer: String, what: &'static str) -> Reference<'a> {
     let (kind, by) = ("SecurityGroup", String::new());
     Reference { kind, name, pointer, what, by, to_quarantine: false, not_to_quarantine: false }
+}
+
+fn of_load_balancer(load_balancer: &LoadBalancer) -> Vec<Reference<'_>> {
+    let each = load_balancer.spec.member_groups.iter().enumerate().map(|(index, group)| {
+        let pointer = format!("/spec/memberGroups/{index}/loadBalancer");
+        Reference { kind: "LoadBalancer", ..to_group(&group.load_balancer, pointer, "has the members of") }
+    });
+    each.collect()
 }
 
 fn of_group(group: &SecurityGroup) -> Vec<Reference<'_>> {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use super::super::format::parse_mac;
 use super::super::similar::similar;
 use super::super::source::Faults;
-use super::super::{Endpoint, LoadBalancer, Located, Protocol, Resource};
+use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, PortRange, Protocol, Resource};
 use super::{reference, source};
 
 /// Looks at `applied` beside each other and beside `others`, which are in force. Those of the same name are replaced.
@@ -29,6 +29,7 @@ pub(in super::super) fn together(applied: &[Located], others: &[&Resource], faul
     hosts(&all, &owners, faults);
     endpoints(&all, faults);
     tag_sources(&all, faults);
+    cycles(&all, faults);
 }
 
 /// Looks at what resources name: that must be in `applied` or `others`.
@@ -95,9 +96,9 @@ fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
         }
     }
     for ((vip, protocol), users) in sharing.into_iter().filter(|(_, users)| users.len() > 1) {
-        let mut taken: HashMap<u16, Party<'a>> = HashMap::new();
+        let mut taken = Taken::default();
         for (load_balancer, party, index) in users {
-            for (other, ports) in overlaps(&mut taken, &load_balancer.spec.ports, party) {
+            for (other, ports) in overlaps(&mut taken, &load_balancer.spec, party) {
                 let (protocol, name) = (protocol_name(protocol), party.resource.name());
                 let message = format!(
                     "VIP {vip} {protocol} port {ports} of LoadBalancer `{name}` belongs to {other}: use another VIP or port"
@@ -109,20 +110,70 @@ fn vips<'a>(all: &[Party<'a>], faults: &mut Faults) -> Owners<'a> {
     owners
 }
 
-/// Takes `ports` for `party`: gives those that others have taken, by who has them.
-fn overlaps<'a>(taken: &mut HashMap<u16, Party<'a>>, ports: &[u16], party: Party<'a>) -> Vec<(Party<'a>, String)> {
+/// Takes the ports of `spec` for `party`: gives those that others have taken, by who has them. A single port may be taken out
+/// of somebody's range, and a range out of all ports.
+fn overlaps<'a>(taken: &mut Taken<'a>, spec: &LoadBalancerSpec, party: Party<'a>) -> Vec<(Party<'a>, String)> {
     let mut overlaps: Vec<(Party<'a>, String)> = Vec::new();
-    for port in ports {
-        let first = *taken.entry(*port).or_insert(party);
-        if first.is(&party) {
-            continue;
+    let mut add = |first: Party<'a>, ports: String| match overlaps.iter_mut().find(|(other, _)| other.is(&first)) {
+        _ if first.is(&party) => {}
+        Some((_, text)) => *text += &format!(", {ports}"),
+        None => overlaps.push((first, ports)),
+    };
+    for port in &spec.ports {
+        add(*taken.single.entry(*port).or_insert(party), port.to_string());
+    }
+    for range in &spec.port_ranges {
+        let PortRange { port, end_port } = *range;
+        for (_, first) in taken.ranges.iter().filter(|(other, _)| other.port <= end_port && port <= other.end_port) {
+            add(*first, format!("{port}-{end_port}"));
         }
-        match overlaps.iter_mut().find(|(other, _)| other.is(&first)) {
-            Some((_, ports)) => *ports += &format!(", {port}"),
-            None => overlaps.push((first, port.to_string())),
-        }
+        taken.ranges.push((*range, party));
+    }
+    if spec.any_port {
+        add(*taken.any.get_or_insert(party), "any".to_owned());
     }
     overlaps
+}
+
+/// Who has which ports of a VIP.
+#[derive(Default)]
+struct Taken<'a> {
+    single: HashMap<u16, Party<'a>>,
+    ranges: Vec<(PortRange, Party<'a>)>,
+    any: Option<Party<'a>>,
+}
+
+/// Nothing contains itself.
+fn cycles(all: &[Party<'_>], faults: &mut Faults) {
+    let groups = |party: &Party<'_>| match party.resource {
+        Resource::LoadBalancer(it) => it.spec.member_groups.iter().map(|g| g.load_balancer.clone()).collect(),
+        _ => Vec::new(),
+    };
+    let contained: HashMap<String, Vec<String>> =
+        all.iter().map(|p| (p.resource.name().to_owned(), groups(p))).filter(|(_, groups)| !groups.is_empty()).collect();
+    for party in all {
+        for (index, first) in groups(party).iter().enumerate() {
+            let Some(way) = way_back(party.resource.name(), first, &contained) else { continue };
+            let message = format!("LoadBalancer `{}` would contain itself: {}", party.resource.name(), way.join(" contains "));
+            party.report(faults, &format!("/spec/memberGroups/{index}/loadBalancer"), message);
+        }
+    }
+}
+
+/// How one gets from `start` over `first` back to `start`, by who contains whom.
+fn way_back(start: &str, first: &str, contained: &HashMap<String, Vec<String>>) -> Option<Vec<String>> {
+    let mut seen = HashSet::from([first.to_owned()]);
+    let mut ways = vec![vec![start.to_owned(), first.to_owned()]];
+    while let Some(way) = ways.pop() {
+        let last = way.last()?;
+        if last == start {
+            return Some(way);
+        }
+        for next in contained.get(last).into_iter().flatten().filter(|next| *next == start || seen.insert((*next).clone())) {
+            ways.push(way.iter().cloned().chain([next.clone()]).collect());
+        }
+    }
+    None
 }
 
 fn protocol_name(protocol: Protocol) -> &'static str {

@@ -48,6 +48,49 @@ spec:
     port: 5353
 ";
 
+pub(super) const HTTP: &str = "\
+apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: web }
+spec:
+  vips: [10.96.0.10]
+  protocol: TCP
+  ports: [80]
+  members: [{ address: 10.0.1.11 }]
+  healthCheck:
+    http:
+      path: /healthz
+      host: www.example
+      status: [200, 301-399]
+      https: true
+      serverName: b.example
+      caFile: /etc/ca.pem
+  passiveHealth:
+    failures: 5
+    failedPercent: 50
+    windowMs: 10000
+    baseEjectMs: 30000
+    maxEjectMs: 300000
+    maxEjectedPercent: 50
+";
+
+pub(super) const UDP: &str = "\
+apiVersion: vnet/v1alpha1
+kind: LoadBalancer
+metadata: { name: dns }
+spec:
+  vips: [10.96.0.10]
+  protocol: UDP
+  ports: [53]
+  members: [{ address: 10.0.1.11 }]
+  healthCheck:
+    port: 5353
+    udp:
+      send: 'hex:0001'
+      expect: pong
+      match: prefix
+";
+
 pub(super) const ENDPOINT: &str = "\
 apiVersion: vnet/v1alpha1
 kind: Endpoint
@@ -115,7 +158,54 @@ const BALANCER_ROWS: &[Row] = &[
         "an entry of `ports` must be a whole number from 1 to 65535, but is `81`, text: remove the quotes",
     ),
     ("[80, 81]", "[80, 81, 80]", 9, 19, "the port 80 is listed twice"),
-    ("[80, 81]", "[]", 9, 3, "`ports` must not be empty"),
+    ("[80, 81]", "[]", 6, 1, "`spec` needs `ports`, `portRanges` or `anyPort: true`"),
+    ("[80, 81]", "[80, 81]\n  portRanges: [{ port: 9, endPort: 9 }]", 10, 16, "the range from 9 to 9 is none"),
+    ("[80, 81]", "[80, 81]\n  portRanges: [{ port: 9, endPort: 80 }]", 10, 16, "the port 80 is in `ports` and in this range"),
+    (
+        "[80, 81]",
+        "[80]\n  portRanges: [{ port: 81, endPort: 90 }, { port: 90, endPort: 99 }]",
+        10,
+        43,
+        "the range from 81 to 90 has some",
+    ),
+    ("[80, 81]", "[80, 81]\n  portRanges: [{ port: 90 }]", 10, 16, "an entry of `portRanges` lacks the field `endPort`"),
+    ("[80, 81]", "[80, 81]\n  anyPort: 1", 10, 12, "`anyPort` must be `true` or `false`"),
+    (
+        "[80, 81]",
+        "[80, 81]\n  algorithm: rr",
+        10,
+        14,
+        "`algorithm` must be `maglev`, `roundRobin`, `leastConnections` or `sourceHash`",
+    ),
+    ("[80, 81]", "[80, 81]\n  affinity: 9", 10, 13, "`affinity` must be a group of fields"),
+    (
+        "[80, 81]",
+        "[80, 81]\n  affinity: { timeoutSeconds: 0 }",
+        10,
+        31,
+        "`timeoutSeconds` must be a whole number from 1 to 604800",
+    ),
+    ("[80, 81]", "[80, 81]\n  prefer: near", 10, 11, "`prefer` must be `any`, `zone` or `local`"),
+    ("[80, 81]", "[80, 81]\n  minHealthyPercent: 101", 10, 22, "`minHealthyPercent` must be a whole number from 0 to 100"),
+    ("[80, 81]", "[80, 81]\n  slowStartSeconds: 3601", 10, 21, "`slowStartSeconds` must be a whole number from 0 to 3600"),
+    ("[80, 81]", "[80, 81]\n  memberGroups: web", 10, 17, "`memberGroups` must be a list"),
+    (
+        "[80, 81]",
+        "[80, 81]\n  memberGroups: [{ backup: no }]",
+        10,
+        18,
+        "an entry of `memberGroups` lacks the field `loadBalancer`",
+    ),
+    ("[80, 81]", "[80, 81]\n  memberGroups: [{ loadBalancer: other }]", 10, 34, "there is no LoadBalancer `other`"),
+    (
+        "[80, 81]",
+        "[80, 81]\n  memberGroups: [{ loadBalancer: web }]",
+        10,
+        34,
+        "LoadBalancer `web` would contain itself: web contains web",
+    ),
+    ("weight: 1", "zone: ''", 14, 13, "`zone` must not be empty"),
+    ("weight: 1", "backup: maybe", 14, 15, "`backup` must be `true` or `false`"),
     ("members:\n", "members: 3\n  x:\n", 10, 12, "`members` must be a list"),
     ("- address: 10.0.1.12", "- 10.0.1.12", 16, 7, "an entry of `members` must be a group of fields"),
     ("- address: 10.0.1.12", "- weight: 1", 16, 7, "an entry of `members` lacks the field `address`: where it serves"),
@@ -182,12 +272,60 @@ const SELECTOR_ROWS: &[Row] = &[
         "",
         4,
         1,
-        "`spec` needs `members` or a `memberSelector`",
+        "`spec` needs `members`, a `memberSelector` or `memberGroups`",
     ),
-    ("memberSelector", "selector", 8, 3, "`spec` has no field `selector`: its fields are `delivery`, `healthCheck`"),
+    ("memberSelector", "selector", 8, 3, "`spec` has no field `selector`: its fields are `affinity`, `algorithm`"),
     ("fd00::1", "fe80::1", 5, 10, "the VIP fe80::1 is link-local"),
     ("fd00::1", "::ffff:10.0.0.1", 5, 10, "the VIP ::ffff:10.0.0.1 is an IPv4 address in IPv6 form: write 10.0.0.1"),
     ("fd00::1", "fd00::1%eth0", 5, 10, "an entry of `vips` must be an address without a device: write fd00::1"),
+];
+
+const HTTP_ROWS: &[Row] = &[
+    ("    http:", "    icmp: {}\n    http:", 10, 5, "a health check has one of `http`, `icmp`: keep one of them"),
+    ("    http:", "    htpp:", 10, 5, "`healthCheck` has no field `htpp`: did you mean `http`?"),
+    ("path: /healthz", "path: healthz", 11, 13, "`path` must start with `/`"),
+    ("path: /healthz", "path: /a b", 11, 13, "`path` must be what a URL has after the host"),
+    ("path: /healthz", "path: '/a#b'", 11, 13, "`path` must be what a URL has after the host"),
+    ("host: www.example", "host: http://www.example", 12, 13, "`host` must be a name or an address"),
+    ("host: www.example", "host: 'a b'", 12, 13, "`host` must be a name or an address"),
+    ("[200, 301-399]", "200", 13, 15, "`status` must be a list, as in `[a, b]`, but is `200`"),
+    ("[200, 301-399]", "[]", 13, 7, "`status` must not be empty"),
+    ("[200, 301-399]", "[200, 99]", 13, 21, "an entry of `status` must be a status code from 100 to 599"),
+    ("[200, 301-399]", "[200, 2xx]", 13, 21, "an entry of `status` must be a status code from 100 to 599"),
+    ("[200, 301-399]", "[200, 399-301]", 13, 21, "an entry of `status` ends before it starts: write 301-399"),
+    ("[200, 301-399]", "[200, true]", 13, 21, "an entry of `status` must be a status code or a range of them"),
+    ("https: true", "https: 1", 14, 14, "`https` must be `true` or `false`, but is `1`"),
+    ("https: true", "https: false", 15, 19, "`serverName` is for TLS: add `https: true`"),
+    ("https: true", "https: false", 16, 15, "`caFile` is for TLS: add `https: true`"),
+    ("serverName: b.example", "serverName: b_.example:80", 15, 19, "`serverName` must be a DNS name or an IP address"),
+    ("serverName: b.example", "insecureSkipVerify: true", 15, 27, "with `insecureSkipVerify` any certificate is taken"),
+    ("caFile: /etc/ca.pem", "caFile: ca.pem", 16, 15, "`caFile` must be the full path of a file"),
+    ("passiveHealth:\n", "passiveHealth: on\n  x:\n", 17, 18, "`passiveHealth` must be a group of fields"),
+    ("failures: 5", "failures: 0", 18, 15, "`failures` must be a whole number from 1 to 100000, but is `0`"),
+    ("failedPercent: 50", "failedPercent: 101", 19, 20, "`failedPercent` must be a whole number from 1 to 100, but is `101`"),
+    ("windowMs: 10000", "windowMs: 999", 20, 15, "`windowMs` must be a whole number from 1000 to 60000, but is `999`"),
+    ("baseEjectMs: 30000", "baseEjectMs: 30s", 21, 18, "`baseEjectMs` must be a whole number from 1000 to 3600000, but is `30s`"),
+    ("maxEjectMs: 300000", "maxEjectMs: 0", 22, 17, "`maxEjectMs` must be a whole number from 1000 to 86400000, but is `0`"),
+    ("maxEjectMs: 300000", "maxEjectMs: 29999", 22, 17, "at most 29999 ms out is less than the 30000 ms of the first time"),
+    ("maxEjectedPercent: 50", "maxEjectedPercent: 0", 23, 24, "`maxEjectedPercent` must be a whole number from 1 to 100"),
+];
+
+const UDP_ROWS: &[Row] = &[
+    ("    udp:", "    http: {}\n    udp:", 12, 5, "a health check has one of `http`, `udp`: keep one of them"),
+    ("udp:", "udp: x\n    y:", 11, 10, "`udp` must be a group of fields"),
+    ("      send: 'hex:0001'\n", "", 11, 5, "`udp` lacks the field `send`: what to send"),
+    ("'hex:0001'", "'hex:001'", 12, 13, "`send` has `hex:` in front: pairs of hexadecimal digits must follow"),
+    ("'hex:0001'", "17", 12, 13, "`send` must be text, but is `17`, a number: put it in quotes"),
+    ("expect: pong", "expect: 'hex:xy'", 13, 15, "`expect` has `hex:` in front: pairs of hexadecimal digits must follow"),
+    ("      expect: pong\n", "", 13, 14, "`match` says where `expect` must be, which is not given"),
+    ("match: prefix", "match: regex", 14, 14, "`match` must be `contains`, `prefix` or `exact`, but is `regex`"),
+    (
+        "    udp:\n      send: 'hex:0001'\n      expect: pong\n      match: prefix\n",
+        "    icmp: {}\n",
+        10,
+        11,
+        "a ping goes to no port: remove `port`, or `icmp`",
+    ),
 ];
 
 const ENDPOINT_ROWS: &[Row] = &[
@@ -212,7 +350,7 @@ fn all() -> impl Iterator<Item = (&'static str, &'static Row)> {
         (SOURCE, SOURCE_ROWS),
         (SCANNER, SCANNER_ROWS),
     ];
-    [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
+    [(BALANCER, BALANCER_ROWS), (SELECTOR, SELECTOR_ROWS), (HTTP, HTTP_ROWS), (UDP, UDP_ROWS), (ENDPOINT, ENDPOINT_ROWS)]
         .into_iter()
         .chain(policy)
         .flat_map(|(base, rows)| rows.iter().map(move |row| (base, row)))

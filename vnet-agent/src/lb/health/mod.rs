@@ -1,34 +1,40 @@
-//! TCP health checks: connecting to members from this host.
+//! Health checks: asking members from this host.
+//!
+//! This file says when they are made and what follows from their results; [`probe`] what they are.
 //!
 //! Equal checks are made once, however many groups ask for them. A member counts as up until its check has failed
 //! [`Check::fall`] times in a row. No new flow goes to a dead member later than interval × fall + timeout after its
 //! death, plus what it takes to write the maps: checks *start* at every interval, whatever the one before is doing.
 
+mod http;
+mod icmp;
+pub mod probe;
+mod udp;
+
 use std::collections::HashMap;
-use std::future::Future;
 use std::hash::{DefaultHasher, Hash, Hasher};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::TcpSocket;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
-use vnet_common::policy::MARK_PROBE;
 
-/// Connections that may be opening at one time. It takes twice as many dead members as this, at default settings, for
+pub use probe::{Kind, Network, Probe};
+
+/// Checks that may be made at one time. It takes twice as many dead members as this, at default settings, for
 /// checks to come late.
 const MOST_AT_ONCE: usize = 4096;
 
 /// What is checked, and how.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Check {
-    /// Where to connect to.
+    /// Who is asked. The port of a ping is 0.
     pub target: SocketAddr,
+    /// What.
+    pub kind: Kind,
     /// Between the starts of two checks.
     pub interval: Duration,
     /// Until a check has failed.
@@ -62,30 +68,9 @@ pub struct Event {
     pub error: Option<String>,
 }
 
-/// How a connection is tried: TCP, but for tests.
-pub trait Probe: Clone + Send + Sync + 'static {
-    /// Succeeds if `target` accepts.
-    fn connect(&self, target: SocketAddr) -> impl Future<Output = io::Result<()>> + Send;
-}
-
-/// Opens a TCP connection and closes it.
-#[derive(Clone, Copy, Debug)]
-pub struct Tcp;
-
-impl Probe for Tcp {
-    async fn connect(&self, target: SocketAddr) -> io::Result<()> {
-        let socket = if target.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-        // Rules and quarantine let the agent's own probes through, and their answers.
-        setsockopt(&socket, sockopt::Mark, &MARK_PROBE)?;
-        let stream = socket.connect(target).await?;
-        // Closing by reset leaves no TIME_WAIT: a host with a thousand members would collect them by ten thousands.
-        stream.set_zero_linger()
-    }
-}
-
 /// Runs checks, each as a task of its own, and reports changes.
 #[derive(Debug)]
-pub struct Checker<P: Probe = Tcp> {
+pub struct Checker<P: Probe = Network> {
     probe: P,
     tasks: HashMap<Check, JoinHandle<()>>,
     events: mpsc::UnboundedSender<Event>,
@@ -106,7 +91,7 @@ impl<P: Probe> Checker<P> {
         if !self.tasks.contains_key(&check) {
             let tally = Tally { health: known, against: 0 };
             let (permits, late) = (Arc::clone(&self.permits), Arc::clone(&self.late));
-            let run = run(check, tally, self.probe.clone(), self.events.clone(), permits, late);
+            let run = run(check.clone(), tally, self.probe.clone(), self.events.clone(), permits, late);
             self.tasks.insert(check, tokio::spawn(run));
         }
     }
@@ -151,12 +136,12 @@ async fn run<P: Probe>(
             late.fetch_add(1, Ordering::Relaxed);
         }
         let Ok(_permit) = permits.acquire().await else { return };
-        let result = match timeout(check.timeout, probe.connect(check.target)).await {
-            Ok(result) => result.map_err(|e| format!("connect to {}: {e}", check.target)),
-            Err(_) => Err(format!("connect to {}: no answer within {} ms", check.target, check.timeout.as_millis())),
+        let result = match timeout(check.timeout, probe.ask(&check)).await {
+            Ok(result) => result.map_err(|e| format!("{}: {e:#}", check.what())),
+            Err(_) => Err(format!("{}: no answer within {} ms", check.what(), check.timeout.as_millis())),
         };
         if let Some(health) = tally.add(result.is_ok(), &check)
-            && events.send(Event { check, health, error: result.err() }).is_err()
+            && events.send(Event { check: check.clone(), health, error: result.err() }).is_err()
         {
             return;
         }
@@ -205,11 +190,14 @@ mod tests {
     use std::collections::HashSet;
     use std::sync::Mutex;
 
+    use anyhow::{Result, bail};
+
     use super::*;
 
     fn check(port: u16) -> Check {
         Check {
             target: SocketAddr::from(([127, 0, 0, 1], port)),
+            kind: Kind::Tcp,
             interval: Duration::from_millis(2000),
             timeout: Duration::from_millis(1000),
             rise: 2,
@@ -245,12 +233,12 @@ mod tests {
     }
 
     impl Probe for Script {
-        async fn connect(&self, target: SocketAddr) -> io::Result<()> {
+        async fn ask(&self, Check { target, .. }: &Check) -> Result<()> {
             let dead = {
                 let mut s = self.0.lock().unwrap();
                 s.tries.entry(target.port()).or_default().push(Instant::now());
                 if s.refusing.contains(&target.port()) {
-                    return Err(io::ErrorKind::ConnectionRefused.into());
+                    bail!("refused");
                 }
                 s.dead.contains(&target.port())
             };
@@ -342,14 +330,16 @@ mod tests {
         assert!(s.tries[&2].windows(2).all(|w| (w[1] - w[0]).as_millis() == 2000), "undisturbed");
     }
 
+    fn quick(target: SocketAddr, kind: Kind) -> Check {
+        Check { target, kind, interval: Duration::from_millis(100), timeout: Duration::from_millis(50), rise: 1, fall: 2 }
+    }
+
     #[tokio::test]
     async fn a_real_listener_is_up_and_down_when_closed() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let ms = Duration::from_millis;
-        let check = Check { target: listener.local_addr().unwrap(), interval: ms(100), timeout: ms(50), rise: 1, fall: 2 };
         let (tx, mut rx) = mpsc::unbounded_channel();
-        let mut checker = Checker::new(Tcp, tx);
-        checker.start(check, Health::Unknown);
+        let mut checker = Checker::new(Network::default(), tx);
+        checker.start(quick(listener.local_addr().unwrap(), Kind::Tcp), Health::Unknown);
         assert_eq!(rx.recv().await.unwrap().health, Health::Up);
         drop(listener);
         let closed = Instant::now();
@@ -357,6 +347,48 @@ mod tests {
         assert_eq!(event.health, Health::Down);
         assert!(event.error.unwrap().contains("refused"));
         // The bound itself is tested with a clock of its own, above.
-        assert!(closed.elapsed() <= ms(10_000), "{:?}", closed.elapsed());
+        assert!(closed.elapsed() <= Duration::from_secs(10), "{:?}", closed.elapsed());
+    }
+
+    /// A server that takes connections and says nothing: the whole exchange has to be done in time.
+    #[tokio::test]
+    async fn a_silent_server_is_down_but_for_a_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap();
+        for yaml in ["{}", "{ https: true, insecureSkipVerify: true }"] {
+            let http: crate::resource::HttpCheck = serde_saphyr::from_str(yaml).unwrap();
+            let (tx, mut rx) = mpsc::unbounded_channel();
+            let mut checker = Checker::new(Network::default(), tx);
+            checker.start(quick(target, Kind::Http(Arc::new(http.clone()))), Health::Unknown);
+            let event = rx.recv().await.unwrap();
+            let scheme = if http.https { "https" } else { "http" };
+            assert_eq!(event.error.unwrap(), format!("GET {scheme}://{target}/: no answer within 50 ms"));
+        }
+    }
+
+    #[tokio::test]
+    async fn datagrams_and_pings_of_this_host() {
+        let server = tokio::net::UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        let target = server.local_addr().unwrap();
+        let answering = tokio::spawn(async move {
+            let mut data = [0; 64];
+            while let Ok((length, from)) = server.recv_from(&mut data).await {
+                server.send_to(&[&data[..length], b" too"].concat(), from).await.unwrap();
+            }
+        });
+        let udp =
+            |expect: &str| Kind::Udp(Arc::new(serde_saphyr::from_str(&format!("{{ send: me, expect: {expect} }}")).unwrap()));
+        let ask = async |target: &str, kind| {
+            let check = quick(target.parse().unwrap(), kind);
+            Network::default().ask(&check).await.map_err(|e| format!("{e:#}"))
+        };
+        let target = target.to_string();
+        assert_eq!(ask(&target, udp("me too")).await, Ok(()));
+        assert_eq!(ask(&target, udp("you")).await, Err("the answer \"me too\" does not contain \"you\"".to_owned()));
+        answering.abort();
+        let _aborted = answering.await;
+        assert!(ask(&target, udp("me")).await.unwrap_err().contains("refused"));
+        assert_eq!(ask("127.0.0.1:0", Kind::Icmp).await, Ok(()));
+        assert_eq!(ask("[::1]:0", Kind::Icmp).await, Ok(()));
     }
 }
