@@ -5,13 +5,10 @@
 mod eve;
 #[path = "../fuzz/targets/parser.rs"]
 mod parser;
-#[path = "cases/fuzz/random.rs"]
-#[allow(dead_code, reason = "for the packet cases")]
-mod random;
 #[path = "../fuzz/targets/resource.rs"]
 mod resource;
 
-use random::Random;
+use parser::Random;
 use std::panic::catch_unwind;
 use std::path::Path;
 use std::time::{Duration, Instant};

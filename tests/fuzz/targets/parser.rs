@@ -8,7 +8,7 @@ use vnet_common::host::{Frame, scratch};
 use vnet_common::pipeline;
 use vnet_common::verdict::Verdict;
 
-use cases::fuzz::random::Random;
+pub use cases::fuzz::random::Random;
 use cases::fuzz::worlds::{random_change, random_world};
 use cases::sums;
 use cases::world::{CLIENT, FAR, NEAR, STRANGER, World};

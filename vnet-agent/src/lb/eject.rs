@@ -1,7 +1,7 @@
 //! Passive health: members whose connections fail are out for a while.
 //!
 //! It follows from what the datapath counts of each member, looked at now and then. A connection fails that is reset, that is answered by an
-//! ICMP error, or that is not answered within [`PATIENCE`]. Within [`Settings::window`] it takes [`Settings::failures`] of them, and that
+//! ICMP error, or that is not answered within three seconds. Within [`Settings::window`] it takes [`Settings::failures`] of them, and that
 //! these are [`Settings::failed_percent`] of the new ones. Then the member is out for [`Settings::base`]; for twice as long each further
 //! time, up to [`Settings::max`]. When it has stayed in for as long as it was out, the next time is half as long again.
 //!
