@@ -10,8 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use support::{
-    CLIENT_ID, Load, MEMBER, Machine, PORT, VIP, balance, become_host, connect, echo, forward, open, options, row, serve_tcp,
-    wait_for,
+    CLIENT_ID, Load, MEMBER, Machine, PORT, VIP, balance, become_host, connect, dying_with_test, echo, forward, open, options,
+    row, serve_tcp, wait_for,
 };
 use vnet_agent::datapath::flows::{Flow, FlowState};
 use vnet_agent::datapath::{Datapath, Options, Origin, Sizes};
@@ -48,7 +48,7 @@ fn previous_agent() -> Child {
         "--run-dir",
         "/run/vnet-test/agent",
     ]);
-    let agent = agent.spawn().unwrap();
+    let agent = dying_with_test(&mut agent).spawn().unwrap();
     wait_for("the agent to serve", || Path::new("/run/vnet-test/agent/agent.sock").exists());
     let policy = format!(
         "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [{VIP}]\n  protocol: TCP\n  ports: [{PORT}]\n  \

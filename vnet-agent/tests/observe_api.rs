@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use support::{MEMBER, Machine, VIP, become_host, forward, ping, wait_for};
+use support::{MEMBER, Machine, VIP, become_host, dying_with_test, forward, ping, wait_for};
 use vnet_common::api::{EndpointFlowList, Event, Explanation};
 
 const SOCKET: &str = "/run/vnet-test/agent/agent.sock";
@@ -25,7 +25,7 @@ impl Agent {
         let dirs = ["--bpffs", "/run/vnet-test/bpf", "--state-dir", "/run/vnet-test/state", "--run-dir", "/run/vnet-test/agent"];
         let small = ["--max-flows", "8192", "--max-flows6", "4096", "--max-endpoints", "8", "--max-members", "256"];
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnet-agent"));
-        let child = command.args(["--attach", "c0"]).args(dirs).args(small).args(more).spawn().unwrap();
+        let child = dying_with_test(command.args(["--attach", "c0"]).args(dirs).args(small).args(more)).spawn().unwrap();
         wait_for("the agent to serve", || Path::new(SOCKET).exists());
         Self(child)
     }
@@ -92,7 +92,7 @@ impl Stream {
 
 fn yaml() -> String {
     format!(
-        "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [{VIP}]\n  protocol: TCP\n  ports: [80]\n  \
+        "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [{VIP}]\n  protocol: TCP\n  ports: [80]\n  minHealthyPercent: 0\n  \
          members: [{{ name: m, address: {MEMBER} }}]\n  healthCheck: {{ intervalMs: 200, timeoutMs: 100 }}\n"
     )
 }
@@ -113,7 +113,7 @@ fn events_explanations_and_metrics_are_served() {
     assert!(ask("POST", "/v1/apply", &lb()).0.starts_with("http/1.1 200"));
     let event = events.next().unwrap();
     assert_eq!((&*event.kind, &*event.reason), ("health", "down"));
-    assert!(event.message.contains("10.0.2.2:80 is down"), "{event:?}");
+    assert!(event.message.contains("member m of web (10.0.2.2:80) is down"), "{event:?}");
     let (head, kept) = ask("GET", "/v1/events?kind=health", "");
     assert!(head.contains("200 ok") && kept.contains(r#""reason":"down""#), "{head} {kept}");
     let (head, why) = ask("GET", "/v1/events?kind=helth", "");

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -80,6 +81,12 @@ pub fn is_child() -> bool {
         set_pdeathsig(Signal::SIGKILL).expect("dying with the test");
     }
     child
+}
+
+/// The program that `command` starts ends with the test, whatever becomes of that.
+pub fn dying_with_test(command: &mut Command) -> &mut Command {
+    // SAFETY: prctl(2) may be called between fork and exec, and touches no memory.
+    unsafe { command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?)) }
 }
 
 /// Starts this program again in the caller's namespaces, for the named test, as its child.
