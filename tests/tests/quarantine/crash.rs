@@ -215,7 +215,7 @@ fn storm(agent: &Agent<'_>, rows: &Rows, random: &mut Random, known: &mut Known)
 
 #[test]
 fn wherever_it_is_killed_the_vm_is_never_more_open_than_it_should_be() -> Result<()> {
-    let (kills, seed) = if std::env::var_os("VNET_LONG").is_some() { (200, 7) } else { (30, 3) };
+    let (kills, seed) = if std::env::var_os("VNET_LONG").is_some() { (200, 7) } else { (16, 3) };
     let net = scene()?;
     let mut agent = Agent::start(&net.host, &["client0"])?;
     agent.apply(GROUPS)?;

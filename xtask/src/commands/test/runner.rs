@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// After this a test hangs.
-const LIMIT: Duration = Duration::from_secs(240);
+const LIMIT: Duration = Duration::from_secs(420);
 /// The same with `--long`.
 const LONG_LIMIT: Duration = Duration::from_secs(900);
 /// A test that cannot run on this machine prints this and why (`vnet_tests::skip`).
