@@ -397,10 +397,22 @@ fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
         }
         let Some(other) = (context.load_balancer)(name) else { continue };
         left.extend(included(other, backup));
-        let theirs = own_candidates(other, context).into_iter();
-        out.extend(theirs.map(|c| Candidate { name: format!("{name}/{}", c.name), backup: c.backup || backup, ..c }));
+        let mut theirs = own_candidates(other, context);
+        override_members(&mut theirs, other, context);
+        out.extend(theirs.into_iter().map(|c| Candidate { name: format!("{name}/{}", c.name), backup: c.backup || backup, ..c }));
     }
+    override_members(&mut out, lb, context);
     out
+}
+
+/// What operators changed about the members of `lb`. One that is drained where it comes from stays so.
+fn override_members(members: &mut [Candidate], lb: &LoadBalancer, context: Context<'_>) {
+    for m in members {
+        if let Some(o) = context.overrides.get(&(lb.metadata.name.clone(), m.name.clone())) {
+            m.drained |= o.drained;
+            m.weight = o.weight.unwrap_or(m.weight);
+        }
+    }
 }
 
 /// The load balancers that this one has the members of, and whether these are backups.
@@ -429,12 +441,6 @@ fn own_candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
                 backup: false,
             };
             out.extend(e.addresses.iter().map(member));
-        }
-    }
-    for m in &mut out {
-        if let Some(o) = context.overrides.get(&(lb.metadata.name.clone(), m.name.clone())) {
-            m.drained = o.drained;
-            m.weight = o.weight.unwrap_or(m.weight);
         }
     }
     out

@@ -53,11 +53,6 @@ fn choose(members: &[Member], spec: &LoadBalancerSpec, zone: Option<&str>) -> Ve
     }
 }
 
-/// Whose health is ignored: it fails its check and gets flows nevertheless.
-pub fn is_desperate(m: &Member) -> bool {
-    m.state == state::DOWN && m.share > 0
-}
-
 /// A member of a group, by load balancer, the group's first port, and the member's address and port.
 type Who = (String, u16, IpAddr, u16);
 

@@ -131,3 +131,23 @@ fn places_come_from_endpoints_then_neighbours_then_the_resource() {
     input.endpoints.push(local("vm2", &[], 5, 78));
     assert_eq!(compile(&input).groups()[0].members[4].place.segment, 0, "on which of two bridges?");
 }
+
+#[test]
+fn members_of_members_are_drained_where_they_come_from_and_where_they_are() {
+    use crate::resource::MemberGroup;
+    let inner = lb("inner", &["10.0.0.1"], vec![member("10.9.0.1"), member("10.9.0.2"), member("10.9.0.3")]);
+    let mut outer = lb("outer", &["10.0.0.2"], vec![]);
+    outer.spec.member_groups = vec![MemberGroup { load_balancer: "inner".into(), backup: false }];
+    let mut input = Input { load_balancers: vec![inner, outer], ..Input::default() };
+    let mut change = |lb: &str, m: &str, drained, weight| {
+        input.overrides.insert((lb.into(), m.into()), MemberOverride { drained, weight });
+    };
+    change("inner", "10.9.0.1", true, None);
+    change("outer", "inner/10.9.0.1", false, Some(5));
+    change("outer", "inner/10.9.0.2", true, None);
+    change("outer", "inner/10.9.0.3", false, Some(7));
+    let compiled = compile(&input);
+    let got = |lb: &str| compiled.of(lb)[0].members.iter().map(|m| (m.state, m.weight)).collect::<Vec<_>>();
+    assert_eq!(got("inner"), [(state::DRAINING, 1), (state::ACTIVE, 1), (state::ACTIVE, 1)]);
+    assert_eq!(got("outer"), [(state::DRAINING, 5), (state::DRAINING, 1), (state::ACTIVE, 7)]);
+}
