@@ -5,8 +5,8 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// After this a test hangs.
@@ -80,24 +80,37 @@ enum Outcome {
     Skipped(String),
 }
 
-/// Runs these tests and reports each as it ends.
+/// Of a test that failed, so many lines from the end of its output are printed once more at the end of all.
+const LAST_LINES: usize = 12;
+
+/// Runs these tests and reports each as it ends, and those that failed once more at the end.
 pub fn run_all(tests: &[Test], long: bool) -> Counts {
     let limit = if long { LONG_LIMIT } else { LIMIT };
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let (next, counts) = (AtomicUsize::new(0), Mutex::new(Counts::default()));
+    let (next, counts, failures) = (AtomicUsize::new(0), Mutex::new(Counts::default()), Mutex::new(String::new()));
     std::thread::scope(|scope| {
         for _ in 0..workers.min(tests.len()) {
             scope.spawn(|| {
                 while let Some(test) = tests.get(next.fetch_add(1, Ordering::Relaxed)) {
                     let start = Instant::now();
                     let outcome = run_one(test, limit).unwrap_or_else(|error| Outcome::Failed(format!("running it: {error}")));
-                    let mut counts = counts.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-                    counts.note(&format!("{}::{}", test.suite, test.name), start.elapsed(), outcome);
+                    let name = format!("{}::{}", test.suite, test.name);
+                    if let Outcome::Failed(output) = &outcome {
+                        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
+                        *failures += &format!("FAILED {name}, at the end:\n{}", indented(last_lines(output.trim())));
+                    }
+                    counts.lock().unwrap_or_else(PoisonError::into_inner).note(&name, start.elapsed(), outcome);
                 }
             });
         }
     });
-    counts.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner())
+    print!("{}", failures.into_inner().unwrap_or_else(PoisonError::into_inner));
+    counts.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn last_lines(text: &str) -> &str {
+    let start = text.rmatch_indices('\n').nth(LAST_LINES - 1).map_or(0, |(at, _)| at + 1);
+    &text[start..]
 }
 
 impl Counts {
@@ -191,6 +204,13 @@ mod tests {
         assert_eq!(counts.to_string(), "3 passed, 1 failed");
         counts.add(&Counts { passed: 0, failed: 0, skipped: 2 });
         assert_eq!(counts.to_string(), "3 passed, 1 failed, 2 skipped");
+    }
+
+    #[test]
+    fn the_last_lines_are_the_end_of_a_text() {
+        assert_eq!(last_lines("a\nb"), "a\nb");
+        let text = (0..LAST_LINES + 3).map(|i| i.to_string()).collect::<Vec<_>>().join("\n");
+        assert_eq!((last_lines(&text).lines().next(), last_lines(&text).lines().count()), (Some("3"), LAST_LINES));
     }
 
     #[test]
