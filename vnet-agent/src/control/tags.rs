@@ -5,9 +5,12 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use nix::net::if_::if_indextoname;
+use vnet_common::api::{AuditRecord, GroupStatus, QuarantineRequest, QuarantineStatus, Tag, TagRequest};
 use vnet_common::endpoint::{EndpointRow, flags};
 
+use super::Agent;
 use super::policy::Policy;
+use crate::api::{Quarantine, Refusal};
 use crate::datapath::Datapath;
 use crate::observe::{Observer, Saying};
 use crate::quarantine::{self, Journal, Operation as Done, Pinned, Service, TagApplied};
@@ -66,6 +69,46 @@ impl source::Sink for Sink {
     fn lost(&self, source: &SourceName, lost: bool) {
         let what = if lost { "lost" } else { "back" };
         self.observer.events.say(Saying::Source, "", what, format!("tag source {source} is {what}"));
+    }
+}
+
+/// The engine changes an endpoint's own row; the rows of its addresses, by which its peers know it, follow. A client is answered
+/// when they did: what it is shown, and what it did, is in force.
+impl Quarantine for Agent {
+    fn groups(&self) -> Result<Vec<GroupStatus>, Refusal> {
+        self.in_force(|service| service.groups())
+    }
+
+    fn tags(&self, subject: Option<&str>) -> Result<Vec<Tag>, Refusal> {
+        self.parts().quarantine.tags(subject)
+    }
+
+    fn set_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
+        self.in_force(|service| service.set_tag(who, request))
+    }
+
+    fn remove_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
+        self.in_force(|service| service.remove_tag(who, request))
+    }
+
+    fn quarantine(&self) -> Result<QuarantineStatus, Refusal> {
+        self.in_force(|service| service.quarantine())
+    }
+
+    fn operate(&self, who: &str, endpoint: &str, verb: &str, request: &QuarantineRequest) -> Result<QuarantineStatus, Refusal> {
+        self.in_force(|service| service.operate(who, endpoint, verb, request))
+    }
+
+    fn audit(&self, endpoint: Option<&str>, limit: usize) -> Result<Vec<AuditRecord>, Refusal> {
+        self.parts().quarantine.audit(endpoint, limit)
+    }
+}
+
+impl Agent {
+    fn in_force<T>(&self, ask: impl FnOnce(&Service) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let answer = ask(&self.parts().quarantine);
+        self.groups_changed();
+        answer
     }
 }
 
