@@ -24,6 +24,7 @@ mod cases {
     mod errors;
     mod evaluation;
     mod fuzz;
+    mod fragments;
     mod guard;
     mod hairpin;
     mod judged_again;

@@ -63,7 +63,8 @@ pub fn route<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     if w.treatment.flags & flow_flags::HAIRPIN != 0 {
         return Todo::Turn;
     }
-    let redirect = w.treatment.flags & flow_flags::REDIRECT != 0;
+    // Fragments go by the stack: one way for all of a datagram.
+    let redirect = w.treatment.flags & flow_flags::REDIRECT != 0 && !w.headers.fragment;
     if !redirect && ep.segment == 0 {
         return Todo::Stack;
     }
@@ -243,7 +244,9 @@ pub fn change<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool 
         return true;
     }
     // No flow of ICMP is rewritten: it is an error about one.
-    let done = if w.headers.is_icmp() {
+    let done = if w.headers.later {
+        rewrite::address(p, &w.headers, &w.treatment.rewrite.addr, side).map(drop)
+    } else if w.headers.is_icmp() {
         related::rewrite(p, w, side)
     } else {
         rewrite::apply(p, &w.headers, &w.treatment.rewrite, side)
@@ -256,7 +259,11 @@ pub fn change<A: Family, P: Packet>(p: &mut P, w: &Work<A>, side: Side) -> bool 
 fn turn<A: Family, P: Packet>(p: &mut P, w: &Work<A>) -> bool {
     let side = if w.treatment.flags & flow_flags::UNNAT != 0 { Side::Source } else { Side::Destination };
     let (h, r) = (&w.headers, &w.treatment.rewrite);
-    let done = if h.is_icmp() { related::rewrite(p, w, side) } else { rewrite::ports(p, h, r, side) };
+    let done = match h.later {
+        true => Some(()),
+        false if h.is_icmp() => related::rewrite(p, w, side),
+        false => rewrite::ports(p, h, r, side),
+    };
     done.and_then(|()| rewrite::swap_addresses(p, h)).and_then(|()| answer::turn_round(p)).is_some()
 }
 

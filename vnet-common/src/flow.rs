@@ -16,6 +16,7 @@
 
 use crate::addr::{Address, V4, V6};
 
+pub mod fragment;
 pub mod open;
 pub mod track;
 

@@ -8,6 +8,7 @@ use crate::checksum;
 use crate::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use crate::event::{EventMaps, EventRow};
 use crate::family;
+use crate::flow::fragment::{FragmentKey, FragmentMaps, FragmentRow};
 use crate::flow::track::{Seen, Treatment};
 use crate::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, NO_MEMBER, Rewrite, Table, Work};
 use crate::hash::STAMPS;
@@ -159,6 +160,8 @@ pub struct Maps {
     pub active: RefCell<HashMap<u32, i64>>,
     /// Members that clients stick to.
     pub affinity: RefCell<HashMap<AffinityKey, AffinityRow>>,
+    /// Datagrams whose first fragment was seen.
+    pub fragments: RefCell<HashMap<FragmentKey, FragmentRow>>,
     /// [`LbMaps::seconds`].
     pub seconds: Cell<u32>,
     /// Endpoint addresses.
@@ -226,6 +229,7 @@ impl Default for Maps {
             turns: RefCell::default(),
             active: RefCell::default(),
             affinity: RefCell::default(),
+            fragments: RefCell::default(),
             seconds: Cell::new(1000),
             locals: HashMap::new(),
             tunnel_ports: Vec::new(),
@@ -418,6 +422,15 @@ impl LbMaps for Maps {
     }
 }
 
+impl FragmentMaps for Maps {
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        self.fragments.borrow().get(key).copied()
+    }
+    fn set_fragment(&self, key: &FragmentKey, row: &FragmentRow) {
+        self.fragments.borrow_mut().insert(*key, *row);
+    }
+}
+
 impl<A: Family> Judge<A> for Maps {}
 impl<A: Family + family::Family> Ways<Frame, A> for Maps {}
 
@@ -488,6 +501,8 @@ fn work<A: Address>() -> Work<A> {
             tcp: 0,
             ttl: 0,
             fragment: false,
+            later: false,
+            id: 0,
             dont_fragment: false,
             l4: 0,
         },

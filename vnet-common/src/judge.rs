@@ -5,7 +5,8 @@
 //! - A new flow of a policed endpoint is asked about at each side's own device: by the set's egress rules where it is opened, by the ingress
 //!   rules where it arrives. One to a VIP is asked about twice, as the VIP and as the member: a rule that denies either decides; else
 //!   one that allows either; else the default.
-//! - ICMP errors about a known flow pass. What makes no flow (other ICMP, fragments, resets of no connection) is asked about packet by packet.
+//! - ICMP errors about a known flow pass, and the fragments of a datagram after the first. What makes no flow (other ICMP, fragments that come before
+//!   the first, resets of no connection) is asked about packet by packet.
 
 use crate::addr::Address;
 use crate::endpoint::EndpointRow;
@@ -144,7 +145,7 @@ numbered!(Outcome: Drop, Picked, NoGroup, Reject, Steer);
 /// Does the packet belong to something that has an entry, or may get one?
 #[inline(always)]
 pub fn is_tracked<A: Address>(h: &Headers<A>, ep: &EndpointRow) -> bool {
-    if h.fragment {
+    if h.later {
         return false;
     }
     h.is_tcp() || h.is_udp() || (ep.is_policed() && (!h.is_icmp() || h.is_echo(false) || h.is_echo(true)))

@@ -33,6 +33,7 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("TURNS", "flows given in turn, by group", 16_384),
     ("ACTIVE", "flows that are not closed, by member", 65_536),
     ("AFFINITY", "members that clients stick to; the least recently used make room", 65_536),
+    ("FRAGMENTS", "datagrams whose first fragment was seen; the least recently used make room", 8192),
     ("SETS", "policy sets: rules of endpoints that have the same", 4096),
     ("RULES", "rules of policy sets", 1 << 17),
     ("PORTS", "ports of policy sets", 1 << 17),

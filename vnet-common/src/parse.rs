@@ -73,6 +73,10 @@ pub struct Headers<A> {
     pub ttl: u8,
     /// Part of a fragmented datagram.
     pub fragment: bool,
+    /// And not the first part: it has no L4 header.
+    pub later: bool,
+    /// The identification of that datagram, or 0.
+    pub id: u32,
     /// IPv4: the sender asks not to fragment. IPv6: always.
     pub dont_fragment: bool,
     /// Where the L4 header starts in the frame.
@@ -122,12 +126,15 @@ impl<A: Address> Headers<A> {
 /// type 0 is an echo's answer.
 pub const NO_TYPE: [u8; 2] = [255; 2];
 
-/// Fills in what stands for the L4 header of a later fragment.
+/// Fills in what stands for the L4 header of a later fragment, whose place in the datagram is counted in units of 8 bytes. One that would write over
+/// the TCP header that the first brought is malformed (RFC 3128).
 #[inline(always)]
-fn no_l4<A: Address>(h: &mut Headers<A>) {
+fn no_l4<A: Address>(h: &mut Headers<A>, place: u16) -> Option<()> {
+    h.later = true;
     if matches!(h.protocol, protocol::ICMP | protocol::ICMPV6) {
         h.dport = NO_TYPE;
     }
+    (h.protocol != protocol::TCP || place >= 3).then_some(())
 }
 
 /// Fills in what the L4 header says. It must end where the IP packet ends at `end`, or before: padding is no header.
@@ -201,7 +208,7 @@ pub fn plain6<P: Packet>(p: &P) -> Option<Headers<V6>> {
 #[inline(always)]
 fn plain<A: Address>(src: A, dst: A, [a, b, c, d]: [u8; 4], protocol: u8, ttl: u8, dont_fragment: bool) -> Headers<A> {
     let (sport, dport) = ([a, b], [c, d]);
-    Headers { src, dst, sport, dport, protocol, tcp: 0, ttl, fragment: false, dont_fragment, l4: A::PLAIN_L4 }
+    Headers { src, dst, sport, dport, protocol, tcp: 0, ttl, fragment: false, later: false, id: 0, dont_fragment, l4: A::PLAIN_L4 }
 }
 
 /// Parses an IPv4 packet whose EtherType said so.
@@ -229,6 +236,8 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<V4>> {
         tcp: 0,
         ttl,
         fragment: offset & 0x3fff != 0,
+        later: false,
+        id: u32::from(u16::from_be_bytes(p.read(ETH + 4)?)),
         dont_fragment: offset & 0x4000 != 0,
         l4: ETH + header,
     };
@@ -236,7 +245,7 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<V4>> {
         let end = if total == 0 { p.size() } else { total + ETH as u32 };
         parse_l4(p, &mut h, end)?;
     } else {
-        no_l4(&mut h);
+        no_l4(&mut h, offset & 0x1fff)?;
     }
     Some(h)
 }
@@ -262,18 +271,20 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
         tcp: 0,
         ttl: b[7],
         fragment: false,
+        later: false,
+        id: 0,
         dont_fragment: true,
         l4: ETH + 40,
     };
-    let mut later = false;
+    let mut place = 0;
     if !matches!(h.protocol, protocol::TCP | protocol::UDP | protocol::ICMPV6) {
-        later = skip_extensions(p, &mut h)?;
+        place = skip_extensions(p, &mut h)?;
         if h.l4 > MAX_L4 {
             return None;
         }
     }
-    if later {
-        no_l4(&mut h);
+    if place != 0 {
+        no_l4(&mut h, place)?;
     } else {
         // As in IPv4; extension headers count as payload.
         let end = if payload == 0 { p.size() } else { payload + 40 + ETH as u32 };
@@ -282,9 +293,9 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
     Some(h)
 }
 
-/// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4); says if what follows is a later fragment's.
+/// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4); gives the place of what follows in its datagram, in units of 8 bytes.
 #[inline(always)]
-fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<bool> {
+fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<u16> {
     const FRAGMENT: u8 = 44;
     for _ in 0..MAX_EXTENSIONS {
         match h.protocol {
@@ -299,16 +310,18 @@ fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<bool> {
                 h.l4 += 8;
                 // An atomic fragment (RFC 6946) is a whole datagram.
                 let at = u16::from_be_bytes([b[2], b[3]]);
-                h.fragment |= at & 0xfff9 != 0;
+                if at & 0xfff9 != 0 {
+                    (h.fragment, h.id) = (true, u32::from_be_bytes([b[4], b[5], b[6], b[7]]));
+                }
                 if at & 0xfff8 != 0 {
-                    return Some(true);
+                    return Some(at >> 3);
                 }
             }
-            _ => return Some(false),
+            _ => return Some(0),
         }
     }
     match h.protocol {
         0 | 43 | 60 | FRAGMENT => None,
-        _ => Some(false),
+        _ => Some(0),
     }
 }

@@ -14,6 +14,7 @@ use crate::deliver::FAILED;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps, flags as endpoint_flags};
 use crate::event::EventMaps;
 use crate::family::Family;
+use crate::flow::fragment::FragmentMaps;
 use crate::flow::{FlowMaps, Work};
 use crate::judge::Judge;
 use crate::lb::LbMaps;
@@ -41,11 +42,20 @@ pub struct Scratch {
 
 /// All the maps of the datapath.
 pub trait Maps:
-    HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6> + Judge<V4> + Judge<V6>
+    HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FragmentMaps + FlowMaps<V4> + FlowMaps<V6> + Judge<V4> + Judge<V6>
 {
 }
-impl<M: HostMaps + EndpointMaps + LbMaps + PolicyMaps + EventMaps + FlowMaps<V4> + FlowMaps<V6> + Judge<V4> + Judge<V6>> Maps
-    for M
+impl<M> Maps for M where
+    M: HostMaps
+        + EndpointMaps
+        + LbMaps
+        + PolicyMaps
+        + EventMaps
+        + FragmentMaps
+        + FlowMaps<V4>
+        + FlowMaps<V6>
+        + Judge<V4>
+        + Judge<V6>
 {
 }
 

@@ -18,26 +18,38 @@ pub enum Side {
 /// Rewrites one side's address and port and the other side's port, and every checksum. TCP and UDP only.
 #[inline(always)]
 pub fn apply<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, r: &Rewrite<A>, side: Side) -> Option<()> {
-    let (old, addr_at, sport, dport) = match side {
-        Side::Destination => (h.dst, ETH + dst_in::<A>(), r.client_port, r.port),
-        Side::Source => (h.src, ETH + src_in::<A>(), r.port, r.client_port),
+    let (sport, dport) = match side {
+        Side::Destination => (r.client_port, r.port),
+        Side::Source => (r.port, r.client_port),
     };
-    let addresses = checksum::diff(&old, &r.addr);
     let old_ports = [h.sport[0], h.sport[1], h.dport[0], h.dport[1]];
     let new_ports = [sport[0], sport[1], dport[0], dport[1]];
     let ports =
         if old_ports == new_ports { 0 } else { checksum::add(!u32::from_ne_bytes(old_ports), u32::from_ne_bytes(new_ports)) };
 
-    if A::VERSION == 4 {
-        let c: [u8; 2] = p.read(ETH + 10)?;
-        p.write(ETH + 10, checksum::updated(c, addresses))?;
-    }
-    r.addr.write(p, addr_at)?;
+    let addresses = address(p, h, &r.addr, side)?;
     if ports != 0 {
         p.write(h.l4, new_ports)?;
     }
     checksum::replace(p, h.l4_checksum(), h.is_udp(), A::VERSION == 6, addresses, ports)?;
     Some(())
+}
+
+/// Rewrites one side's address, and the IP header's checksum; gives by how much the sum of the addresses changed. Enough for a fragment that is not
+/// the first: the datagram's checksum is in that.
+#[inline(always)]
+pub fn address<P: Packet, A: Address>(p: &mut P, h: &Headers<A>, new: &A, side: Side) -> Option<u32> {
+    let (old, at) = match side {
+        Side::Destination => (h.dst, ETH + dst_in::<A>()),
+        Side::Source => (h.src, ETH + src_in::<A>()),
+    };
+    let diff = checksum::diff(&old, new);
+    if A::VERSION == 4 {
+        let c: [u8; 2] = p.read(ETH + 10)?;
+        p.write(ETH + 10, checksum::updated(c, diff))?;
+    }
+    new.write(p, at)?;
+    Some(diff)
 }
 
 /// Rewrites the ports alone. A flow whose client is its member has both addresses swapped besides, which no checksum notices.

@@ -10,6 +10,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointMaps, EndpointRow, FlowCount, HALF_OPEN_QUOTA, HostMaps};
 use vnet_common::event::{EventBudget, EventMaps, EventRow, WINDOW_JIFFIES};
+use vnet_common::flow::fragment::{FragmentKey, FragmentMaps, FragmentRow};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
 use vnet_common::lb::{
@@ -102,6 +103,8 @@ static TURNS: Array<u64> = Array::with_max_entries(16_384, MMAPABLE);
 static ACTIVE: Array<u64> = Array::with_max_entries(65_536, MMAPABLE);
 #[map]
 static AFFINITY: LruHashMap<AffinityKey, AffinityRow> = LruHashMap::with_max_entries(65_536, PREALLOC);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentRow> = LruHashMap::with_max_entries(8192, PREALLOC);
 #[map]
 static SETS: Array<SetRow> = Array::with_max_entries(4096, MMAPABLE);
 #[map]
@@ -417,6 +420,18 @@ impl LbMaps for Kernel {
     #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<u32> {
         with(LOCALS.get_ptr_mut(key), |i| *i)
+    }
+}
+
+impl FragmentMaps for Kernel {
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        with(FRAGMENTS.get_ptr_mut(key), |row| *row)
+    }
+    #[inline(always)]
+    fn set_fragment(&self, key: &FragmentKey, row: &FragmentRow) {
+        // Without memory for it the later fragments are dropped.
+        let _ = FRAGMENTS.insert(key, row, BPF_ANY);
     }
 }
 

@@ -140,7 +140,7 @@ fn what_a_vip_answers() {
         let pong = super::judged_again::answer_to(&ping).ttl(64);
         let other_port = Packet::udp(f.client(), 4000, f.vip(), 81);
         let syn = Packet::tcp(f.client(), 4000, f.vip(), 81, SYN);
-        let piece = fragment(Packet::udp(f.client(), 4000, f.vip(), 80), 0, true);
+        let piece = fragment(Packet::udp(f.client(), 4000, f.vip(), 80), 8, true);
         let of = |rules: &[Rule]| row(format!("{f:?}: {rules:?}"), world(f, rules));
         let yes = of(&[allow(1).peer(VIP), default(2, action::DENY)]);
         rows.push(

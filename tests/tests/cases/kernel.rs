@@ -21,6 +21,7 @@ use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_
 use vnet_common::event::EventRow;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
 use vnet_common::host::{Frame, Maps, Policy};
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::lb::{AffinityKey, AffinityRow, LocalKey, MemberCounters, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
@@ -265,6 +266,7 @@ impl Kernel {
             self.set("ACTIVE", member, 0u64);
         }
         self.replace::<AffinityKey, AffinityRow>("AFFINITY", std::iter::empty());
+        self.replace::<FragmentKey, FragmentRow>("FRAGMENTS", std::iter::empty());
     }
 
     fn configure_policy(&mut self, policy: &Policy) {

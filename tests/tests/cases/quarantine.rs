@@ -260,9 +260,9 @@ fn an_allowed_vip_is_not_led_elsewhere() {
     }));
 }
 
-/// A fragment has no ports to lead it by: the rule that would lead it denies it.
+/// The first fragment is led like a whole packet, and the others follow. One that comes before it has no ports to lead it by: the rule that would denies it.
 #[test]
-fn fragments_are_not_led() {
+fn fragments_are_led_after_their_first() {
     run(each(|f| {
         let mut w = world(f, &[], held_by_default(OUT, action::DENY));
         let group = w.group(f.ip(8, 1), UDP, 1);
@@ -270,11 +270,17 @@ fn fragments_are_not_led() {
         let mut led = rule(12, action::REDIRECT).flags(rule_flags::QUARANTINE);
         (led.row.group, led.row.serial) = (group, 500 + group);
         w.set(HELD, &[led.clone()], &[led]);
-        let piece = fragment(Packet::udp(f.client(), 4000, f.outside(), 53), 0, true);
-        let to_vip = Packet { dst: f.vip(), ..piece.clone() };
+        let (served, m) = (f.ip(8, 9), w.maps.members.len() as u32 - 1);
+        let first = Packet::udp(f.client(), 4000, f.outside(), 53).with(&[1; 56]);
+        let last = |p: &Packet| fragment(Packet { l4: L4::Other(UDP), ..p.clone() }.with(&[2; 64]), 8, false);
+        let to_vip = Packet { dst: f.vip(), ..first.clone() };
         let r = row(format!("{f:?}: fragments"), w).change(hold(true));
-        let r = refused(r.egress(CLIENT, &piece), 12);
-        let r = refused(r.egress(CLIENT, &to_vip), 12);
+        let r = refused(r.egress(CLIENT, &last(&first)), 12);
+        let r = refused(r.egress(CLIENT, &last(&to_vip)), 12);
+        let led = first.clone().to(served, 8443);
+        let r = r.egress(CLIENT, &fragment(first.clone(), 0, true)).becomes(Reason::Steered, &fragment(led.clone(), 0, true));
+        let r = r.by(m).events(m).decided(12);
+        let r = r.egress(CLIENT, &last(&first)).becomes(Reason::Established, &last(&led)).by(m).holds(1, 0).quota(1, 1);
         // Nor can what answers elsewhere: the service would have been asked.
         let answer = Packet::tcp(f.outside(), 22, f.client(), 4000, SYN | ACK).macs(CLIENT_MAC, HOST_MAC);
         let r = refused(r.ingress(CLIENT, &answer), 12);

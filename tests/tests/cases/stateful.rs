@@ -158,7 +158,6 @@ fn what_makes_no_flow() {
         };
         let error = Packet::udp(f.ip(5, 1), 9, f.client(), 9).error(if f == Family::V4 { 3 } else { 1 }, 0, 0);
         for (name, p) in [
-            ("a fragment", fragment(ask.clone(), 0, true)),
             ("the last fragment", fragment(ask.clone(), 8, false)),
             ("an answer to no ping", answer_to(&ping)),
             ("a ping with a code", with_code(&ping, 1)),
@@ -187,6 +186,12 @@ fn fragments_are_asked_about_as_far_as_they_say() {
         );
         let ask = |port| Packet::udp(f.client(), 4000, f.ip(5, 1), port).with(&[0; 64]);
         let syn = Packet::tcp(f.client(), 4000, f.ip(5, 1), 22, SYN);
+        // Of another datagram, whose first is yet to come.
+        let other = |mut p: Packet| {
+            p.id ^= 1;
+            p.extensions.iter_mut().for_each(|(_, bytes)| bytes[5] ^= 1);
+            p
+        };
         row(format!("{f:?}: fragments"), w)
             .egress(CLIENT, &fragment(ask(53), 0, true))
             .passes(Reason::Allowed)
@@ -201,12 +206,11 @@ fn fragments_are_asked_about_as_far_as_they_say() {
             .passes(Reason::Allowed)
             .decided(3)
             .egress(CLIENT, &ask(53))
-            .passes(Reason::Allowed)
-            .decided(1)
-            .egress(CLIENT, &fragment(ask(54), 8, false))
+            .passes(Reason::Established)
+            .egress(CLIENT, &other(fragment(ask(54), 8, false)))
             .passes(Reason::Allowed)
             .decided(3)
-            .holds(1, 0)
+            .holds(1, 1)
             .quota(1, 1)
     }));
 }
@@ -243,7 +247,7 @@ fn first_fragments_that_are_too_short() {
             }
             r = r.egress(CLIENT, &short(protocol, whole)).passes(Reason::Allowed).decided(1);
         }
-        r
+        r.holds(1, 1).quota(1, 1)
     }));
 }
 
@@ -261,8 +265,9 @@ fn fragments_of_icmp() {
         );
         let ping = Packet::ping(f.client(), f.ip(5, 1)).with(&[7; 64]);
         let r = row(format!("{f:?}: fragments of ICMP"), w);
-        let r = r.egress(CLIENT, &fragment(ping.clone(), 0, true)).passes(Reason::Allowed).decided(2);
-        r.egress(CLIENT, &fragment(ping, 8, false)).dropped(Reason::Denied).decided(3)
+        let r = r.egress(CLIENT, &fragment(ping.clone(), 8, false)).dropped(Reason::Denied).decided(3);
+        let r = r.egress(CLIENT, &fragment(ping, 0, true)).passes(Reason::Allowed).decided(2);
+        r.holds(1, 0).quota(1, 1)
     }));
 }
 

@@ -79,6 +79,13 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         Ok(())
     }
 
+    /// Removes all entries.
+    pub fn clear(&self) -> Result<()> {
+        let mut keys = Vec::new();
+        self.for_each(|k, _| keys.push(k))?;
+        self.remove_all(&keys)
+    }
+
     /// Calls `f` on a copy of every entry. Those that come or go meanwhile may or may not be seen.
     pub fn for_each(&self, mut f: impl FnMut(K, V)) -> Result<()> {
         let mut cursor = Cursor::default();

@@ -86,12 +86,8 @@ impl<A: Address> FlowTables<A> {
 
     /// Removes every entry.
     pub(super) fn clear(&self) -> Result<()> {
-        for table in [&self.main, &self.half_open] {
-            let mut keys = Vec::new();
-            table.entries.for_each(|k, _| keys.push(k))?;
-            table.entries.remove_all(&keys)?;
-        }
-        Ok(())
+        self.main.entries.clear()?;
+        self.half_open.entries.clear()
     }
 
     /// How many flows in the main table an endpoint has.

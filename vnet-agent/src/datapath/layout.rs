@@ -7,6 +7,7 @@ use aya::maps::{MapInfo, MapType};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
 use vnet_common::event::EventBudget;
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{CACHE_WAYS, CacheSlot, FlowEntry, FlowKey};
 use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
@@ -211,6 +212,10 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         array("TURNS", 8, sizes.groups),
         array("ACTIVE", 8, sizes.members),
         Layout { kind: MapType::LruHash, ..flows("AFFINITY", size::<AffinityKey>(), size::<AffinityRow>(), sizes.affinity) },
+        Layout {
+            kind: MapType::LruHash,
+            ..flows("FRAGMENTS", size::<FragmentKey>(), size::<FragmentRow>(), default_size("FRAGMENTS"))
+        },
         array("SETS", size::<SetRow>(), sizes.policy.sets),
         array("RULES", size::<RuleRow>(), sizes.policy.rules),
         array("PORTS", size::<PortRow>(), sizes.policy.ports),

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use vnet_common::addr::{Address, V4, V6};
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
 use vnet_common::lb::{AffinityKey, AffinityRow, Filter, LocalKey, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
@@ -64,6 +65,11 @@ impl Maps {
     /// Where a client's new flows go.
     pub fn affinity(&self, key: &AffinityKey) -> Result<Option<AffinityRow>> {
         self.affinity.get(key)
+    }
+
+    /// What the first fragment of a datagram said.
+    pub fn fragment(&self, key: &FragmentKey) -> Result<Option<FragmentRow>> {
+        self.fragments.get(key)
     }
 
     /// A set.

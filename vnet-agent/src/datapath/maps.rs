@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use vnet_common::addr::{V4, V6};
 use vnet_common::api::MapStatus;
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 
@@ -53,6 +54,7 @@ pub struct Maps {
     pub(super) turns: Mapped<u64>,
     pub(super) active: Mapped<u64>,
     pub(super) affinity: Table<AffinityKey, AffinityRow>,
+    pub(super) fragments: Table<FragmentKey, FragmentRow>,
     /// IPv4 flows.
     pub(super) flows4: FlowTables<V4>,
     /// IPv6 flows.
@@ -109,6 +111,7 @@ impl Maps {
             turns: s.mapped("TURNS")?,
             active: s.mapped("ACTIVE")?,
             affinity: s.table("AFFINITY")?,
+            fragments: s.table("FRAGMENTS")?,
             flows4: FlowTables::new(&s, ["FLOWS4", "HALF_OPEN4", "CACHE4", "RING4"], cache[0])?,
             flows6: FlowTables::new(&s, ["FLOWS6", "HALF_OPEN6", "CACHE6", "RING6"], cache[1])?,
             policy: PolicyTables::new(&s)?,
@@ -329,6 +332,7 @@ impl Maps {
             "HALF_OPEN6" => self.flows6.half_open.found(),
             "VIPS" => Some(count(&self.vips)?),
             "AFFINITY" => Some(count(&self.affinity)?),
+            "FRAGMENTS" => Some(count(&self.fragments)?),
             "LOCALS" => Some(count(&self.locals)?),
             "ENDPOINTS_MORE" => Some(count(&self.endpoints_more)?),
             _ => self.policy.used(name)?,

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
 use vnet_common::event::EventRow;
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
 use vnet_common::lb::{AffinityKey, AffinityRow};
 use vnet_common::verdict::{Direction, Reason};
@@ -69,7 +70,7 @@ pub struct Setting {
     pub picks: Picks,
 }
 
-/// What picks of members follow from that every flow changes.
+/// What picks of members, and the ways of fragments, follow from that every flow changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Picks {
     /// Flows given in turn, by group.
@@ -78,6 +79,8 @@ pub struct Picks {
     pub active: HashMap<u32, u32>,
     /// Members that clients stick to.
     pub affinity: HashMap<AffinityKey, AffinityRow>,
+    /// Datagrams whose first fragment was seen.
+    pub fragments: HashMap<FragmentKey, FragmentRow>,
 }
 
 impl Datapath {
@@ -167,16 +170,16 @@ impl Rehearsal {
         for (member, n) in &picks.active {
             self.maps.active.store(*member, &u64::from(*n));
         }
-        picks.affinity.iter().try_for_each(|(key, row)| self.maps.affinity.put(key, row))
+        picks.affinity.iter().try_for_each(|(key, row)| self.maps.affinity.put(key, row))?;
+        picks.fragments.iter().try_for_each(|(key, row)| self.maps.fragments.put(key, row))
     }
 
     /// Forgets what the run before left.
     fn clear(&self) -> Result<()> {
         self.maps.flows4.clear()?;
         self.maps.flows6.clear()?;
-        let mut stuck = Vec::new();
-        self.maps.affinity.for_each(|key, _| stuck.push(key))?;
-        self.maps.affinity.remove_all(&stuck)?;
+        self.maps.affinity.clear()?;
+        self.maps.fragments.clear()?;
         (0..SLOTS).try_for_each(|slot| self.maps.endpoint_counters.reset(slot))
     }
 }

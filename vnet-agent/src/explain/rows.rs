@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use anyhow::Result;
 use vnet_common::addr::{V4, V6};
 use vnet_common::endpoint::EndpointRow;
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{FlowEntry, FlowKey, Table};
 use vnet_common::lb::{AffinityKey, AffinityRow, Filter, GroupRow, LocalKey, MemberRow, VipKey, VipRow};
 use vnet_common::map::MAGLEV_BLOCK;
@@ -51,6 +52,8 @@ pub trait Rows {
     fn active(&self, member: u32) -> u32;
     /// See [`vnet_common::lb::LbMaps`].
     fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow>;
+    /// See [`vnet_common::flow::fragment::FragmentMaps`].
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow>;
     /// See [`vnet_common::lb::LbMaps`].
     fn local(&self, key: &LocalKey) -> Option<u32>;
     /// See [`vnet_common::policy::PolicyMaps`].
@@ -153,6 +156,9 @@ impl Rows for Live<'_> {
     }
     fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
         self.noted(self.maps.affinity(key))
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        self.noted(self.maps.fragment(key))
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.noted(self.maps.local(key))
@@ -328,6 +334,9 @@ impl Rows for Image<'_> {
     }
     fn affinity(&self, key: &AffinityKey) -> Option<AffinityRow> {
         self.live.affinity(key)
+    }
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        self.live.fragment(key)
     }
     fn local(&self, key: &LocalKey) -> Option<u32> {
         match &self.locals {

@@ -9,6 +9,7 @@ use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use vnet_common::event::{EventMaps, EventRow};
 use vnet_common::family;
+use vnet_common::flow::fragment::{FragmentKey, FragmentMaps, FragmentRow};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::host::Frame;
 use vnet_common::judge::Judge;
@@ -341,6 +342,15 @@ impl<R: Rows> LbMaps for View<'_, R> {
     fn local(&self, key: &LocalKey) -> Option<u32> {
         self.rows.local(key)
     }
+}
+
+impl<R: Rows> FragmentMaps for View<'_, R> {
+    fn fragment(&self, key: &FragmentKey) -> Option<FragmentRow> {
+        let row = self.rows.fragment(key)?;
+        self.picks.borrow_mut().fragments.insert(*key, row);
+        Some(row)
+    }
+    fn set_fragment(&self, _: &FragmentKey, _: &FragmentRow) {}
 }
 
 impl<A: Family, R: Rows> Judge<A> for View<'_, R> {}

@@ -28,7 +28,7 @@ where
 #[inline(always)]
 pub fn makes_flow<A: Address>(h: &Headers<A>) -> bool {
     match h.protocol {
-        _ if h.fragment => false,
+        _ if h.later => false,
         protocol::TCP => h.tcp & tcp::RST == 0,
         _ => !h.is_icmp() || h.is_echo(false),
     }

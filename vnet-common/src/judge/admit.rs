@@ -117,7 +117,7 @@ pub fn admit<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(m: &M, w: &mut Work<A
 #[inline(always)]
 fn is_steerable<A: Address>(w: &Work<A>) -> bool {
     let h = &w.headers;
-    w.question.direction == Direction::Egress as u32 && !h.fragment && (h.is_tcp() || h.is_udp())
+    w.question.direction == Direction::Egress as u32 && !h.later && (h.is_tcp() || h.is_udp())
 }
 
 /// Of the answers about a VIP and its member: a rule that denies comes before one that allows, and that before a default. To be led elsewhere is

@@ -6,7 +6,7 @@ use crate::addr::Address;
 use crate::deliver::{self, FAILED, Todo};
 use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::family::Family;
-use crate::flow::{FlowMaps, Work, flags as flow_flags, open, track};
+use crate::flow::{FlowMaps, Work, flags as flow_flags, fragment, open, track};
 use crate::judge::{Decision, Judge};
 use crate::lb::vip;
 use crate::packet::Packet;
@@ -34,7 +34,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return if may_tunnel { unjudged(ep, Reason::Malformed) } else { Verdict::Drop(Reason::Malformed) };
     }
     let vip = !vip::is_no_vip(m, ep, &w.headers.dst);
-    let related = if ep.is_policed() {
+    let known = if ep.is_policed() {
         track::see(m, ep, Direction::Egress, bytes, w);
         match guard::egress(p, m, &w.headers, ep) {
             Guard::Ask => {}
@@ -42,7 +42,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             Guard::Pass => return Verdict::Next(Reason::System),
             no => return refuse(m, ep, w, no),
         }
-        is_related(p, m, w, ep)
+        is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Egress)
     } else {
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
@@ -59,9 +59,9 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             return deliver::carry_out(p, m, w);
         }
         track::see(m, ep, Direction::Egress, bytes, w);
-        is_related(p, m, w, ep)
+        is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Egress)
     };
-    if !related {
+    if !known {
         judge_egress(m, w, ep, bytes, segment, vip);
     } else if w.treatment.flags & flow_flags::NAT != 0 {
         w.todo = deliver::route(m, w, ep, bytes, segment);
@@ -97,10 +97,14 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     } else {
         return Verdict::Next(Reason::NotOurs);
     }
-    if is_related(p, m, w, ep) {
-        return if deliver::change(p, w, Side::Source) { Verdict::Next(Reason::Related) } else { FAILED };
+    if is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Ingress) {
+        return if deliver::change(p, w, Side::Source) { Verdict::Next(w.reason) } else { FAILED };
     }
-    match Judge::<A>::ingress(m, ep, w) {
+    let decision = Judge::<A>::ingress(m, ep, w);
+    if decision == Decision::Forward {
+        fragment::note(m, ep, w, Direction::Ingress);
+    }
+    match decision {
         Decision::Forward if deliver::change(p, w, Side::Source) => Verdict::Next(w.reason),
         Decision::Forward => FAILED,
         Decision::Drop => Verdict::Drop(w.reason),
@@ -140,7 +144,11 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     segment: u32,
     vip: bool,
 ) {
-    w.todo = match Judge::<A>::egress(m, ep, w, vip) {
+    let decision = Judge::<A>::egress(m, ep, w, vip);
+    if decision == Decision::Forward {
+        fragment::note(m, ep, w, Direction::Egress);
+    }
+    w.todo = match decision {
         Decision::NotOurs => Todo::Pass,
         Decision::Forward if w.treatment.flags & flow_flags::NAT != 0 => deliver::route(m, w, ep, bytes, segment),
         Decision::Forward => Todo::Go,
