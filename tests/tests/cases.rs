@@ -17,6 +17,7 @@ mod cases {
     mod udp;
     mod world;
 
+    mod answered;
     mod answers;
     mod balanced;
     mod budget;

@@ -4,6 +4,8 @@
 mod bridge;
 #[path = "lb/errors.rs"]
 mod errors;
+#[path = "lb/fragments.rs"]
+mod fragments;
 #[path = "lb/guest.rs"]
 mod guest;
 #[path = "lb/health.rs"]

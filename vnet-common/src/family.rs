@@ -17,6 +17,8 @@ pub trait Family: Address {
     fn parse<P: Packet>(p: &P, w: &mut Work<Self>) -> bool;
     /// Is this ICMP type an error's?
     fn is_error(kind: u8) -> bool;
+    /// Does an error of this type and code say that the destination cannot be reached? That a packet is too big does not.
+    fn is_unreachable(kind: [u8; 2]) -> bool;
     /// The packet at `at`; `None` for a later fragment, whose ports are in another.
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>>;
     /// Answers a question for a VIP's link-layer address; says if it was one.
@@ -39,6 +41,11 @@ impl Family for V4 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 3 | 11 | 12)
+    }
+    /// RFC 792, RFC 1122 §3.2.2.1: all codes but "fragmentation needed".
+    #[inline(always)]
+    fn is_unreachable([kind, code]: [u8; 2]) -> bool {
+        kind == 3 && code != 4
     }
     #[inline(always)]
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>> {
@@ -65,6 +72,10 @@ impl Family for V6 {
     #[inline(always)]
     fn is_error(kind: u8) -> bool {
         matches!(kind, 1..=4)
+    }
+    #[inline(always)]
+    fn is_unreachable([kind, _]: [u8; 2]) -> bool {
+        kind == 1
     }
     #[inline(always)]
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>> {

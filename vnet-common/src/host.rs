@@ -15,7 +15,7 @@ use crate::hash::STAMPS;
 use crate::judge::Judge;
 use crate::lb::pick::Picking;
 use crate::lb::{
-    AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+    self, AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberAnswers, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
 };
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;
@@ -152,6 +152,12 @@ pub struct Maps {
     pub members: Vec<MemberRow>,
     /// Their counters.
     pub member_counters: RefCell<HashMap<u32, MemberCounters>>,
+    /// How they answer.
+    pub member_answers: RefCell<HashMap<u32, MemberAnswers>>,
+    /// Connections that are being opened, by slot; see [`lb::connecting`].
+    pub connecting: RefCell<HashMap<u32, u64>>,
+    /// Microseconds since some time in the past.
+    pub micros: Cell<u32>,
     /// Pick tables.
     pub maglev: Vec<[u32; MAGLEV_BLOCK]>,
     /// Flows given in turn, by group.
@@ -225,6 +231,9 @@ impl Default for Maps {
             groups: Vec::new(),
             members: Vec::new(),
             member_counters: RefCell::default(),
+            member_answers: RefCell::default(),
+            connecting: RefCell::default(),
+            micros: Cell::new(1),
             maglev: Vec::new(),
             turns: RefCell::default(),
             active: RefCell::default(),
@@ -383,6 +392,11 @@ impl LbMaps for Maps {
             MemberEvent::NewFlow => c.new_flows += 1,
             MemberEvent::Established => c.established += 1,
             MemberEvent::Reset => c.resets += 1,
+            MemberEvent::ResetByMember => {
+                c.resets += 1;
+                self.member_answers.borrow_mut().entry(index).or_default().resets += 1;
+            }
+            MemberEvent::Unreachable => self.member_answers.borrow_mut().entry(index).or_default().unreachable += 1,
         }
     }
     fn member_traffic(&self, index: u32, direction: Direction, packets: u32, bytes: u32) {
@@ -393,6 +407,15 @@ impl LbMaps for Maps {
         let c = counters.entry(index).or_default();
         c.packets[direction as usize] += u64::from(packets);
         c.bytes[direction as usize] += u64::from(bytes);
+    }
+    fn opening(&self, hash: u32) {
+        self.connecting.borrow_mut().insert(hash % lb::CONNECTING, lb::connecting(hash, self.micros.get()));
+    }
+    fn answered(&self, index: u32, hash: u32) {
+        let word = self.connecting.borrow().get(&(hash % lb::CONNECTING)).copied().unwrap_or(0);
+        if let Some(us) = lb::connected(word, hash, self.micros.get()) {
+            self.member_answers.borrow_mut().entry(index).or_default().count_connect(us);
+        }
     }
     fn turn(&self, group: u32) -> u32 {
         let mut turns = self.turns.borrow_mut();

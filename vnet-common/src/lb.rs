@@ -187,8 +187,65 @@ pub struct MemberCounters {
     pub bytes: [u64; 2],
 }
 
+/// How a member answers, per CPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct MemberAnswers {
+    /// Of [`MemberCounters::resets`], those that the member sent.
+    pub resets: u64,
+    /// ICMP errors about packets to it, that say that it, or its port, cannot be reached.
+    pub unreachable: u64,
+    /// Microseconds from SYN to SYN-ACK, of all connections that it answered.
+    pub connect_us: u64,
+    /// Those connections, by that time: see [`connect_bucket`].
+    pub connects: [u32; CONNECT_BUCKETS],
+    /// Zero.
+    pub pad: u64,
+}
+
+impl MemberAnswers {
+    /// Counts a connection that took so many microseconds to be answered.
+    #[inline(always)]
+    pub fn count_connect(&mut self, us: u32) {
+        self.connect_us += u64::from(us);
+        if let Some(n) = self.connects.get_mut(connect_bucket(us)) {
+            *n = n.wrapping_add(1);
+        }
+    }
+}
+
+/// Buckets of [`MemberAnswers::connects`].
+pub const CONNECT_BUCKETS: usize = 8;
+
+/// The bucket of a connection that took so many microseconds: the first ends below 64 µs, each of the next at four times as much, the last never.
+#[inline(always)]
+pub const fn connect_bucket(us: u32) -> usize {
+    let (mut bucket, mut end) = (0, 64);
+    while bucket < CONNECT_BUCKETS - 1 && us >= end {
+        (bucket, end) = (bucket + 1, end << 2);
+    }
+    bucket
+}
+
+/// Slots for the times of connections that are being opened; a connection has that of its hash, until another one takes it.
+pub const CONNECTING: u32 = 65_536;
+
+/// When the connection with this hash was opened, as one word.
+#[inline(always)]
+pub const fn connecting(hash: u32, us: u32) -> u64 {
+    (hash as u64) << 32 | us as u64
+}
+
+/// How many microseconds ago that was, if the word is about the connection with this hash; a minute at most.
+#[inline(always)]
+pub const fn connected(word: u64, hash: u32, us: u32) -> Option<u32> {
+    let took = us.wrapping_sub(word as u32);
+    if (word >> 32) as u32 == hash && word != 0 && took < 60_000_000 { Some(took) } else { None }
+}
+
 const _: () = assert!(size_of::<VipKey>() == 24 && size_of::<VipRow>() == 8 && size_of::<GroupRow>() == 16);
 const _: () = assert!(size_of::<AffinityKey>() == 24 && size_of::<AffinityRow>() == 12);
+const _: () = assert!(size_of::<MemberAnswers>() == 64);
 const _: () = assert!(size_of::<MemberRow>() == 64 && size_of::<MemberCounters>() == 56);
 
 /// Which addresses a filter bit stands for.
@@ -216,8 +273,12 @@ pub enum MemberEvent {
     NewFlow,
     /// A connection completed its handshake, or a UDP flow began.
     Established,
-    /// A reset was seen.
+    /// The client sent a reset.
     Reset,
+    /// The member sent one.
+    ResetByMember,
+    /// An ICMP error said that it cannot be reached.
+    Unreachable,
 }
 
 /// The load balancer's tables.
@@ -236,6 +297,10 @@ pub trait LbMaps {
     fn member_event(&self, index: u32, event: MemberEvent);
     /// Adds packets to a member's counters.
     fn member_traffic(&self, index: u32, direction: crate::verdict::Direction, packets: u32, bytes: u32);
+    /// Notes when the connection with this hash was opened: now.
+    fn opening(&self, hash: u32);
+    /// Counts how long the member took to answer the connection with this hash.
+    fn answered(&self, index: u32, hash: u32);
     /// How many flows were given turns in the group before this one; counts this one.
     fn turn(&self, group: u32) -> u32;
     /// Flows that the member has, about: those that are not closed. The agent's sweep corrects it.

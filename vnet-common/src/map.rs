@@ -29,6 +29,8 @@ pub const MAPS: &[(&str, &str, u32)] = &[
     ("GROUPS", "load balancer groups", 16_384),
     ("MEMBERS", "members of groups", 65_536),
     ("MEMBER_COUNTERS", "packets and flows by member, per CPU", 65_536),
+    ("MEMBER_ANSWERS", "how members answer, per CPU", 65_536),
+    ("CONNECTING", "when connections were opened, by their hash", crate::lb::CONNECTING),
     ("MAGLEV", "pick tables, blocks of member rows", 1 << 18),
     ("TURNS", "flows given in turn, by group", 16_384),
     ("ACTIVE", "flows that are not closed, by member", 65_536),

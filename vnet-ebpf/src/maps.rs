@@ -14,7 +14,7 @@ use vnet_common::flow::fragment::{FragmentKey, FragmentMaps, FragmentRow};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, FlowMaps, InsertError, Table};
 use vnet_common::hash::STAMPS as STAMP_SLOTS;
 use vnet_common::lb::{
-    AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+    self, AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberAnswers, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
 };
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::pipeline::Scratch;
@@ -95,6 +95,10 @@ static GROUPS: Array<GroupRow> = Array::with_max_entries(16_384, MMAPABLE);
 static MEMBERS: Array<MemberRow> = Array::with_max_entries(65_536, MMAPABLE);
 #[map]
 static MEMBER_COUNTERS: PerCpuArray<MemberCounters> = PerCpuArray::with_max_entries(65_536, 0);
+#[map]
+static MEMBER_ANSWERS: PerCpuArray<MemberAnswers> = PerCpuArray::with_max_entries(65_536, 0);
+#[map]
+static CONNECTING: Array<u64> = Array::with_max_entries(lb::CONNECTING, MMAPABLE);
 #[map]
 static MAGLEV: Array<[u32; MAGLEV_BLOCK]> = Array::with_max_entries(1 << 18, MMAPABLE);
 #[map]
@@ -371,10 +375,17 @@ impl LbMaps for Kernel {
     }
     #[inline(always)]
     fn member_event(&self, index: u32, event: MemberEvent) {
+        if matches!(event, MemberEvent::ResetByMember | MemberEvent::Unreachable) {
+            with(MEMBER_ANSWERS.get_ptr_mut(index), |a| match event {
+                MemberEvent::Unreachable => a.unreachable += 1,
+                _ => a.resets += 1,
+            });
+        }
         with(MEMBER_COUNTERS.get_ptr_mut(index), |c| match event {
             MemberEvent::NewFlow => c.new_flows += 1,
             MemberEvent::Established => c.established += 1,
-            MemberEvent::Reset => c.resets += 1,
+            MemberEvent::Reset | MemberEvent::ResetByMember => c.resets += 1,
+            MemberEvent::Unreachable => {}
         });
     }
     #[inline(always)]
@@ -383,6 +394,17 @@ impl LbMaps for Kernel {
             c.packets[direction as usize] += u64::from(packets);
             c.bytes[direction as usize] += u64::from(bytes);
         });
+    }
+    #[inline(always)]
+    fn opening(&self, hash: u32) {
+        with(CONNECTING.get_ptr_mut(hash % lb::CONNECTING), |word| *word = lb::connecting(hash, micros()));
+    }
+    #[inline(always)]
+    fn answered(&self, index: u32, hash: u32) {
+        let took = with(CONNECTING.get_ptr_mut(hash % lb::CONNECTING), |word| lb::connected(*word, hash, micros()));
+        if let Some(us) = took.flatten() {
+            with(MEMBER_ANSWERS.get_ptr_mut(index), |a| a.count_connect(us));
+        }
     }
     #[inline(always)]
     fn turn(&self, group: u32) -> u32 {
@@ -414,8 +436,7 @@ impl LbMaps for Kernel {
     }
     #[inline(always)]
     fn seconds(&self) -> u32 {
-        // SAFETY: no arguments, no effects.
-        (unsafe { bpf_ktime_get_ns() } / 1_000_000_000) as u32
+        (nanos() / 1_000_000_000) as u32
     }
     #[inline(always)]
     fn local(&self, key: &LocalKey) -> Option<u32> {
@@ -433,6 +454,19 @@ impl FragmentMaps for Kernel {
         // Without memory for it the later fragments are dropped.
         let _ = FRAGMENTS.insert(key, row, BPF_ANY);
     }
+}
+
+/// Nanoseconds since the machine started.
+#[inline(always)]
+fn nanos() -> u64 {
+    // SAFETY: no arguments, no effects.
+    unsafe { bpf_ktime_get_ns() }
+}
+
+/// The low half of microseconds.
+#[inline(always)]
+fn micros() -> u32 {
+    (nanos() / 1000) as u32
 }
 
 impl PolicyMaps for Kernel {

@@ -22,7 +22,7 @@ use vnet_common::event::EventRow;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
 use vnet_common::host::{Frame, Maps, Policy};
 use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
-use vnet_common::lb::{AffinityKey, AffinityRow, LocalKey, MemberCounters, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, LocalKey, MemberAnswers, MemberCounters, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
 use vnet_common::verdict::Direction;
@@ -325,6 +325,9 @@ impl Kernel {
             let zero = vec![MemberCounters::default(); nr_cpus().expect("counting CPUs")];
             let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
             self.per_cpu("MEMBER_COUNTERS").set(row, zero, 0).expect("MEMBER_COUNTERS");
+            let zero = vec![MemberAnswers::default(); nr_cpus().expect("counting CPUs")];
+            let zero = PerCpuValues::try_from(zero).expect("one value a CPU");
+            self.per_cpu("MEMBER_ANSWERS").set(row, zero, 0).expect("MEMBER_ANSWERS");
         }
         for id in 0..self.rules[1] {
             let zero = vec![RuleCounters::default(); nr_cpus().expect("counting CPUs")];
@@ -388,6 +391,8 @@ impl Kernel {
         for row in 0..MEMBERS {
             let rows = self.per_cpu::<MemberCounters>("MEMBER_COUNTERS").get(&row, 0).expect("MEMBER_COUNTERS");
             s.add_member(row, rows.iter().fold(MemberCounters::default(), sum_member));
+            let rows = self.per_cpu::<MemberAnswers>("MEMBER_ANSWERS").get(&row, 0).expect("MEMBER_ANSWERS");
+            rows.iter().for_each(|answers| s.add_answers(row, answers));
             let active: u64 = self.array("ACTIVE").get(&row, 0).expect("ACTIVE");
             s.add_active(row, active as i64);
         }

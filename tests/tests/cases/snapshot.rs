@@ -7,7 +7,7 @@ use vnet_common::endpoint::EndpointCounters;
 use vnet_common::event::EventRow;
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, NO_MEMBER, Table};
 use vnet_common::host::{Flows, Maps};
-use vnet_common::lb::MemberCounters;
+use vnet_common::lb::{MemberAnswers, MemberCounters};
 use vnet_common::policy::RuleCounters;
 
 /// Counters, with what flow caches still hold added, and flow entries, without their times.
@@ -17,6 +17,8 @@ pub struct Snapshot {
     pub endpoints: BTreeMap<u32, EndpointCounters>,
     /// By row; likewise.
     pub members: BTreeMap<u32, MemberCounters>,
+    /// Resets by the member, ICMP errors about it, and connections that it answered, by row; likewise.
+    pub answers: BTreeMap<u32, [u64; 3]>,
     /// Flows that are not closed, by member; likewise.
     pub active: BTreeMap<u32, i64>,
     /// Flows that endpoints have of their quota; likewise.
@@ -37,6 +39,7 @@ impl Snapshot {
         let mut s = Self::default();
         maps.counters.borrow().iter().for_each(|(slot, c)| s.add_endpoint(*slot, *c));
         maps.member_counters.borrow().iter().for_each(|(row, c)| s.add_member(*row, *c));
+        maps.member_answers.borrow().iter().for_each(|(row, a)| s.add_answers(*row, a));
         maps.active.borrow().iter().for_each(|(row, n)| s.add_active(*row, *n));
         maps.flow_counts.borrow().iter().for_each(|(slot, n)| s.add_quota(*slot, *n));
         maps.policy.counters.borrow().iter().for_each(|(id, c)| s.add_rule(*id, *c));
@@ -63,6 +66,14 @@ impl Snapshot {
     pub fn add_member(&mut self, row: u32, c: MemberCounters) {
         if c != MemberCounters::default() {
             self.members.insert(row, c);
+        }
+    }
+    /// Adds how a member answered; the times are the kernel's own.
+    pub fn add_answers(&mut self, row: u32, a: &MemberAnswers) {
+        let connects = a.connects.iter().map(|n| u64::from(*n)).sum();
+        if (a.resets, a.unreachable, connects) != (0, 0, 0) {
+            let sum = self.answers.entry(row).or_default();
+            sum.iter_mut().zip([a.resets, a.unreachable, connects]).for_each(|(sum, n)| *sum += n);
         }
     }
     /// Adds the flows that a member has.
@@ -124,6 +135,7 @@ impl Snapshot {
         };
         compare("endpoint counters", endpoints(&self.endpoints), endpoints(&other.endpoints));
         compare("member counters", format!("{:?}", self.members), format!("{:?}", other.members));
+        compare("answers", format!("{:?}", self.answers), format!("{:?}", other.answers));
         compare("active", format!("{:?}", self.active), format!("{:?}", other.active));
         compare("quota", format!("{:?}", self.quota), format!("{:?}", other.quota));
         compare("rules", format!("{:?}", self.rules), format!("{:?}", other.rules));

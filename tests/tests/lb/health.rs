@@ -255,3 +255,65 @@ fn a_member_that_resets_is_ejected_for_a_while() -> Result<()> {
     }
     Ok(())
 }
+
+/// What ICMP says of datagrams is all there is to go by.
+#[test]
+fn a_member_whose_port_is_closed_is_ejected() -> Result<()> {
+    let mut net = Routed::new(3)?;
+    for m in &mut net.members[1..] {
+        m.serve_dns(5353)?;
+    }
+    let agent = Agent::start(&net.host, &["client0"])?;
+    let passive = "  passiveHealth: { failures: 5, windowMs: 10000, baseEjectMs: 60000, maxEjectMs: 60000 }\n";
+    agent.apply(&load_balancer("dns", "UDP", 53, &net.members.iter().collect::<Vec<_>>(), 5353, passive))?;
+    std::thread::sleep(Duration::from_millis(2500));
+    // Each from a port of its own. Those that m1 gets are refused by its kernel.
+    let dig = |times: usize| {
+        let dig =
+            || net.client.host.printed("dig", &[&format!("@{VIP}"), "+timeout=2", "+tries=1", "+short", "TXT", "whoami.lab"]);
+        (0..times).map(|_| dig()).collect::<Result<Vec<_>>>()
+    };
+    let answers = dig(40)?;
+    ensure!(answers.iter().any(|answer| answer.contains("refused")), "{answers:?}");
+    wait_for_state(&agent, "dns", "m1", "ejected", "unreachable")?;
+    let lb = json(&agent.ctl(&["lb", "members", "dns", "-o", "json"])?)?;
+    let counts: Vec<u64> = ["m1", "m2"]
+        .iter()
+        .filter_map(|name| lb["members"].as_array()?.iter().find(|m| m["name"] == *name)?["unreachable"].as_u64())
+        .collect();
+    ensure!(matches!(counts[..], [refused, 0] if refused >= 5), "{lb}");
+    let answers = dig(20)?;
+    ensure!(answers.iter().all(|answer| answer.contains("\"m2\"") || answer.contains("\"m3\"")), "{answers:?}");
+    Ok(())
+}
+
+/// How long members take to answer, and who resets: as the datapath saw it.
+#[test]
+fn connects_are_timed_and_resets_told_apart() -> Result<()> {
+    let mut net = Routed::new(2)?;
+    net.members[1].serve_http(8080)?;
+    let agent = Agent::start(&net.host, &["client0"])?;
+    agent.apply(&web(&net.members.iter().collect::<Vec<_>>(), 8080, ""))?;
+    let answered = total(&ask(&net.client.host, VIP, 40)?) as u64;
+    let lb = json(&agent.ctl(&["lb", "members", "web", "-o", "json"])?)?;
+    let member = |name: &str| lb["members"].as_array().and_then(|all| all.iter().find(|m| m["name"] == name)).cloned();
+    let (Some(refusing), Some(serving)) = (member("m1"), member("m2")) else { anyhow::bail!("{lb}") };
+    let connects = |m: &serde_json::Value| m["connect"]["buckets"].as_array().map(|b| b.iter().filter_map(|n| n.as_u64()).sum());
+    ensure!(connects(&serving) == Some(answered) && serving["connect"]["total_us"].as_u64() > Some(0), "{serving}");
+    ensure!(serving["resets_by_member"] == 0 && serving["unreachable"] == 0, "{serving}");
+    // Who refuses has answered by a reset, not by SYN and ACK.
+    ensure!(connects(&refusing) == Some(0), "{refusing}");
+    ensure!(refusing["resets_by_member"].as_u64() == Some(40 - answered) && refusing["resets"] == refusing["resets_by_member"]);
+    let table = agent.ctl(&["lb", "members", "web", "-o", "wide"])?;
+    ensure!(table.contains("CONNECT") && table.contains("µs") && table.contains("BY MEMBER"), "{table}");
+    let socket = agent.socket();
+    let metrics = net.host.output("curl", &["-s", "--unix-socket", &socket.to_string_lossy(), "http://agent/metrics"])?;
+    for line in [
+        format!("vnet_member_connect_seconds_count{{lb=\"web\",member=\"m2\"}} {answered}"),
+        format!("vnet_member_resets_by_member_total{{lb=\"web\",member=\"m1\"}} {}", 40 - answered),
+        format!("vnet_member_connect_seconds_bucket{{lb=\"web\",member=\"m2\",le=\"+Inf\"}} {answered}"),
+    ] {
+        ensure!(metrics.contains(&line), "{line}: {metrics}");
+    }
+    Ok(())
+}

@@ -81,9 +81,10 @@ impl Agent {
 impl Watched {
     fn look(&self, datapath: &Datapath) -> Result<Seens> {
         let seen = |member: &Watch| -> Result<(SocketAddr, Seen)> {
-            let c = datapath.maps().member_counters(member.row)?;
-            // The datapath does not tell ICMP errors by member so far.
-            let counted = Counted { new: c.new_flows, established: c.established, resets: c.resets, unreachable: 0 };
+            let (c, a) = (datapath.maps().member_counters(member.row)?, datapath.maps().member_answers(member.row)?);
+            // What clients reset is not the member's fault.
+            let counted =
+                Counted { new: c.new_flows, established: c.established, resets: a.resets, unreachable: a.unreachable };
             Ok((member.at, Seen { counted, serves: member.serves }))
         };
         Ok((self.group.clone(), self.settings, self.members.iter().map(seen).collect::<Result<_>>()?))

@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use vnet_common::api::{EndpointStatus, FlowList, FlowStatus, LbStatus, MapStatus, RuleRef, RuleStatus, SourceStatus, Status};
 use vnet_common::endpoint::{EndpointCounters, flags as endpoint_flags};
 use vnet_common::flow::ABI;
-use vnet_common::lb::{MemberCounters, state};
+use vnet_common::lb::{MemberAnswers, MemberCounters, state};
 use vnet_common::verdict::{Direction, Reason};
 
 use super::attachments::Attachment;
@@ -123,7 +123,7 @@ fn used_rows(live: &Live) -> Vec<(&'static str, u32)> {
     let groups = live.groups.values().filter(|g| g.row.table != 0 || g.row.flags != 0).count();
     let members = live.members.values().filter(|m| m.state != state::NONE).count();
     let blocks = live.groups.values().map(|g| table_blocks(g.row.table).len()).sum::<usize>();
-    [("GROUPS", groups), ("MEMBERS", members), ("MEMBER_COUNTERS", members), ("MAGLEV", blocks)]
+    [("GROUPS", groups), ("MEMBERS", members), ("MEMBER_COUNTERS", members), ("MEMBER_ANSWERS", members), ("MAGLEV", blocks)]
         .map(|(m, n)| (m, n as u32))
         .into()
 }
@@ -299,13 +299,13 @@ pub fn lbs(agent: &Agent, name: Option<&str>) -> Result<Vec<LbStatus>, Refusal> 
     let (flows, pending) = (maps.active_flows()?, maps.pending()?);
     let (health, ejected) = (&c.health, &c.ejected);
     let sources = Sources { groups: &c.groups, rows: &c.rows, health, ejected, devices: &c.devices, flows: &flows };
-    let counters = |row: u32| -> Result<MemberCounters> {
+    let counters = |row: u32| -> Result<(MemberCounters, MemberAnswers)> {
         let (mut sum, held) = (maps.member_counters(row)?, pending.member(row));
         for (d, held) in held.iter().enumerate() {
             sum.packets[d] += held.packets;
             sum.bytes[d] += held.bytes;
         }
-        Ok(sum)
+        Ok((sum, maps.member_answers(row)?))
     };
     Ok(c.load_balancers.iter().map(|lb| status::status(lb, &sources, &counters)).collect::<Result<_>>()?)
 }

@@ -9,7 +9,7 @@ use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_
 use vnet_common::event::EventBudget;
 use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{CACHE_WAYS, CacheSlot, FlowEntry, FlowKey};
-use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberAnswers, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 use vnet_common::policy::{AddressKey, NetworkKey, PeerKey, PortRow, RuleCounters, RuleRow, SetRow};
 
@@ -208,6 +208,8 @@ pub fn layouts(sizes: &Sizes) -> Result<Vec<Layout>> {
         array("GROUPS", size::<GroupRow>(), sizes.groups),
         array("MEMBERS", size::<MemberRow>(), sizes.members),
         per_cpu("MEMBER_COUNTERS", size::<MemberCounters>(), sizes.members),
+        per_cpu("MEMBER_ANSWERS", size::<MemberAnswers>(), sizes.members),
+        array("CONNECTING", 8, default_size("CONNECTING")),
         array("MAGLEV", size::<[u32; MAGLEV_BLOCK]>(), sizes.maglev),
         array("TURNS", 8, sizes.groups),
         array("ACTIVE", 8, sizes.members),

@@ -12,7 +12,7 @@ use vnet_common::addr::{V4, V6};
 use vnet_common::api::MapStatus;
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount};
 use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
-use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberCounters, MemberRow, VipKey, VipRow};
+use vnet_common::lb::{AffinityKey, AffinityRow, GroupRow, LocalKey, MemberAnswers, MemberCounters, MemberRow, VipKey, VipRow};
 use vnet_common::map::{Config, MAGLEV_BLOCK, MAPS};
 
 use super::batch::{BATCH, Table};
@@ -50,6 +50,7 @@ pub struct Maps {
     groups: Mapped<GroupRow>,
     members: Mapped<MemberRow>,
     member_counters: PerCpu<MemberCounters>,
+    member_answers: PerCpu<MemberAnswers>,
     pub(super) maglev: Table<u32, [u32; MAGLEV_BLOCK]>,
     pub(super) turns: Mapped<u64>,
     pub(super) active: Mapped<u64>,
@@ -107,6 +108,7 @@ impl Maps {
             groups: s.mapped("GROUPS")?,
             members: s.mapped("MEMBERS")?,
             member_counters: s.per_cpu("MEMBER_COUNTERS")?,
+            member_answers: s.per_cpu("MEMBER_ANSWERS")?,
             maglev: s.table("MAGLEV")?,
             turns: s.mapped("TURNS")?,
             active: s.mapped("ACTIVE")?,
@@ -293,9 +295,22 @@ impl Maps {
         Ok(sum)
     }
 
+    /// How a member answers, all CPUs together.
+    pub fn member_answers(&self, row: u32) -> Result<MemberAnswers> {
+        let mut sum = MemberAnswers::default();
+        for a in self.member_answers.get(row)? {
+            sum.resets += a.resets;
+            sum.unreachable += a.unreachable;
+            sum.connect_us += a.connect_us;
+            sum.connects.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum = sum.wrapping_add(n));
+        }
+        Ok(sum)
+    }
+
     /// Sets a member's counters to 0. Packets counted meanwhile may be lost: no member may be using the row.
     pub fn reset_member_counters(&self, row: u32) -> Result<()> {
-        self.member_counters.reset(row)
+        self.member_counters.reset(row)?;
+        self.member_answers.reset(row)
     }
 
     /// How many entries a map has room for; `None` if there is no such map.

@@ -112,7 +112,7 @@ fn own_size(layout: &Layout) -> u32 {
         "FLOWS4" | "FLOWS6" | "HALF_OPEN4" | "HALF_OPEN6" => FLOWS,
         "EVENTS" => 1 << 16,
         // Rows that are not there are passed over: which flow would be pushed out, what members and rules have counted.
-        "RING4" | "RING6" | "MEMBER_COUNTERS" | "RULE_COUNTERS" => 1,
+        "RING4" | "RING6" | "MEMBER_COUNTERS" | "MEMBER_ANSWERS" | "RULE_COUNTERS" => 1,
         _ => layout.max_entries,
     }
 }

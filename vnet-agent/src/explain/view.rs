@@ -318,6 +318,8 @@ impl<R: Rows> LbMaps for View<'_, R> {
         self.rows.pick(block, slot)
     }
     fn member_event(&self, _: u32, _: MemberEvent) {}
+    fn opening(&self, _: u32) {}
+    fn answered(&self, _: u32, _: u32) {}
     fn member_traffic(&self, _: u32, _: Direction, _: u32, _: u32) {}
     fn turn(&self, group: u32) -> u32 {
         let first = *self.picks.borrow_mut().turns.entry(group).or_insert_with(|| self.rows.turn(group));

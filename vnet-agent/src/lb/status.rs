@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use anyhow::Result;
 use vnet_common::api::{LbStatus, MemberStatus};
-use vnet_common::lb::{MemberCounters, state};
+use vnet_common::lb::{MemberAnswers, MemberCounters, state};
 
 use super::compile::{Group, Member};
 use super::eject::Ejected;
@@ -68,7 +68,7 @@ impl MemberRows {
 }
 
 /// The status of one load balancer. `counters` reads those of a member row.
-pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<MemberCounters>) -> Result<LbStatus> {
+pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<(MemberCounters, MemberAnswers)>) -> Result<LbStatus> {
     let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
     for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
         let all: u32 = group.members.iter().map(|m| m.share).sum();
@@ -79,7 +79,9 @@ pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<M
             add_state(status, m, m.check.as_ref().and_then(|c| s.health.get(c)), ejected);
             if let Some((row, serial)) = s.rows.find(group, m) {
                 status.active_flows += s.flows.get(&(row, serial)).copied().unwrap_or(0);
-                add_counters(status, &counters(row)?);
+                let (counters, answers) = counters(row)?;
+                add_counters(status, &counters);
+                add_answers(status, &answers);
             }
         }
     }
@@ -157,6 +159,13 @@ fn add_state(status: &mut MemberStatus, m: &Member, checked: Option<&(Health, Op
     if state == "ejected" && status.health.is_none() {
         status.health = ejected.cloned();
     }
+}
+
+fn add_answers(status: &mut MemberStatus, a: &MemberAnswers) {
+    status.resets_by_member += a.resets;
+    status.unreachable += a.unreachable;
+    status.connect.total_us += a.connect_us;
+    status.connect.buckets.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum += u64::from(n));
 }
 
 fn add_counters(status: &mut MemberStatus, c: &MemberCounters) {

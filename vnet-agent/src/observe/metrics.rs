@@ -4,7 +4,7 @@
 //! bounded: of each kind of thing, the [`MOST`] busiest have series of their own, and how many are left out is a metric.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
-use vnet_common::api::{EndpointStatus, LbStatus, QuarantineStatus, RuleStatus, SourceStatus, Status};
+use vnet_common::api::{ConnectTimes, EndpointStatus, LbStatus, QuarantineStatus, RuleStatus, SourceStatus, Status};
 
 pub use prometheus_text::CONTENT_TYPE;
 
@@ -126,6 +126,24 @@ impl Writer<'_> {
         let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
         for (labels, value) in summed(rows) {
             metric.encode_family(&labels)?.encode_counter(&value, None::<&Exemplar<Vec<(String, String)>, f64>>)?;
+        }
+        Ok(())
+    }
+
+    /// Times.
+    fn histogram<const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        rows: impl IntoIterator<Item = (Labels<N>, ConnectTimes)>,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (labels, times) in rows {
+            // The last one, without an end, is the encoder's own.
+            let ends = ConnectTimes::ends().into_iter().flatten().map(|us| us as f64 / 1e6);
+            let buckets: Vec<_> = ends.zip(times.buckets).collect();
+            let none = None::<&HashMap<usize, Exemplar<Vec<(String, String)>, f64>>>;
+            metric.encode_family(&labels)?.encode_histogram(times.total_us as f64 / 1e6, times.count(), &buckets, none)?;
         }
         Ok(())
     }
@@ -330,6 +348,10 @@ fn balanced(w: &mut Writer<'_>, members: &[&Member<'_>]) -> fmt::Result {
     w.counter("vnet_member_new_flows", "Flows given to a member", of(|m| m.status.new_flows))?;
     w.counter("vnet_member_established", "Handshakes completed, and UDP flows", of(|m| m.status.established))?;
     w.counter("vnet_member_resets", "Resets seen", of(|m| m.status.resets))?;
+    w.counter("vnet_member_resets_by_member", "Resets that the member sent", of(|m| m.status.resets_by_member))?;
+    w.counter("vnet_member_unreachable", "ICMP errors: the member cannot be reached", of(|m| m.status.unreachable))?;
+    let times = members.iter().map(|m| (labels(m), m.status.connect));
+    w.histogram("vnet_member_connect_seconds", "From SYN to SYN-ACK, as the datapath sees it", times)?;
     w.counter("vnet_member_packets", "Packets to and from a member", both(|m| m.status.packets))?;
     w.counter("vnet_member_bytes", "Bytes to and from a member", both(|m| m.status.bytes))
 }

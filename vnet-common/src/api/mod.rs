@@ -36,6 +36,8 @@ mod quarantine;
 
 use serde::{Deserialize, Serialize};
 
+use crate::lb::CONNECT_BUCKETS;
+
 use crate::verdict::Reason;
 
 pub use observe::*;
@@ -292,10 +294,60 @@ pub struct MemberStatus {
     pub established: u64,
     /// Resets seen.
     pub resets: u64,
+    /// Of those, sent by the member.
+    #[serde(default)]
+    pub resets_by_member: u64,
+    /// ICMP errors that said that the member, or its port, cannot be reached.
+    #[serde(default)]
+    pub unreachable: u64,
+    /// How long it took to answer connections.
+    #[serde(default)]
+    pub connect: ConnectTimes,
     /// Packets to it, from it.
     pub packets: [u64; 2],
     /// Bytes to it, from it.
     pub bytes: [u64; 2],
+}
+
+/// How long a member took to answer connections: from SYN to SYN-ACK, as seen at the client's device.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConnectTimes {
+    /// All of them together, in microseconds.
+    pub total_us: u64,
+    /// How many took less than 64 µs, 256 µs, 1 ms, 4 ms, 16 ms, 66 ms, 262 ms (powers of four), and how many took longer.
+    pub buckets: [u64; CONNECT_BUCKETS],
+}
+
+impl ConnectTimes {
+    /// Where each bucket ends, in microseconds; the last has no end.
+    #[must_use]
+    pub fn ends() -> [Option<u64>; CONNECT_BUCKETS] {
+        std::array::from_fn(|bucket| (bucket + 1 < CONNECT_BUCKETS).then(|| 64 << (2 * bucket)))
+    }
+
+    /// How many connections were answered.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+
+    /// The mean, in microseconds; `None` where none was answered.
+    #[must_use]
+    pub fn mean_us(&self) -> Option<u64> {
+        self.total_us.checked_div(self.count())
+    }
+
+    /// The end of the bucket that so many per thousand of the connections are within, in microseconds; `None`: of the last one, or none was answered.
+    #[must_use]
+    pub fn within_us(&self, per_mille: u64) -> Option<u64> {
+        let wanted = (self.count() * per_mille).div_ceil(1000).max(1);
+        let mut seen = 0;
+        let full = |n: &u64| {
+            seen += n;
+            seen >= wanted
+        };
+        Self::ends()[self.buckets.iter().position(full)?]
+    }
 }
 
 /// What an operator changes about a member; absent fields stay.

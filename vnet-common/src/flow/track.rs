@@ -3,7 +3,7 @@
 //! The hot path is a [`hit`] in the CPU's cache: mostly one line is read and written (IPv6: two). The tables are asked ([`find`], [`proceed`]) when it misses,
 //! and once every [`FLUSH_JIFFIES`] for a flow that it has.
 
-use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, Rewrite, Table, Work, flags, tcp as state};
+use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, NO_MEMBER, Rewrite, Table, Work, flags, tcp as state};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use crate::hash;
@@ -252,7 +252,7 @@ fn news<A: Address, M: LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>) -> (u8, 
     }
     if seen.tcp & u32::from(tcp::RST) != 0 {
         bits |= state::RESET;
-        m.member_event(e.member, MemberEvent::Reset);
+        m.member_event(e.member, if answered { MemberEvent::ResetByMember } else { MemberEvent::Reset });
     }
     (bits & !e.tcp, if answered { flags::REPLIED & !e.flags } else { 0 })
 }
@@ -305,7 +305,7 @@ where
     let opener = from_opener(key, w.entry.flags);
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
-        m.member_event(member, MemberEvent::Reset);
+        m.member_event(member, if opener { MemberEvent::Reset } else { MemberEvent::ResetByMember });
         m.add_active(member, false);
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if opener && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {
@@ -317,6 +317,9 @@ where
     } else {
         m.add(Table::HalfOpen, key, 1, w.seen.bytes, w.seen.now);
         if !opener && w.entry.flags & flags::REPLIED == 0 {
+            if member != NO_MEMBER && tcp & u32::from(tcp::SYN) != 0 {
+                m.answered(member, hash::flow(&w.partner));
+            }
             m.update(Table::HalfOpen, key, |e| e.flags |= flags::REPLIED);
             m.update(Table::HalfOpen, &w.partner, |e| e.flags |= flags::REPLIED);
         }

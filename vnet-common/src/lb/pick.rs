@@ -381,5 +381,6 @@ where
         m.member_event(member, MemberEvent::Established);
         return;
     }
+    m.opening(w.seen.hash);
     make_room(m, ep, w);
 }

@@ -8,7 +8,7 @@ use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::family::Family;
 use crate::flow::{FlowMaps, Work, flags as flow_flags, fragment, open, track};
 use crate::judge::{Decision, Judge};
-use crate::lb::vip;
+use crate::lb::{MemberEvent, vip};
 use crate::packet::Packet;
 use crate::policy::guard::{self, Guard};
 use crate::report::refuse;
@@ -98,6 +98,9 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
         return Verdict::Next(Reason::NotOurs);
     }
     if is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Ingress) {
+        if w.reason == Reason::Related && A::is_unreachable(w.headers.dport) {
+            m.member_event(w.treatment.member, MemberEvent::Unreachable);
+        }
         return if deliver::change(p, w, Side::Source) { Verdict::Next(w.reason) } else { FAILED };
     }
     let decision = Judge::<A>::ingress(m, ep, w);

@@ -202,12 +202,14 @@ config      -          1      -   64.0MiB   flows
 fn members_are_listed_and_changed() {
     let host = Host::start();
     let expected = "\
-MEMBER   ADDRESS           WEIGHT   STATE    FLOWS   NEW   SHARE   RESETS       TO     FROM   HEALTH
-a        10.0.0.11:8080         1   active       3    30     75%        0   4.4KiB   439KiB   -
-b        10.0.0.12:8080         1   active       1    10     25%        0   1.5KiB   146KiB   -
-c        [fd00::13]:8080        1   down         0     0      0%        0       0B       0B   connection refused
+MEMBER   ADDRESS           WEIGHT   STATE    FLOWS   NEW   SHARE   CONNECT   RESETS       TO     FROM   HEALTH
+a        10.0.0.11:8080         1   active       3    30     75%    215 µs        0   4.4KiB   439KiB   -
+b        10.0.0.12:8080         1   active       1    10     25%    215 µs        0   1.5KiB   146KiB   -
+c        [fd00::13]:8080        1   down         0     0      0%         -        0       0B       0B   connection refused
 ";
     assert_eq!(host.run(&["lb", "members", "web"]).out, expected);
+    let wide = host.run(&["lb", "members", "web", "-o", "wide"]).out;
+    assert!(wide.contains("<256 µs") && wide.contains("BY MEMBER"), "{wide}");
     assert_eq!(host.run(&["lb", "drain", "web", "a"]).out, "member web/a draining (0 flows left)\n");
     assert_eq!(host.run(&["lb", "drain", "web", "b", "--wait"]).out, "member web/b draining (0 flows left)\n");
     assert_eq!(host.run(&["lb", "undrain", "web", "a"]).out, "member web/a active (weight 1)\n");
