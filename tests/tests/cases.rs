@@ -24,8 +24,8 @@ mod cases {
     mod classes;
     mod errors;
     mod evaluation;
-    mod fuzz;
     mod fragments;
+    mod fuzz;
     mod guard;
     mod hairpin;
     mod judged_again;

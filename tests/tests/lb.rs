@@ -12,6 +12,8 @@ mod guest;
 mod health;
 #[path = "lb/members.rs"]
 mod members;
+#[path = "lb/moving.rs"]
+mod moving;
 #[path = "lb/picking.rs"]
 mod picking;
 #[path = "lb/redirect.rs"]

@@ -15,7 +15,8 @@ use crate::hash::STAMPS;
 use crate::judge::Judge;
 use crate::lb::pick::Picking;
 use crate::lb::{
-    self, AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberAnswers, MemberCounters, MemberEvent, MemberRow, VipKey, VipRow,
+    self, AffinityKey, AffinityRow, Filter, GroupRow, LbMaps, LocalKey, MemberAnswers, MemberCounters, MemberEvent, MemberRow,
+    VipKey, VipRow,
 };
 use crate::map::MAGLEV_BLOCK;
 use crate::packet::Packet;

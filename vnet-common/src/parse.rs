@@ -208,7 +208,20 @@ pub fn plain6<P: Packet>(p: &P) -> Option<Headers<V6>> {
 #[inline(always)]
 fn plain<A: Address>(src: A, dst: A, [a, b, c, d]: [u8; 4], protocol: u8, ttl: u8, dont_fragment: bool) -> Headers<A> {
     let (sport, dport) = ([a, b], [c, d]);
-    Headers { src, dst, sport, dport, protocol, tcp: 0, ttl, fragment: false, later: false, id: 0, dont_fragment, l4: A::PLAIN_L4 }
+    Headers {
+        src,
+        dst,
+        sport,
+        dport,
+        protocol,
+        tcp: 0,
+        ttl,
+        fragment: false,
+        later: false,
+        id: 0,
+        dont_fragment,
+        l4: A::PLAIN_L4,
+    }
 }
 
 /// Parses an IPv4 packet whose EtherType said so.

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
+use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
     RuleStatus, Status,
@@ -62,6 +63,10 @@ pub trait Control: Send + Sync + 'static {
     fn change_member(&self, lb: &str, member: &str, change: MemberChange) -> Result<LbStatus, Refusal>;
     /// At most `limit` flows, of one load balancer or all, and how many there are.
     fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal>;
+    /// The flows of an endpoint, for the agent of the host that it moves to.
+    fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal>;
+    /// Takes the flows of an endpoint over that moved here.
+    fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal>;
     /// Takes the datapath off this host. The agent is to end afterwards: what implements this resolves the `shutdown` that
     /// [`serve`] was given; this answer is still sent.
     fn detach(&self) -> Result<DetachResponse, Refusal>;

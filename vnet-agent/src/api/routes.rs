@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
+use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
     RuleStatus, Status,
@@ -81,6 +82,7 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/delete", post(delete_all))
         .route("/v1/endpoints", get(endpoints))
         .route("/v1/endpoints/attach", post(attach))
+        .route("/v1/endpoints/{name}/flows", get(export_flows).post(import_flows))
         .route("/v1/rules", get(rules))
         .route("/v1/lb", get(lbs))
         .route("/v1/lb/{name}", get(lb))
@@ -145,6 +147,14 @@ async fn endpoints(State(control): Agent) -> Answer<Vec<EndpointStatus>> {
 
 async fn attach(State(control): Agent, Body(request): Body<AttachRequest>) -> Answer<EndpointStatus> {
     ask(control, |control| control.attach(request)).await
+}
+
+async fn export_flows(State(control): Agent, Path(name): Path<String>) -> Answer<FlowExport> {
+    ask(control, move |control| control.export_flows(&name)).await
+}
+
+async fn import_flows(State(control): Agent, Path(name): Path<String>, Body(export): Body<FlowExport>) -> Answer<FlowImport> {
+    ask(control, move |control| control.import_flows(&name, &export)).await
 }
 
 #[derive(Deserialize)]

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
+use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::*;
 
 use super::{Control, Refusal, Routes, Socket, serve_on};
@@ -72,6 +73,12 @@ impl Control for Known {
     fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal> {
         let flow = FlowStatus { lb: lb.unwrap_or("all").to_owned(), ..FlowStatus::default() };
         Ok(FlowList { flows: vec![flow], total: limit as u64 })
+    }
+    fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal> {
+        Ok(FlowExport { endpoint: endpoint.to_owned(), ..FlowExport::default() })
+    }
+    fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal> {
+        Ok(FlowImport { endpoint: endpoint.to_owned(), taken: export.flows.len() as u64, ..FlowImport::default() })
     }
     fn detach(&self) -> Result<DetachResponse, Refusal> {
         Ok(DetachResponse { devices: vec!["tap0".to_owned()], flows: 1 })
@@ -176,6 +183,7 @@ fn every_route_answers() -> Result<()> {
         ("GET", "/v1/lb/a%2Fb", None, "/name", json!("a/b")),
         ("POST", "/v1/lb/web/members/fd00::1", Some(r#"{"drained": true}"#), "/members/0/name", json!("fd00::1")),
         ("GET", "/v1/flows", None, "/total", json!(100)),
+        ("GET", "/v1/endpoints/web-1/flows", None, "/endpoint", json!("web-1")),
         ("GET", "/v1/flows?lb=web&limit=5", None, "/flows/0/lb", json!("web")),
         ("POST", "/v1/detach", None, "/devices/0", json!("tap0")),
     ];
@@ -213,6 +221,7 @@ fn refusals_are_json_with_their_status() -> Result<()> {
         (400, "POST", "/v1/lb/web/members/a", Some("{}"), "nothing to change"),
         (422, "POST", "/v1/lb/web/members/a", Some(r#"{"weight": 1001}"#), "0 to 1000"),
         (400, "GET", "/v1/flows?limit=99999999", None, "65536"),
+        (422, "POST", "/v1/endpoints/web-1/flows", Some(r#"{"version": 1}"#), "missing field `endpoint`"),
         (400, "GET", "/v1/flows?limit=x", None, "invalid digit"),
         (400, "GET", "/v1/flows?lbs=web", None, "unknown field"),
         (400, "GET", "/v1/lb/%FF", None, "UTF-8"),

@@ -14,6 +14,7 @@ mod explain;
 pub mod glob;
 pub mod inputs;
 mod members;
+mod moving;
 mod observe;
 pub mod placements;
 pub mod policy;
@@ -34,6 +35,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, Fault, File, FlowList, LbStatus,
     MemberChange, RuleStatus, Status,
@@ -426,6 +428,14 @@ impl Control for Agent {
 
     fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal> {
         views::flows(self, lb, limit)
+    }
+
+    fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal> {
+        moving::export(self, endpoint)
+    }
+
+    fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal> {
+        moving::import(self, endpoint, export)
     }
 
     fn detach(&self) -> Result<DetachResponse, Refusal> {

@@ -52,6 +52,16 @@ impl<K: aya::Pod, V: aya::Pod> Table<K, V> {
         self.map.update(one(key), one(value), 0).map_err(|e| self.write_error(e))
     }
 
+    /// Sets the value of `key` unless it has one; says if it had none.
+    pub fn insert(&self, key: &K, value: &V) -> Result<bool> {
+        const NOEXIST: u64 = 1;
+        match self.map.update(one(key), one(value), NOEXIST) {
+            Ok(()) => Ok(true),
+            Err(e) if e.raw_os_error() == Some(libc::EEXIST) => Ok(false),
+            Err(e) => Err(self.write_error(e)),
+        }
+    }
+
     /// Removes `key`; says if there was one.
     pub fn remove(&self, key: &K) -> Result<bool> {
         self.map.delete(one(key)).with_context(|| format!("map {}: removing an entry", self.name))

@@ -165,6 +165,8 @@ pub struct Flow {
     pub vip: SocketAddr,
     /// Who serves it.
     pub member: SocketAddr,
+    /// The client's port as the member sees it.
+    pub client_port_there: u16,
     /// Row of the member.
     pub member_row: u32,
     /// The member's serial when it was picked: the row may since have gone to another member.
@@ -175,6 +177,8 @@ pub struct Flow {
     pub rule: u32,
     /// See [`flags`].
     pub flags: u16,
+    /// See [`tcp`].
+    pub tcp: u8,
     /// Where in its life it is.
     pub state: FlowState,
     /// From and to the client.
@@ -241,11 +245,13 @@ fn describe<A: Address + Hash>(
         client: socket(&key.src, key.sport),
         vip: socket(&key.dst, key.dport),
         member: socket(&forward.rewrite.addr, forward.rewrite.port),
+        client_port_there: u16::from_be_bytes(forward.rewrite.client_port),
         member_row: forward.member,
         serial: forward.serial,
         group: forward.group,
         rule,
         flags: forward.flags | reverse.map_or(0, |r| r.flags),
+        tcp: forward.tcp | reverse.map_or(0, |r| r.tcp),
         state: FlowState::new(key.protocol, half_open, forward, reverse.as_ref()),
         traffic: [traffic(key, Some(forward)), traffic(&key.partner(&forward.rewrite), reverse.as_ref())],
         age: clock.duration(ticks_since(now, created)),

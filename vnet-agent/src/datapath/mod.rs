@@ -18,6 +18,7 @@ pub mod look;
 mod maps;
 mod migrate;
 mod mmap;
+pub mod moving;
 mod open;
 pub mod pending;
 mod percpu;

@@ -68,7 +68,11 @@ impl MemberRows {
 }
 
 /// The status of one load balancer. `counters` reads those of a member row.
-pub fn status(lb: &LoadBalancer, s: &Sources, counters: &dyn Fn(u32) -> Result<(MemberCounters, MemberAnswers)>) -> Result<LbStatus> {
+pub fn status(
+    lb: &LoadBalancer,
+    s: &Sources,
+    counters: &dyn Fn(u32) -> Result<(MemberCounters, MemberAnswers)>,
+) -> Result<LbStatus> {
     let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
     for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
         let all: u32 = group.members.iter().map(|m| m.share).sum();

@@ -15,6 +15,8 @@
 //! | `GET /v1/flows?lb=…&limit=…` | | [`FlowList`] |
 //! | `POST /v1/detach` | | [`DetachResponse`]; the agent ends after it |
 //! | `POST /v1/endpoints/attach` | [`AttachRequest`] | [`EndpointStatus`], once its state is in force on the device |
+//! | `GET /v1/endpoints/{name}/flows` | | [`moving::FlowExport`] |
+//! | `POST /v1/endpoints/{name}/flows` | [`moving::FlowExport`], of another host | [`moving::FlowImport`] |
 //! | `GET /v1/groups` | | a list of [`GroupStatus`] |
 //! | `GET /v1/rules?endpoint=…` | | a list of [`RuleStatus`], in the order in which they are asked: all, or those about one endpoint |
 //! | `GET /v1/tags?subject=…` | | a list of [`Tag`] |
@@ -31,13 +33,13 @@
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
 //! | `GET /metrics` | | Prometheus' text format |
 
+pub mod moving;
 mod observe;
 mod quarantine;
 
 use serde::{Deserialize, Serialize};
 
 use crate::lb::CONNECT_BUCKETS;
-
 use crate::verdict::Reason;
 
 pub use observe::*;

@@ -3,7 +3,9 @@
 //! The hot path is a [`hit`] in the CPU's cache: mostly one line is read and written (IPv6: two). The tables are asked ([`find`], [`proceed`]) when it misses,
 //! and once every [`FLUSH_JIFFIES`] for a flow that it has.
 
-use super::{CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, NO_MEMBER, Rewrite, Table, Work, flags, tcp as state};
+use super::{
+    CACHE_WAYS, CacheSlot, FLUSH_JIFFIES, FlowEntry, FlowKey, FlowMaps, NO_MEMBER, Rewrite, Table, Work, flags, tcp as state,
+};
 use crate::addr::Address;
 use crate::endpoint::{EndpointMaps, EndpointRow, HostMaps};
 use crate::hash;

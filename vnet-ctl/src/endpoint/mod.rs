@@ -1,6 +1,7 @@
 //! `endpoint`: the NICs of VMs and containers.
 
 mod attach;
+mod moving;
 
 use anyhow::Result;
 use vnet_common::api::EndpointStatus;
@@ -10,14 +11,15 @@ use crate::output::Session;
 use crate::target::Kind;
 use crate::watch::{self, WatchArgs};
 
-/// See the endpoints; have a device attached before its VM sends
+/// See the endpoints; have a device attached before its VM sends; take its flows to another host
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
     after_help = "\
 Examples:
   vnet-ctl endpoint ls --watch
-  vnet-ctl endpoint attach tap100i0 --hold"
+  vnet-ctl endpoint attach tap100i0 --hold
+  vnet-ctl endpoint export web-1 > web-1.flows"
 )]
 pub struct Args {
     /// What to do.
@@ -30,6 +32,8 @@ pub struct Args {
 pub enum Verb {
     Ls(LsArgs),
     Attach(attach::Args),
+    Export(moving::ExportArgs),
+    Import(moving::ImportArgs),
 }
 
 /// List the endpoints: device, security group, whether policy applies, traffic
@@ -57,6 +61,8 @@ pub async fn run(session: &Session, verb: Verb) -> Result<u8> {
     match verb {
         Verb::Ls(args) => ls(session, args).await,
         Verb::Attach(args) => attach::run(session, args).await,
+        Verb::Export(args) => moving::export(session, args).await,
+        Verb::Import(args) => moving::import(session, args).await,
     }
 }
 

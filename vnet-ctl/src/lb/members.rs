@@ -51,7 +51,19 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     columns.extend(before.is_some().then_some(">NEW/S"));
     columns.extend([">SHARE", ">CONNECT", ">RESETS", ">TO", ">FROM"]);
     columns.extend(
-        wide.then_some([">CONNECT 99%", ">BY MEMBER", ">UNREACHABLE", ">TARGET", ">ESTABLISHED", ">PACKETS TO", ">PACKETS FROM", "DEVICE", "ZONE"]).into_iter().flatten(),
+        wide.then_some([
+            ">CONNECT 99%",
+            ">BY MEMBER",
+            ">UNREACHABLE",
+            ">TARGET",
+            ">ESTABLISHED",
+            ">PACKETS TO",
+            ">PACKETS FROM",
+            "DEVICE",
+            "ZONE",
+        ])
+        .into_iter()
+        .flatten(),
     );
     columns.extend(health.then_some("HEALTH"));
     let mut table = Table::new(&columns);

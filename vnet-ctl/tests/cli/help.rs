@@ -2,7 +2,7 @@
 
 use crate::support::Host;
 
-const VERBS: [&str; 48] = [
+const VERBS: [&str; 50] = [
     "apply",
     "diff",
     "get",
@@ -19,6 +19,8 @@ const VERBS: [&str; 48] = [
     "endpoint",
     "endpoint ls",
     "endpoint attach",
+    "endpoint export",
+    "endpoint import",
     "group",
     "group ls",
     "policy",

@@ -6,6 +6,7 @@ mod fake;
 mod help;
 mod hooks;
 mod kinds;
+mod moving;
 mod observe;
 mod quarantine;
 mod support;

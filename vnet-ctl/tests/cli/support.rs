@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
 use vnet_agent::api::{Control, Quarantine, Refusal, Routes, Socket, Sources, serve_on};
+use vnet_common::api::moving::{FLOW_EXPORT, FlowExport, FlowImport, MovedFlow, RefusedFlow};
 use vnet_common::api::*;
 
 use crate::fake;
@@ -98,6 +99,7 @@ fn member(name: &str, address: &str, flows: u64) -> MemberStatus {
         active_flows: flows,
         new_flows: flows * 10,
         established: flows * 9,
+        connect: ConnectTimes { total_us: flows * 2150, buckets: [flows * 9, flows, 0, 0, 0, 0, 0, 0] },
         bytes: [flows * 1500, flows * 150_000],
         ..MemberStatus::default()
     }
@@ -154,6 +156,37 @@ impl Memory {
 }
 
 impl Control for Memory {
+    fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal> {
+        if endpoint != "web-1" {
+            return Err(Refusal::not_found(format!("there is no endpoint '{endpoint}' on this host")));
+        }
+        let flow = MovedFlow {
+            protocol: 6,
+            local: "10.0.1.11:40000".parse().unwrap(),
+            remote: "10.96.0.10:80".parse().unwrap(),
+            member: Some("10.0.0.11:8080".parse().unwrap()),
+            local_port_there: None,
+            inbound: false,
+            replied: true,
+            picked_up: false,
+            ended: [false; 2],
+            packets: [3, 2],
+            bytes: [300, 200],
+            age_seconds: 9,
+            idle_seconds: 1,
+        };
+        Ok(FlowExport { version: FLOW_EXPORT, endpoint: endpoint.to_owned(), flows: vec![flow], left: 2 })
+    }
+    fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal> {
+        let (known, other): (Vec<_>, Vec<_>) = export.flows.iter().partition(|flow| flow.remote.port() == 80);
+        let refused = other.iter().map(|flow| RefusedFlow {
+            local: flow.local,
+            remote: flow.remote,
+            reason: "no such load balancer".to_owned(),
+        });
+        let (taken, refused) = (known.len() as u64, refused.collect());
+        Ok(FlowImport { endpoint: endpoint.to_owned(), taken, known: 0, refused })
+    }
     fn status(&self) -> Result<Status, Refusal> {
         let map = |name: &str, used, capacity| MapStatus {
             name: name.into(),
