@@ -97,7 +97,7 @@ reasons! {
     /// A header is cut off or contradicts itself, or there are more than are followed. Dropped if the endpoint is policed, or could hide a tunnel's
     /// packet so; else left to the stack.
     Malformed = 2, "malformed";
-    /// The packet carries a VLAN tag.
+    /// The packet carries the tag of a VLAN, beside it. One with the number 0 is none (IEEE 802.1Q: a priority).
     Vlan = 3, "vlan";
     /// Nothing of ours: addressed to no VIP, and no flow is known.
     NotOurs = 4, "not-ours";
