@@ -4,6 +4,8 @@
 mod bridge;
 #[path = "lb/errors.rs"]
 mod errors;
+#[path = "lb/flood.rs"]
+mod flood;
 #[path = "lb/fragments.rs"]
 mod fragments;
 #[path = "lb/guest.rs"]
