@@ -64,11 +64,15 @@ const REACHED: &[&str] = &[
     "redirect to peer half-open",
     "redirect to peer new-flow",
     "redirect to peer reply",
+    "reply established",
+    "reply half-open",
     "reply member-removed",
+    "reply new-flow",
     "reply no-member",
     "reply packet-too-big",
     "reply quarantined",
     "reply rejected",
+    "reply reply",
     "reply vip-echo",
     "reply vip-neighbor",
     "reply vip-port-closed",
@@ -130,7 +134,8 @@ fn run_world(seed: u64, kernel: &mut Kernel, reached: &mut BTreeMap<String, u32>
                 return Err(format!("{}\n  {verdict:?}: {e}\n  out    {}", name(), hex(&host.bytes)));
             }
             if is_of_flow(verdict) {
-                seen.push(Past { direction, ifindex, before: frame.bytes, after: host.bytes });
+                let turned = matches!(verdict, Verdict::Reply(_));
+                seen.push(Past { direction, ifindex, before: frame.bytes, after: host.bytes, turned });
             }
         }
     }

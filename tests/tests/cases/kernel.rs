@@ -19,9 +19,9 @@ use nix::unistd::Pid;
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::{EndpointCounters, EndpointRow, FlowCount, HALF_OPEN_QUOTA};
 use vnet_common::event::EventRow;
+use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::flow::{CacheSlot, FlowEntry, FlowKey, Rewrite};
 use vnet_common::host::{Frame, Maps, Policy};
-use vnet_common::flow::fragment::{FragmentKey, FragmentRow};
 use vnet_common::lb::{AffinityKey, AffinityRow, LocalKey, MemberAnswers, MemberCounters, VipKey, VipRow};
 use vnet_common::map::{Config, ENDPOINT_ROWS, MAGLEV_BLOCK};
 use vnet_common::policy::{AddressKey, PeerKey, RuleCounters, SetRow};
@@ -33,7 +33,7 @@ use super::world::{CACHE_SLOTS, FAR, NEAR, STRANGER};
 /// Rows of per-endpoint tables that tests use.
 const SLOTS: u32 = 4;
 /// Rows of per-member tables that tests use.
-const MEMBERS: u32 = 24;
+const MEMBERS: u32 = 32;
 
 /// Does the kernel take the frame in a test run? It wants a whole IP header where the EtherType promises one.
 pub fn takes(frame: &[u8]) -> bool {

@@ -161,6 +161,15 @@ fn with_flags(mut b: Vec<u8>, flags: u8) -> Vec<u8> {
     b
 }
 
+/// An IPv4 packet as a fragment of a larger datagram: the first, or another.
+fn as_fragment(r: &mut Random, mut b: Vec<u8>) -> Vec<u8> {
+    if let Some((_, 4, ..)) = layout(&b) {
+        let bits = r.of(&[0x2000_u16, 0x2000, 0x2008, 0x0008, 0x0010, 0x2001]);
+        change_word(&mut b, 20, 24, |w| w.copy_from_slice(&bits.to_be_bytes()));
+    }
+    b
+}
+
 /// The ICMP error about a packet, from a router or from its destination to its source.
 fn error_about(r: &mut Random, b: &[u8]) -> Option<Vec<u8>> {
     let (at, width, l4, _) = layout(b)?;
@@ -180,6 +189,8 @@ pub struct Past {
     pub ifindex: u32,
     pub before: Vec<u8>,
     pub after: Vec<u8>,
+    /// It went back to where it came from, which is its own member.
+    pub turned: bool,
 }
 
 pub fn is_of_flow(v: Verdict) -> bool {
@@ -191,9 +202,12 @@ pub fn is_of_flow(v: Verdict) -> bool {
 fn next_of_flow(r: &mut Random, past: &Past) -> Option<(Direction, u32, Vec<u8>)> {
     let flags = r.of(&[16, 16, 16, 16, 18, 18, 17, 4, 2]);
     if r.one_in(3) {
-        return Some((past.direction, past.ifindex, with_flags(past.before.clone(), flags)));
+        let again = with_flags(past.before.clone(), flags);
+        let again = if r.one_in(6) { as_fragment(r, again) } else { again };
+        return Some((past.direction, past.ifindex, again));
     }
     let (direction, ifindex) = match past.direction {
+        _ if past.turned => (Direction::Egress, past.ifindex),
         Direction::Ingress => (Direction::Egress, past.ifindex),
         Direction::Egress if r.one_in(3) => (Direction::Egress, r.of(&[NEAR, FAR])),
         Direction::Egress => (Direction::Ingress, past.ifindex),
@@ -201,7 +215,8 @@ fn next_of_flow(r: &mut Random, past: &Past) -> Option<(Direction, u32, Vec<u8>)
     if r.one_in(8) {
         return Some((direction, ifindex, error_about(r, &past.after)?));
     }
-    Some((direction, ifindex, with_flags(reply_to(&past.after)?, flags)))
+    let reply = with_flags(reply_to(&past.after)?, flags);
+    Some((direction, ifindex, if r.one_in(8) { as_fragment(r, reply) } else { reply }))
 }
 
 /// The MAC of the endpoint behind a device.

@@ -44,7 +44,12 @@ pub fn random_world(r: &mut Random) -> World {
         w.local(f.member(1), FAR);
         for (n, protocol, port) in [(0, 6, 80), (0, 17, 80), (1, 6, 80), (1, 17, 53)] {
             let g = w.group(vip(f, n), protocol, port);
-            w.set_flags(g, r.below(8) as u32);
+            w.set_flags(g, random_flags(r));
+            if r.one_in(4) {
+                // The client is its own member.
+                let index = w.member(g, f.client(), r.of(&[80, 8080]));
+                w.edit(index).ifindex = r.of(&[0, CLIENT]);
+            }
             for m in 0..=r.below(3) as u8 {
                 let index = w.member(g, f.member(m), r.of(&[80, 8080]));
                 let row = w.edit(index);
@@ -60,6 +65,13 @@ pub fn random_world(r: &mut Random) -> World {
         random_policy(r, &mut w);
     }
     w
+}
+
+/// How a group picks, and what it does besides.
+fn random_flags(r: &mut Random) -> u32 {
+    use vnet_common::lb::flags::{LEAST_CONNECTIONS, MAGLEV, ROUND_ROBIN, SOURCE_HASH, affinity};
+    let algorithm = r.of(&[MAGLEV, MAGLEV, ROUND_ROBIN, LEAST_CONNECTIONS, SOURCE_HASH]);
+    r.below(8) as u32 | algorithm | r.of(&[0, 0, 0, affinity(600)])
 }
 
 fn random_policy(r: &mut Random, w: &mut World) {
@@ -178,7 +190,7 @@ fn random_balancing(r: &mut Random, w: &mut World) {
         2 => w.edit(member).ifindex = r.of(&[0, NEAR, FAR]),
         _ => {
             let group = r.below(w.maps.groups.len() as u64) as u32;
-            w.set_flags(group, r.below(8) as u32);
+            w.set_flags(group, random_flags(r));
         }
     }
 }
