@@ -4,6 +4,9 @@ use crate::Options;
 use crate::packets::{Case, Family, Kernel, Peer, Protocol, Traffic, stay_on};
 use crate::report::Row;
 use anyhow::{Context as _, Result};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use vnet_common::lb::flags as group_flags;
 use vnet_common::verdict::{Direction, Reason};
 
 const SUITE: &str = "lb packets";
@@ -11,45 +14,65 @@ const SUITE: &str = "lb packets";
 const DEFAULT_FLOWS: u32 = 1 << 16;
 /// Entries in the main tables of a datapath for more.
 const MORE_ENTRIES: u32 = 1 << 21;
-/// In the name of each case of its kind.
-const PAST: &str = "past the stack";
 const COUNTS: [(u32, &str); 4] = [(1, "1"), (1 << 10, "1K"), (1 << 16, "64K"), (1 << 19, "512K")];
+
+/// What a case is measured on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Bed {
+    /// Eight members on other hosts, and tables of the default sizes.
+    Usual,
+    /// The members are endpoints of this host, delivered to past its stack.
+    PastTheStack,
+    /// Larger flow tables.
+    ManyFlows,
+    /// 10,000 members, and 10,000 other groups.
+    Crowded,
+}
+
+impl Bed {
+    fn load(self, object: &[u8]) -> Result<Kernel> {
+        match self {
+            Self::Usual => Kernel::load(object, None, false),
+            Self::PastTheStack => Kernel::load(object, None, true),
+            Self::ManyFlows => Kernel::load(object, Some(MORE_ENTRIES), false),
+            Self::Crowded => Kernel::load_crowded(object),
+        }
+    }
+}
 
 /// Measures every wanted case.
 pub fn run(options: &Options) -> Result<Vec<Row>> {
     let mut cases = cases();
-    cases.retain(|case| options.wants(SUITE, &case.name));
+    cases.retain(|(_, case)| options.wants(SUITE, &case.name));
     if cases.is_empty() {
         return Ok(Vec::new());
     }
     // The caches are per CPU.
     stay_on(0)?;
     let object = options.object()?;
-    let mut usual = Kernel::load(&object, None, false)?;
-    let past = cases.iter().any(is_past_the_stack);
-    let mut past = past.then(|| Kernel::load(&object, None, true)).transpose()?;
-    let big = cases.iter().any(|case| case.traffic.flows > DEFAULT_FLOWS);
-    let mut big = big.then(|| Kernel::load(&object, Some(MORE_ENTRIES), false)).transpose()?;
+    let mut beds = BTreeMap::new();
+    for bed in cases.iter().map(|(bed, _)| *bed).chain([Bed::Usual]) {
+        if let Entry::Vacant(place) = beds.entry(bed) {
+            place.insert(bed.load(&object).with_context(|| format!("setting up {bed:?}"))?);
+        }
+    }
     let (rounds, repeat) = if options.quick { (3, 200_000) } else { (15, 1_000_000) };
     let mut null = Vec::new();
     for round in 1..=rounds {
         eprintln!("round {round} of {rounds}");
-        null.push(usual.bare_null(repeat)?);
-        for case in &mut cases {
-            let other = if is_past_the_stack(case) { &mut past } else { &mut big };
-            let kernel =
-                if is_past_the_stack(case) || case.traffic.flows > DEFAULT_FLOWS { other.as_mut() } else { Some(&mut usual) };
-            let kernel = kernel.context("no datapath for this case")?;
+        null.push(beds.get_mut(&Bed::Usual).context("no datapath")?.bare_null(repeat)?);
+        for (bed, case) in &mut cases {
+            let kernel = beds.get_mut(bed).context("no datapath for this case")?;
             case.measure(kernel, repeat).with_context(|| format!("measuring {}", case.name))?;
         }
     }
     let mut rows = vec![Row::new(SUITE, "null program alone", "ns", &null)];
-    rows.extend(cases.iter().map(Case::row));
+    rows.extend(cases.iter().map(|(_, case)| case.row()));
     Ok(rows)
 }
 
-fn cases() -> Vec<Case> {
-    let mut all = Vec::new();
+fn cases() -> Vec<(Bed, Case)> {
+    let (mut all, mut past) = (Vec::new(), Vec::new());
     for family in [Family::V4, Family::V6] {
         for direction in [Direction::Egress, Direction::Ingress] {
             all.push(not_ours(family, direction));
@@ -57,18 +80,38 @@ fn cases() -> Vec<Case> {
         for protocol in [Protocol::Udp, Protocol::Ack] {
             all.extend(COUNTS.map(|count| established(family, protocol, Direction::Egress, count)));
             all.push(established(family, protocol, Direction::Ingress, COUNTS[1]));
-            all.push(past_the_stack(family, protocol));
+            past.push(past_the_stack(family, protocol));
         }
         for protocol in [Protocol::Udp, Protocol::Syn] {
             all.extend(COUNTS.map(|count| new(family, protocol, count)));
         }
     }
+    all.extend(algorithms());
+    let bed = |case: &Case| if case.traffic.flows > DEFAULT_FLOWS { Bed::ManyFlows } else { Bed::Usual };
+    let mut all: Vec<_> = all.into_iter().map(|case| (bed(&case), case)).collect();
+    all.extend(past.into_iter().map(|case| (Bed::PastTheStack, case)));
+    all.extend(crowded().into_iter().map(|case| (Bed::Crowded, case)));
     all
 }
 
-/// Are the members endpoints of this host, delivered to past its stack?
-fn is_past_the_stack(case: &Case) -> bool {
-    case.name.contains(PAST)
+/// What new flows cost by how their member is picked.
+fn algorithms() -> Vec<Case> {
+    const KINDS: [(&str, u32); 4] = [
+        ("roundRobin", group_flags::ROUND_ROBIN),
+        ("leastConnections", group_flags::LEAST_CONNECTIONS),
+        ("sourceHash", group_flags::SOURCE_HASH),
+        ("affinity", group_flags::affinity(60)),
+    ];
+    KINDS.map(|(name, flags)| new(Family::V4, Protocol::Udp, COUNTS[1]).called(name).picking(flags)).into()
+}
+
+/// The same as usual, among many.
+fn crowded() -> Vec<Case> {
+    let mut all = vec![not_ours(Family::V4, Direction::Egress)];
+    all.extend(COUNTS[1..3].iter().map(|count| established(Family::V4, Protocol::Udp, Direction::Egress, *count)));
+    all.extend(COUNTS[1..3].iter().map(|count| new(Family::V4, Protocol::Udp, *count)));
+    all.push(new(Family::V4, Protocol::Udp, COUNTS[1]).called("leastConnections").picking(group_flags::LEAST_CONNECTIONS));
+    all.into_iter().map(|case| case.called("10,000 members and groups")).collect()
 }
 
 fn names(family: Family, protocol: Protocol) -> (&'static str, &'static str) {
@@ -106,7 +149,7 @@ fn established(family: Family, protocol: Protocol, direction: Direction, (flows,
 fn past_the_stack(family: Family, protocol: Protocol) -> Case {
     let (f, p) = names(family, protocol);
     let traffic = Traffic { family, protocol, direction: Direction::Egress, peer: Peer::Vip, flows: 1024 };
-    Case::new(SUITE, format!("established, {f} {p}, {PAST}, 1K flows"), traffic, Reason::Established, None)
+    Case::new(SUITE, format!("established, {f} {p}, past the stack, 1K flows"), traffic, Reason::Established, None)
 }
 
 fn new(family: Family, protocol: Protocol, (flows, count): (u32, &str)) -> Case {

@@ -2,6 +2,7 @@
 
 mod cases;
 mod end_to_end;
+mod scale;
 mod traffic;
 
 use crate::Options;
@@ -14,5 +15,6 @@ pub fn run(options: &Options) -> Result<Vec<Row>> {
     let packets = std::thread::scope(|scope| scope.spawn(|| cases::run(options)).join());
     let mut rows = packets.map_err(|panic| anyhow!("measuring packets: {panic:?}"))??;
     rows.extend(end_to_end::run(options)?);
+    rows.extend(scale::run(options)?);
     Ok(rows)
 }

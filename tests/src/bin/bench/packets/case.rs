@@ -15,6 +15,8 @@ pub struct Case {
     expect: Reason,
     /// ns above the floor.
     goal: Option<f64>,
+    /// How the group picks: see [`vnet_common::lb::flags`].
+    flags: u32,
     /// One value a round; and of the null program in the same harness.
     values: Vec<f64>,
     floors: Vec<f64>,
@@ -22,7 +24,17 @@ pub struct Case {
 
 impl Case {
     pub fn new(suite: &'static str, name: String, traffic: Traffic, expect: Reason, goal: Option<f64>) -> Self {
-        Self { suite, name, traffic, expect, goal, values: Vec::new(), floors: Vec::new() }
+        Self { suite, name, traffic, expect, goal, flags: 0, values: Vec::new(), floors: Vec::new() }
+    }
+
+    /// The same under a name that says more.
+    pub fn called(self, more: &str) -> Self {
+        Self { name: format!("{}, {more}", self.name), ..self }
+    }
+
+    /// The same with a group that picks so.
+    pub fn picking(self, flags: u32) -> Self {
+        Self { flags, ..self }
     }
 
     /// One round.
@@ -30,7 +42,12 @@ impl Case {
         let t = self.traffic;
         kernel.empty_caches(t)?;
         if matches!(self.expect, Reason::NewFlow | Reason::Allowed) {
-            return self.measure_new(kernel);
+            if self.flags == 0 {
+                return self.measure_new(kernel);
+            }
+            kernel.set_algorithm(t.family, self.flags)?;
+            self.measure_new(kernel)?;
+            return kernel.set_algorithm(t.family, 0);
         }
         let target = Target::from(t.direction);
         if self.has_flows() {

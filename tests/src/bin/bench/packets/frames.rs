@@ -12,7 +12,7 @@ use vnet_common::verdict::Direction;
 pub const ENDPOINT: u32 = 7;
 /// See [`ENDPOINT`].
 pub const SLOT: u32 = 1;
-/// Members of the group.
+/// Members of the group, where nothing else is said.
 pub const MEMBERS: u32 = 8;
 /// The VIP's port.
 pub const VIP_PORT: u16 = 80;
@@ -88,12 +88,21 @@ pub fn peer4(peer: Peer) -> V4 {
 pub fn peer6(peer: Peer) -> V6 {
     ip6(place(peer).0, place(peer).1)
 }
-/// The address of member `n`, as in its row.
+/// The address of member `n`, below 65,535, as in its row.
 pub fn member(family: Family, n: u32) -> [u8; 16] {
-    match family {
-        Family::V4 => ip4(1, 1 + n as u8).widen(),
-        Family::V6 => ip6(1, 1 + n as u8).widen(),
-    }
+    let [.., high, low] = (n + 1).to_be_bytes();
+    let (mut addr, end) = match family {
+        Family::V4 => (ip4(1, 0).widen(), 4),
+        Family::V6 => (ip6(1, 0).widen(), 16),
+    };
+    (addr[end - 2], addr[end - 1]) = (high, low);
+    addr
+}
+
+/// The address of a VIP that gets no packets.
+pub fn other_vip(n: u32) -> [u8; 16] {
+    let [.., high, low] = n.to_be_bytes();
+    V4::from([10, 254, high, low]).widen()
 }
 
 /// The address of peer `n` of [`Peer::Many`], as in map rows.

@@ -18,8 +18,14 @@ use vnet_common::verdict::{Direction, Reason};
 
 /// Slots of a CPU's flow cache, as the agent has them: IPv4, IPv6.
 const CACHE: [u32; 2] = [1 << 17, 1 << 17];
-/// Slots of the group's pick table.
+/// Slots of the pick table of a group of [`MEMBERS`].
 const PICKS: u32 = 1024;
+/// Members of a large group; other groups beside it.
+pub const MANY: u32 = 10_000;
+/// Slots of a large group's pick table.
+const MANY_PICKS: u32 = 1 << 17;
+/// The first row of other groups.
+const OTHERS: u32 = 100;
 /// `lo`: what a test run's packet seems to have come from.
 const DEVICE: u32 = 1;
 /// The first member's device, where members are endpoints of this host.
@@ -51,6 +57,8 @@ pub struct Kernel {
     // The kernel empties a program array that nobody holds.
     _programs: ProgramArray<MapData>,
     links: Vec<(&'static str, SchedClassifierLinkId)>,
+    /// Members of the group.
+    members: u32,
 }
 
 impl Kernel {
@@ -60,6 +68,25 @@ impl Kernel {
         let mut kernel = Self::load_empty(object, entries, true)?;
         kernel.set_up(past_the_stack)?;
         Ok(kernel)
+    }
+
+    /// With [`MANY`] members, and as many other groups with a VIP each.
+    pub fn load_crowded(object: &[u8]) -> Result<Self> {
+        let mut kernel = Self::load_empty(object, None, true)?;
+        kernel.members = MANY;
+        for n in 0..MANY {
+            let addr = frames::other_vip(n);
+            let key = VipKey { network: 0, addr, port: 80u16.to_be_bytes(), protocol: 17, version: 4 };
+            kernel.put("GROUPS", OTHERS + n, GroupRow { table: 1, serial: SERIAL, flags: 0 })?;
+            kernel.put_vip(Family::V4, key, OTHERS + n)?;
+        }
+        kernel.set_up(false)?;
+        Ok(kernel)
+    }
+
+    /// Has the group of a family pick otherwise: see [`group_flags`].
+    pub fn set_algorithm(&mut self, family: Family, flags: u32) -> Result<()> {
+        self.set_group_row(group_of(family), self.members, flags)
     }
 
     /// The same without that the endpoints' rules are ever asked.
@@ -95,7 +122,7 @@ impl Kernel {
             let program: &SchedClassifier = ebpf.program(name).context("a program is gone")?.try_into()?;
             programs.set(index as u32, program.fd()?, 0)?;
         }
-        Ok(Self { ebpf, _programs: programs, links: Vec::new() })
+        Ok(Self { ebpf, _programs: programs, links: Vec::new(), members: MEMBERS })
     }
 
     /// Attaches programs to a device of the caller's network namespace: for what its endpoint sends, and for what reaches it.
@@ -124,15 +151,20 @@ impl Kernel {
 
     /// Sets the row of a group of as many members, and its pick table.
     pub fn set_group(&mut self, group: u32, first_member: u32, members: u32, flags: u32) -> Result<()> {
-        let blocks = PICKS / MAGLEV_BLOCK as u32;
-        let first_block = group * blocks;
-        for block in 0..blocks {
+        let (first_block, slots) = picks(group, members);
+        for block in 0..slots / MAGLEV_BLOCK as u32 {
             let picks: [u32; MAGLEV_BLOCK] =
                 std::array::from_fn(|i| first_member + (block * MAGLEV_BLOCK as u32 + i as u32) % members);
             self.put("MAGLEV", first_block + block, picks)?;
         }
-        let table = u64::from(first_block) << 32 | u64::from(PICKS);
-        self.put("GROUPS", group, GroupRow { table, serial: SERIAL, flags })
+        self.set_group_row(group, members, flags)
+    }
+
+    fn set_group_row(&mut self, group: u32, members: u32, flags: u32) -> Result<()> {
+        let (first_block, slots) = picks(group, members);
+        // Of those that are compared each has one slot.
+        let slots = if flags & group_flags::ALGORITHM == group_flags::LEAST_CONNECTIONS { members } else { slots };
+        self.put("GROUPS", group, GroupRow { table: u64::from(first_block) << 32 | u64::from(slots), serial: SERIAL, flags })
     }
 
     /// Sets a member's row.
@@ -162,17 +194,30 @@ impl Kernel {
 
     /// A group of each family, for UDP and TCP.
     fn set_up_group(&mut self, family: Family, past_the_stack: bool) -> Result<()> {
-        let number = if family == Family::V4 { 0 } else { 1 };
-        let (group, first_member) = (GROUP + number, 16 + number * MEMBERS);
-        self.set_group(group, first_member, MEMBERS, if past_the_stack { group_flags::REDIRECT } else { 0 })?;
-        for n in 0..MEMBERS {
+        let (group, members) = (group_of(family), self.members);
+        let first_member = 16 + (group - GROUP) * members;
+        self.set_group(group, first_member, members, if past_the_stack { group_flags::REDIRECT } else { 0 })?;
+        for n in 0..members {
             let (addr, port) = (frames::member(family, n), MEMBER_PORT.to_be_bytes());
             let ifindex = if past_the_stack { MEMBER_DEVICES + n } else { 0 };
             if ifindex != 0 {
                 let (id, slot, flags) = (ENDPOINT + 1 + n, SLOT + 1 + n, endpoint_flags::PEER);
-                self.put("ENDPOINTS", ifindex, EndpointRow { ifindex, id, slot, mtu: 1500, flags, ..EndpointRow::default() })?;
+                self.put(
+                    "ENDPOINTS",
+                    ifindex,
+                    EndpointRow { ifindex, id, slot, mtu: 1500, mac: [2, 0, 0, 0, 2, 1], flags, ..EndpointRow::default() },
+                )?;
             }
-            let row = MemberRow { addr, port, serial: SERIAL, group, ifindex, state: state::ACTIVE, ..MemberRow::default() };
+            let row = MemberRow {
+                addr,
+                port,
+                serial: SERIAL,
+                group,
+                ifindex,
+                state: state::ACTIVE,
+                share: 100,
+                ..MemberRow::default()
+            };
             self.put_member(first_member + n, row)?;
         }
         for protocol in [Protocol::Udp, Protocol::Ack] {
@@ -185,7 +230,7 @@ impl Kernel {
 
     /// Works out which member each flow will get, for its replies.
     fn note_members(&mut self, t: Traffic) -> Result<()> {
-        let plan = t.plan()?;
+        let (plan, number) = (t.plan()?, self.members);
         let mut members: Array<_, [u8; 4]> = Array::try_from(self.map("BENCH_MEMBERS")?)?;
         for flow in 0..t.flows {
             let (addr, port) = plan.client(flow);
@@ -197,8 +242,8 @@ impl Kernel {
                     hash::pick(&FlowKey { src: V6::from(src), sport: port, ..plan.key6 }, 0)
                 }
             };
-            let slot = (u64::from(hash) * u64::from(PICKS)) >> 32;
-            let m = frames::member(t.family, slot as u32 % MEMBERS);
+            let slot = (u64::from(hash) * u64::from(picks(0, number).1)) >> 32;
+            let m = frames::member(t.family, slot as u32 % number);
             let tail = if t.family == Family::V4 { [m[0], m[1], m[2], m[3]] } else { [m[12], m[13], m[14], m[15]] };
             members.set(plan.members + flow, tail, 0)?;
         }
@@ -352,6 +397,16 @@ impl Kernel {
         let per_cpu = counters.get(&SLOT, 0)?;
         Ok(per_cpu.iter().map(|c| c.packets[direction as usize][reason as usize]).sum())
     }
+}
+
+fn group_of(family: Family) -> u32 {
+    GROUP + u32::from(family == Family::V6)
+}
+
+/// The pick table of a group of so many members: its first block, and how many slots it has.
+fn picks(group: u32, members: u32) -> (u32, u32) {
+    let slots = if members > MEMBERS { MANY_PICKS } else { PICKS };
+    (group * (slots / MAGLEV_BLOCK as u32), slots)
 }
 
 fn in_order(plan: Plan) -> Plan {
