@@ -115,6 +115,11 @@ impl<A: Address> Headers<A> {
     pub fn is_opened(&self) -> bool {
         self.is_tcp() && self.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
     }
+    /// Is it the first fragment of a datagram?
+    #[inline(always)]
+    pub fn is_first(&self) -> bool {
+        self.fragment && !self.later
+    }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]
     pub fn is_plain(&self) -> bool {

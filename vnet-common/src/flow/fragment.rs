@@ -83,28 +83,22 @@ fn key<A: Address>(ep: &EndpointRow, w: &Work<A>, direction: Direction) -> Fragm
     }
 }
 
-/// Notes what [`Work::treatment`] says about the first fragment at hand; says if it is one.
+/// Notes what [`Work::treatment`] says about the first fragment at hand.
 #[inline(never)]
 pub fn note<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &Work<A>, direction: Direction) -> bool {
-    let first = w.headers.fragment && !w.headers.later;
-    if first {
-        let t = &w.treatment;
-        // Of what is not rewritten the rest is of an earlier packet.
-        let nat = t.flags & flags::NAT != 0;
-        let (addr, member) = if nat { (t.rewrite.addr.widen(), t.member) } else { ([0; 16], NO_MEMBER) };
-        let row = FragmentRow { addr, member, generation: w.seen.generation, seconds: m.seconds(), flags: t.flags, pad: 0 };
-        m.set_fragment(&key(ep, w, direction), &row);
-    }
-    first
+    let t = &w.treatment;
+    // Of what is not rewritten the rest is of an earlier packet.
+    let nat = t.flags & flags::NAT != 0;
+    let (addr, member) = if nat { (t.rewrite.addr.widen(), t.member) } else { ([0; 16], NO_MEMBER) };
+    let row = FragmentRow { addr, member, generation: w.seen.generation, seconds: m.seconds(), flags: t.flags, pad: 0 };
+    m.set_fragment(&key(ep, w, direction), &row);
+    true
 }
 
-/// Is it a later fragment of a datagram whose first was seen? What its flow says is then in [`Work::treatment`], and the packet counted for the
+/// Was the first of the datagram seen that the later fragment at hand is of? What its flow says is then in [`Work::treatment`], and the packet counted for the
 /// member. Of a policed endpoint the first must have been judged by the rules that are in force.
 #[inline(never)]
 pub fn follow<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>, direction: Direction) -> bool {
-    if !w.headers.later {
-        return false;
-    }
     let Some(row) = m.fragment(&key(ep, w, direction)) else { return false };
     let over = m.seconds().wrapping_sub(row.seconds) > seconds::<A>();
     if over || (ep.is_policed() && row.generation != w.seen.generation) {

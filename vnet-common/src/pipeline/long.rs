@@ -42,7 +42,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             Guard::Pass => return Verdict::Next(Reason::System),
             no => return refuse(m, ep, w, no),
         }
-        is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Egress)
+        is_related(p, m, w, ep) || (w.headers.later && fragment::follow(m, ep, w, Direction::Egress))
     } else {
         if A::neighbor(p, m, &w.headers, ep) {
             return Verdict::Reply(Reason::VipNeighbor);
@@ -59,7 +59,7 @@ pub fn egress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
             return deliver::carry_out(p, m, w);
         }
         track::see(m, ep, Direction::Egress, bytes, w);
-        is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Egress)
+        is_related(p, m, w, ep) || (w.headers.later && fragment::follow(m, ep, w, Direction::Egress))
     };
     if !known {
         judge_egress(m, w, ep, bytes, segment, vip);
@@ -97,14 +97,14 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     } else {
         return Verdict::Next(Reason::NotOurs);
     }
-    if is_related(p, m, w, ep) || fragment::follow(m, ep, w, Direction::Ingress) {
+    if is_related(p, m, w, ep) || (w.headers.later && fragment::follow(m, ep, w, Direction::Ingress)) {
         if w.reason == Reason::Related && A::is_unreachable(w.headers.dport) {
             m.member_event(w.treatment.member, MemberEvent::Unreachable);
         }
         return if deliver::change(p, w, Side::Source) { Verdict::Next(w.reason) } else { FAILED };
     }
     let decision = Judge::<A>::ingress(m, ep, w);
-    if decision == Decision::Forward {
+    if w.headers.is_first() && decision == Decision::Forward {
         fragment::note(m, ep, w, Direction::Ingress);
     }
     match decision {
@@ -148,7 +148,7 @@ fn judge_egress<A: Address, M: Maps + FlowMaps<A> + Judge<A>>(
     vip: bool,
 ) {
     let decision = Judge::<A>::egress(m, ep, w, vip);
-    if decision == Decision::Forward {
+    if w.headers.is_first() && decision == Decision::Forward {
         fragment::note(m, ep, w, Direction::Egress);
     }
     w.todo = match decision {
