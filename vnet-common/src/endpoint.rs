@@ -183,8 +183,8 @@ pub trait EndpointMaps {
     fn endpoint(&self, ifindex: u32) -> Option<&EndpointRow>;
     /// Adds a packet to the counters in row `slot`.
     fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32);
-    /// Takes one flow of the quota in row `slot`; says if there was one left.
-    fn take_flow(&self, slot: u32) -> bool;
+    /// Takes one flow of the quota in row `slot`; says if there was one left. `anyway`: also where there was none.
+    fn take_flow(&self, slot: u32, anyway: bool) -> bool;
     /// Gives one back.
     fn give_flow(&self, slot: u32);
 }

@@ -294,10 +294,10 @@ impl EndpointMaps for Maps {
     fn count(&self, slot: u32, direction: Direction, reason: Reason, bytes: u32) {
         self.counters.borrow_mut().entry(slot).or_default().count(direction, reason, bytes);
     }
-    fn take_flow(&self, slot: u32) -> bool {
+    fn take_flow(&self, slot: u32, anyway: bool) -> bool {
         let mut counts = self.flow_counts.borrow_mut();
         let n = counts.entry(slot).or_default();
-        let free = FlowCount { created: *n, removed: 0 }.flows() < self.flow_quota;
+        let free = anyway || FlowCount { created: *n, removed: 0 }.flows() < self.flow_quota;
         *n = n.wrapping_add(u32::from(free));
         free
     }

@@ -206,10 +206,10 @@ impl EndpointMaps for Kernel {
         with(ENDPOINT_COUNTERS.get_ptr_mut(slot), |c| c.count(direction, reason, bytes));
     }
     #[inline(always)]
-    fn take_flow(&self, slot: u32) -> bool {
+    fn take_flow(&self, slot: u32, anyway: bool) -> bool {
         let quota = CONFIG.get(0).map_or(0, |c| c.flow_quota);
         let Some(c) = FLOW_COUNTS.get(slot) else { return false };
-        if c.flows() >= quota {
+        if !anyway && c.flows() >= quota {
             return false;
         }
         with(FLOW_COUNTS.get_ptr_mut(slot), |c| atomic_add(&mut c.created, 1));

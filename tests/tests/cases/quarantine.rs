@@ -421,11 +421,11 @@ fn probes() {
         let datagram = r.holds(1, 0).quota(1, 1);
 
         let r = of("no room").change(|w| w.maps.flow_quota = 0);
-        let r = probe(probe(r, &syn), &Packet::udp(f.client(), 4, f.outside(), 9).back());
+        let r = probe(probe(r, &syn), &question).egress(CLIENT, &answered).passes(Reason::Established);
         let r = r.egress(CLIENT, &answer).passes(Reason::HalfOpen);
         // Not promoted; its answers pass all the same.
         let r = probe(r, &ack).egress(CLIENT, &answer.clone().flags(ACK)).passes(Reason::HalfOpen);
-        let crowded = r.holds(0, 1);
+        let crowded = r.holds(1, 1).quota(1, 1);
 
         let mut r = of("nothing that makes a flow");
         for p in [

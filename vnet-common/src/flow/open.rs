@@ -54,7 +54,8 @@ where
             return false;
         }
     }
-    if !is_tcp && !m.take_flow(ep.slot) {
+    // The agent's probes are few, and their answers are to pass whatever the endpoint does with its quota.
+    if !is_tcp && !m.take_flow(ep.slot, bits & flags::PROBE != 0) {
         w.reason = Reason::FlowQuota;
         return false;
     }

@@ -345,7 +345,7 @@ where
         m.remove(Table::HalfOpen, &seen.key);
         return Err(Reason::FlowQuota);
     }
-    if !m.take_flow(slot) {
+    if !m.take_flow(slot, false) {
         return Err(Reason::FlowQuota);
     }
     let fin = if seen.tcp & u32::from(tcp::FIN) != 0 { state::FIN_CLIENT } else { 0 };

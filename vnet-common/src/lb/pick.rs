@@ -164,7 +164,7 @@ where
         w.reason = Reason::NoMember;
         return if w.group.flags & group_bits::EMPTY_DROP != 0 { Outcome::Drop } else { Outcome::Reject };
     }
-    if !is_tcp && !m.take_flow(ep.slot) {
+    if !is_tcp && !m.take_flow(ep.slot, false) {
         w.reason = Reason::FlowQuota;
         return Outcome::Drop;
     }
