@@ -79,9 +79,17 @@ impl Family for V6 {
     }
     #[inline(always)]
     fn quoted<P: Packet>(p: &P, at: usize) -> Option<Quoted<Self>> {
-        let [protocol, _] = p.read(at + 6)?;
+        let [mut protocol, _] = p.read(at + 6)?;
+        let mut l4 = at + 40;
+        if protocol == protocol::FRAGMENT {
+            let [next, _, high, low] = p.read(l4)?;
+            if u16::from_be_bytes([high, low]) & 0xfff8 != 0 {
+                return None;
+            }
+            (protocol, l4) = (next, l4 + 8);
+        }
         let (src, dst) = (V6::of(p.read(at + 8)?, p.read(at + 16)?), V6::of(p.read(at + 24)?, p.read(at + 32)?));
-        Some(Quoted { src, dst, protocol, l4: at + 40 })
+        Some(Quoted { src, dst, protocol, l4 })
     }
     #[inline(always)]
     fn neighbor<P: Packet, M: Maps>(p: &mut P, m: &M, h: &Headers<Self>, ep: &EndpointRow) -> bool {

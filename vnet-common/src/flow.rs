@@ -89,6 +89,8 @@ pub mod flags {
     /// The client is itself the member: both addresses are rewritten, and the packets go back to the endpoint. The answers are seen where the endpoint
     /// sends them, and yet have the reverse entry ([`super::FlowKey::direction`]): it is never cached, and found by a second look.
     pub const HAIRPIN: u16 = 1 << 8;
+    /// An ICMP error said that the other side cannot be reached. (Counted once a flow; caches do not know.)
+    pub const UNREACHABLE: u16 = 1 << 9;
     /// One side is rewritten.
     pub const NAT: u16 = DNAT | UNNAT;
 }

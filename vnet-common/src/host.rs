@@ -397,6 +397,10 @@ impl LbMaps for Maps {
                 c.resets += 1;
                 self.member_answers.borrow_mut().entry(index).or_default().resets += 1;
             }
+            MemberEvent::GivenUp => {
+                c.resets += 1;
+                self.member_answers.borrow_mut().entry(index).or_default().given_up += 1;
+            }
             MemberEvent::Unreachable => self.member_answers.borrow_mut().entry(index).or_default().unreachable += 1,
         }
     }
@@ -526,6 +530,7 @@ fn work<A: Address>() -> Work<A> {
             ttl: 0,
             fragment: false,
             later: false,
+            alone: false,
             id: 0,
             dont_fragment: false,
             l4: 0,

@@ -179,7 +179,7 @@ pub struct MemberCounters {
     pub new_flows: u64,
     /// Of those, connections that completed their handshake, and UDP flows.
     pub established: u64,
-    /// Resets seen, from either side.
+    /// Connections that were reset, by either side.
     pub resets: u64,
     /// Packets by [`crate::verdict::Direction`] as seen from the client.
     pub packets: [u64; 2],
@@ -193,14 +193,14 @@ pub struct MemberCounters {
 pub struct MemberAnswers {
     /// Of [`MemberCounters::resets`], those that the member sent.
     pub resets: u64,
-    /// ICMP errors about packets to it, that say that it, or its port, cannot be reached.
+    /// Flows about which an ICMP error said that it, or its port, cannot be reached.
     pub unreachable: u64,
+    /// Connections that the client reset after the member had answered, before it answered itself.
+    pub given_up: u64,
     /// Microseconds from SYN to SYN-ACK, of all connections that it answered.
     pub connect_us: u64,
     /// Those connections, by that time: see [`connect_bucket`].
-    pub connects: [u32; CONNECT_BUCKETS],
-    /// Zero.
-    pub pad: u64,
+    pub connects: [u64; CONNECT_BUCKETS],
 }
 
 impl MemberAnswers {
@@ -209,7 +209,7 @@ impl MemberAnswers {
     pub fn count_connect(&mut self, us: u32) {
         self.connect_us += u64::from(us);
         if let Some(n) = self.connects.get_mut(connect_bucket(us)) {
-            *n = n.wrapping_add(1);
+            *n += 1;
         }
     }
 }
@@ -245,7 +245,7 @@ pub const fn connected(word: u64, hash: u32, us: u32) -> Option<u32> {
 
 const _: () = assert!(size_of::<VipKey>() == 24 && size_of::<VipRow>() == 8 && size_of::<GroupRow>() == 16);
 const _: () = assert!(size_of::<AffinityKey>() == 24 && size_of::<AffinityRow>() == 12);
-const _: () = assert!(size_of::<MemberAnswers>() == 64);
+const _: () = assert!(size_of::<MemberAnswers>() == 96);
 const _: () = assert!(size_of::<MemberRow>() == 64 && size_of::<MemberCounters>() == 56);
 
 /// Which addresses a filter bit stands for.
@@ -273,11 +273,13 @@ pub enum MemberEvent {
     NewFlow,
     /// A connection completed its handshake, or a UDP flow began.
     Established,
-    /// The client sent a reset.
+    /// The client reset a connection.
     Reset,
-    /// The member sent one.
+    /// The same, of one that the member had answered, and the client not yet.
+    GivenUp,
+    /// The member reset a connection.
     ResetByMember,
-    /// An ICMP error said that it cannot be reached.
+    /// An ICMP error about a flow said that it cannot be reached.
     Unreachable,
 }
 

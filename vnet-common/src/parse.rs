@@ -24,6 +24,8 @@ pub mod protocol {
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6's fragment header.
+    pub const FRAGMENT: u8 = 44;
     /// ICMP for IPv6.
     pub const ICMPV6: u8 = 58;
 }
@@ -75,7 +77,9 @@ pub struct Headers<A> {
     pub fragment: bool,
     /// And not the first part: it has no L4 header.
     pub later: bool,
-    /// The identification of that datagram, or 0.
+    /// The first part, but with further headers before L4, which the others do not name and may write over: they are not to follow it.
+    pub alone: bool,
+    /// The identification of that datagram. Of a whole packet anything.
     pub id: u32,
     /// IPv4: the sender asks not to fragment. IPv6: always.
     pub dont_fragment: bool,
@@ -115,10 +119,10 @@ impl<A: Address> Headers<A> {
     pub fn is_opened(&self) -> bool {
         self.is_tcp() && self.tcp & (tcp::SYN | tcp::ACK) == tcp::SYN | tcp::ACK
     }
-    /// Is it the first fragment of a datagram?
+    /// Is it the first fragment of a datagram, which the others may follow?
     #[inline(always)]
     pub fn is_first(&self) -> bool {
-        self.fragment && !self.later
+        self.fragment && !self.later && !self.alone
     }
     /// No options or extension headers between the IP header and L4.
     #[inline(always)]
@@ -223,6 +227,7 @@ fn plain<A: Address>(src: A, dst: A, [a, b, c, d]: [u8; 4], protocol: u8, ttl: u
         ttl,
         fragment: false,
         later: false,
+        alone: false,
         id: 0,
         dont_fragment,
         l4: A::PLAIN_L4,
@@ -255,6 +260,7 @@ pub fn ipv4<P: Packet>(p: &P) -> Option<Headers<V4>> {
         ttl,
         fragment: offset & 0x3fff != 0,
         later: false,
+        alone: false,
         id: u32::from(u16::from_be_bytes(p.read(ETH + 4)?)),
         dont_fragment: offset & 0x4000 != 0,
         l4: ETH + header,
@@ -290,6 +296,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
         ttl: b[7],
         fragment: false,
         later: false,
+        alone: false,
         id: 0,
         dont_fragment: true,
         l4: ETH + 40,
@@ -314,7 +321,7 @@ pub fn ipv6<P: Packet>(p: &P) -> Option<Headers<V6>> {
 /// Moves `l4` and `protocol` past the extension headers (RFC 8200 §4); gives the place of what follows in its datagram, in units of 8 bytes.
 #[inline(always)]
 fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<u16> {
-    const FRAGMENT: u8 = 44;
+    let mut behind = h.l4;
     for _ in 0..MAX_EXTENSIONS {
         match h.protocol {
             0 | 43 | 60 => {
@@ -322,12 +329,13 @@ fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<u16> {
                 h.protocol = b[0];
                 h.l4 += (usize::from(b[1]) + 1) << 3;
             }
-            FRAGMENT => {
+            protocol::FRAGMENT => {
                 let b: [u8; 8] = p.read(h.l4)?;
                 h.protocol = b[0];
                 h.l4 += 8;
                 // An atomic fragment (RFC 6946) is a whole datagram.
                 let at = u16::from_be_bytes([b[2], b[3]]);
+                behind = h.l4;
                 if at & 0xfff9 != 0 {
                     (h.fragment, h.id) = (true, u32::from_be_bytes([b[4], b[5], b[6], b[7]]));
                 }
@@ -335,11 +343,12 @@ fn skip_extensions<P: Packet>(p: &P, h: &mut Headers<V6>) -> Option<u16> {
                     return Some(at >> 3);
                 }
             }
-            _ => return Some(0),
+            _ => break,
         }
     }
+    h.alone = h.fragment && h.l4 != behind;
     match h.protocol {
-        0 | 43 | 60 | FRAGMENT => None,
+        0 | 43 | 60 | protocol::FRAGMENT => None,
         _ => Some(0),
     }
 }

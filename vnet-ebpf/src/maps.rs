@@ -376,16 +376,11 @@ impl LbMaps for Kernel {
     }
     #[inline(always)]
     fn member_event(&self, index: u32, event: MemberEvent) {
-        if matches!(event, MemberEvent::ResetByMember | MemberEvent::Unreachable) {
-            with(MEMBER_ANSWERS.get_ptr_mut(index), |a| match event {
-                MemberEvent::Unreachable => a.unreachable += 1,
-                _ => a.resets += 1,
-            });
-        }
+        note_answer(index, event);
         with(MEMBER_COUNTERS.get_ptr_mut(index), |c| match event {
             MemberEvent::NewFlow => c.new_flows += 1,
             MemberEvent::Established => c.established += 1,
-            MemberEvent::Reset | MemberEvent::ResetByMember => c.resets += 1,
+            MemberEvent::Reset | MemberEvent::GivenUp | MemberEvent::ResetByMember => c.resets += 1,
             MemberEvent::Unreachable => {}
         });
     }
@@ -455,6 +450,19 @@ impl FragmentMaps for Kernel {
         // Without memory for it the later fragments are dropped.
         let _ = FRAGMENTS.insert(key, row, BPF_ANY);
     }
+}
+
+/// Counts what an event says of how a member answers.
+#[inline(always)]
+fn note_answer(index: u32, event: MemberEvent) {
+    if matches!(event, MemberEvent::NewFlow | MemberEvent::Established | MemberEvent::Reset) {
+        return;
+    }
+    with(MEMBER_ANSWERS.get_ptr_mut(index), |a| match event {
+        MemberEvent::Unreachable => a.unreachable += 1,
+        MemberEvent::GivenUp => a.given_up += 1,
+        _ => a.resets += 1,
+    });
 }
 
 /// Nanoseconds since the machine started.

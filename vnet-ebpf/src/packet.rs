@@ -44,8 +44,9 @@ impl Skb {
     /// Is there a VLAN's tag, kept beside the packet? One with the number 0 says a priority, and no VLAN (IEEE 802.1Q §9.6).
     #[inline(always)]
     pub fn has_vlan(&self) -> bool {
-        // SAFETY: a field of this run's context.
-        unsafe { (*self.ctx).vlan_present != 0 && (*self.ctx).vlan_tci & 0xfff != 0 }
+        // SAFETY: this run's context.
+        let ctx = unsafe { &*self.ctx };
+        ctx.vlan_present != 0 && ctx.vlan_tci & 0xfff != 0
     }
 
     /// `N` linear bytes at `offset`.

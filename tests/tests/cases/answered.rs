@@ -4,7 +4,7 @@ use vnet_common::lb::MemberAnswers;
 use vnet_common::lb::MemberEvent::Reset;
 use vnet_common::verdict::Reason;
 
-use super::packet::{ACK, Packet, RST, SYN};
+use super::packet::{ACK, FIN, Packet, RST, SYN};
 use super::policy::each;
 use super::row::{Row, row, run};
 use super::tcp::Connection;
@@ -93,6 +93,23 @@ fn who_resets() {
         counts(r.holds(1, 0).quota(1, 1), c.member, MemberAnswers { resets: 1, ..took(&[0]) })
     }));
     run(each(|f| {
+        let (c, r) = start(f, "given up by the client once it was answered");
+        let r = c.sends(c.half_open(r), RST, Reason::HalfOpen).event(c.member, Reset);
+        counts(r, c.member, MemberAnswers { given_up: 1, ..took(&[0]) })
+    }));
+    run(each(|f| {
+        let (c, r) = start(f, "each segment under way is answered by a reset, and the connection failed once");
+        let r = c.gets(c.open(r), RST, Reason::Reply).event(c.member, Reset);
+        let r = c.gets(c.gets(r, RST, Reason::Reply), RST, Reason::Reply);
+        counts(r.holds(1, 0).quota(1, 1), c.member, MemberAnswers { resets: 1, ..took(&[0]) })
+    }));
+    run(each(|f| {
+        let (c, r) = start(f, "a reset after both sides have ended is none");
+        let r = c.gets(c.sends(c.open(r), FIN | ACK, Reason::Established), FIN | ACK, Reason::Reply);
+        let r = c.gets(r, RST, Reason::Reply);
+        counts(r.holds(1, 0).quota(1, 1), c.member, took(&[0]))
+    }));
+    run(each(|f| {
         let (c, r) = start(f, "ended by the client");
         let r = c.sends(c.open(r), RST, Reason::Established).event(c.member, Reset);
         counts(r.holds(1, 0).quota(1, 1), c.member, took(&[0]))
@@ -113,8 +130,26 @@ fn what_cannot_be_reached() {
             let there = q.clone().to(f.member(0), PORT);
             let r = row(format!("{f:?}: type {kind}, code {code}"), World::balanced(PORT));
             let r = r.egress(CLIENT, &q).becomes(Reason::NewFlow, &there).by(m).events(m);
-            let r = r.ingress(CLIENT, &there.error(kind, code, 1280)).becomes(Reason::Related, &q.error(kind, code, 1280));
+            // Once a flow, however often it is said.
+            let error =
+                |r: Row| r.ingress(CLIENT, &there.error(kind, code, 1280)).becomes(Reason::Related, &q.error(kind, code, 1280));
+            let r = error(error(error(r)));
             counts(r.holds(1, 0).quota(1, 1), m, MemberAnswers { unreachable, ..took(&[]) })
         }));
     }
+}
+
+/// The buckets are where the API says that they are.
+#[test]
+fn buckets_end_where_they_are_said_to() {
+    use vnet_common::api::ConnectTimes;
+    use vnet_common::lb::connect_bucket;
+    for (bucket, end) in ConnectTimes::ends().into_iter().enumerate() {
+        let Some(end) = end else { continue };
+        assert_eq!((connect_bucket(end as u32 - 1), connect_bucket(end as u32)), (bucket, bucket + 1), "{end} µs");
+    }
+    assert_eq!(connect_bucket(u32::MAX), ConnectTimes::ends().len() - 1);
+    let times = ConnectTimes { total_us: 1000, buckets: [98, 1, 1, 0, 0, 0, 0, 0] };
+    assert_eq!((times.count(), times.mean_us()), (100, Some(10)));
+    assert_eq!([500, 980, 990, 1000].map(|n| times.within_us(n)), [Some(64), Some(64), Some(256), Some(1024)]);
 }

@@ -245,3 +245,18 @@ fn about_no_flow() {
         r.holds(1, 0).quota(1, 1)
     }));
 }
+
+/// An error about a first fragment quotes its ports: a path that is too narrow is told to who sends fragments, too.
+#[test]
+fn about_first_fragments() {
+    run(each(|f| {
+        let (kind, code, mtu) = kinds(f)[0];
+        let piece = |p: &Packet| super::guard::fragment(p.clone().with(&[1; 56]), 0, true);
+        let (sent, there, m) = (piece(&question(f)), piece(&question(f).to(f.member(0), PORT)), udp_member(f));
+        let r = row(format!("{f:?}: about a first fragment"), World::balanced(PORT));
+        let r = r.egress(CLIENT, &sent).becomes(Reason::NewFlow, &there).by(m).events(m);
+        let router = |p| from_router(f, p, (kind, code, mtu));
+        let r = r.ingress(CLIENT, &router(&there)).becomes(Reason::Related, &router(&sent));
+        r.holds(1, 0).quota(1, 1)
+    }));
+}

@@ -9,7 +9,7 @@ use vnet_common::verdict::Direction::Ingress;
 use vnet_common::verdict::Reason;
 
 use super::guard::fragment;
-use super::packet::{ACK, L4, Packet, TCP, UDP};
+use super::packet::{ACK, L4, Packet, SYN, TCP, UDP};
 use super::policy::each;
 use super::row::{Row, row, run};
 use super::rules::{SET, allow, default, deny};
@@ -291,4 +291,46 @@ fn of_tunnels() {
         let r = row(format!("{f:?}: a tunnel in fragments"), w).egress(CLIENT, &a).dropped(Reason::TunnelForbidden);
         r.egress(CLIENT, &b).dropped(Reason::Fragment)
     }));
+}
+
+/// Between fragment header and L4 the first may have further headers, which the others do not name: they could write over what was judged.
+#[test]
+fn behind_further_headers() {
+    let f = Family::V6;
+    let mut w = World::new();
+    w.police(CLIENT, SET);
+    w.set(SET, &[allow(1).port(TCP, 443), default(2, action::DENY)], &[default(3, action::DENY)]);
+    let mut first = fragment(Packet::tcp(f.client(), 4000, f.ip(5, 1), 443, SYN), 0, true);
+    first.extensions.push((60, vec![1, 4, 0, 0, 0, 0]));
+    let over = fragment(
+        Packet { l4: L4::Other(TCP), ..Packet::tcp(f.client(), 4000, f.ip(5, 1), 443, SYN) }.with(&[0x16; 64]),
+        3,
+        false,
+    );
+    let r = row("options before TCP", w).egress(CLIENT, &first).passes(Reason::Allowed).decided(1);
+    run([r.egress(CLIENT, &over).dropped(Reason::Denied).decided(2).holds(0, 1)]);
+}
+
+/// A change of what is balanced ends no datagram that is under way, unless its member is gone; a change of rules ends it.
+#[test]
+fn after_a_change() {
+    let mut rows = Vec::new();
+    for f in FAMILIES {
+        for (name, w) in worlds() {
+            let ([a, b, c], there) = (pieces(&question(f)), pieces(&question(f).to(f.member(0), PORT)));
+            let m = udp_member(f);
+            let mut r = asks(row(format!("{f:?}, {name}: after a change"), w), f, Reason::NewFlow).change(World::bump);
+            if name == "policed" {
+                r = r.egress(CLIENT, &b).dropped(Reason::Fragment);
+                r = r.egress(CLIENT, &a).becomes(Reason::Established, &there[0]).by(m);
+            }
+            r = r.egress(CLIENT, &b).becomes(Reason::Established, &there[1]).by(m);
+            let gone = move |w: &mut World| {
+                w.edit(m).serial += 1;
+                w.bump();
+            };
+            rows.push(r.change(gone).egress(CLIENT, &c).dropped(Reason::Fragment).holds(1, 0).quota(1, 1));
+        }
+    }
+    run(rows);
 }

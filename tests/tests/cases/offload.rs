@@ -69,14 +69,14 @@ fn payload_in_pages() {
             (verdict, frame.bytes.len() - frame.paged)
         };
         let (ethernet, plain) = (14, ask.l4_at() + 20);
-        assert_eq!(go(Direction::Egress, &ask, ethernet), (Verdict::Next(Reason::Allowed), 128));
-        assert_eq!(go(Direction::Egress, &ask, plain), (Verdict::Next(Reason::Established), 128));
+        assert_eq!(go(Direction::Egress, &ask, ethernet), (Verdict::Next(Reason::Allowed), 136));
+        assert_eq!(go(Direction::Egress, &ask, plain), (Verdict::Next(Reason::Established), 136));
         for linear in [ethernet, plain] {
             assert_eq!(go(Direction::Egress, &ask, linear), (Verdict::Next(Reason::Established), plain));
         }
         // An error has the headers that it quotes far back.
         let error = ask.error(if f == Family::V4 { 3 } else { 1 }, 1, 0);
-        let all = error.bytes().len().min(128);
+        let all = error.bytes().len().min(136);
         assert_eq!(go(Direction::Ingress, &error, ethernet), (Verdict::Next(Reason::Related), all));
     }
 }

@@ -84,6 +84,31 @@ fn the_fewest_connections() {
     assert!(!counts.is_empty());
 }
 
+/// Of more members than are compared: those that are looked at come at random, and yet nobody has much more than its share.
+#[test]
+fn the_fewest_connections_of_many() {
+    const MEMBERS: u8 = 40;
+    const FLOWS: u16 = 6000;
+    for f in FAMILIES {
+        let mut w = World::new();
+        let group = w.group(f.vip(), 17, 53);
+        for n in 0..MEMBERS {
+            let member = w.member(group, f.member(n), 5300);
+            // Every fourth is twice as heavy.
+            w.edit(member).share = if n % 4 == 0 { 200 } else { 100 };
+        }
+        w.set_flags(group, LEAST_CONNECTIONS);
+        for port in 0..FLOWS {
+            sent(&w, &question(f, f.client(), FIRST + port));
+        }
+        let counts: Vec<i64> = (0..u32::from(MEMBERS)).map(|m| w.maps.active.borrow().get(&m).copied().unwrap_or(0)).collect();
+        let mean = |heavy: bool| i64::from(FLOWS) / 50 * if heavy { 2 } else { 1 };
+        let off = counts.iter().enumerate().map(|(m, n)| (n - mean(m % 4 == 0)).abs()).max();
+        println!("{f:?}: nobody is off its share of {} or {} flows by more than {off:?}", mean(false), mean(true));
+        assert!(off <= Some(3), "{f:?}: {counts:?}");
+    }
+}
+
 #[test]
 fn by_the_clients_address() {
     run(each(|f| {

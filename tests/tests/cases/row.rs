@@ -268,7 +268,7 @@ impl Row {
         match event {
             MemberEvent::NewFlow => c.new_flows += 1,
             MemberEvent::Established => c.established += 1,
-            MemberEvent::Reset | MemberEvent::ResetByMember => c.resets += 1,
+            MemberEvent::Reset | MemberEvent::GivenUp | MemberEvent::ResetByMember => c.resets += 1,
             MemberEvent::Unreachable => {}
         }
         self

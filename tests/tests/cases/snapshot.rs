@@ -17,8 +17,8 @@ pub struct Snapshot {
     pub endpoints: BTreeMap<u32, EndpointCounters>,
     /// By row; likewise.
     pub members: BTreeMap<u32, MemberCounters>,
-    /// Resets by the member, ICMP errors about it, and connections that it answered, by row; likewise.
-    pub answers: BTreeMap<u32, [u64; 3]>,
+    /// Resets by the member, ICMP errors about it, connections that were given up, and those that it answered, by row; likewise.
+    pub answers: BTreeMap<u32, [u64; 4]>,
     /// Flows that are not closed, by member; likewise.
     pub active: BTreeMap<u32, i64>,
     /// Flows that endpoints have of their quota; likewise.
@@ -70,10 +70,10 @@ impl Snapshot {
     }
     /// Adds how a member answered; the times are the kernel's own.
     pub fn add_answers(&mut self, row: u32, a: &MemberAnswers) {
-        let connects = a.connects.iter().map(|n| u64::from(*n)).sum();
-        if (a.resets, a.unreachable, connects) != (0, 0, 0) {
+        let counts = [a.resets, a.unreachable, a.given_up, a.connects.iter().sum()];
+        if counts != [0; 4] {
             let sum = self.answers.entry(row).or_default();
-            sum.iter_mut().zip([a.resets, a.unreachable, connects]).for_each(|(sum, n)| *sum += n);
+            sum.iter_mut().zip(counts).for_each(|(sum, n)| *sum += n);
         }
     }
     /// Adds the flows that a member has.

@@ -83,7 +83,8 @@ impl Watched {
         let seen = |member: &Watch| -> Result<(SocketAddr, Seen)> {
             let (c, a) = (datapath.maps().member_counters(member.row)?, datapath.maps().member_answers(member.row)?);
             // What clients reset is not the member's fault.
-            let counted = Counted { new: c.new_flows, established: c.established, resets: a.resets, unreachable: a.unreachable };
+            let established = c.established + a.given_up;
+            let counted = Counted { new: c.new_flows, established, resets: a.resets, unreachable: a.unreachable };
             Ok((member.at, Seen { counted, serves: member.serves }))
         };
         Ok((self.group.clone(), self.settings, self.members.iter().map(seen).collect::<Result<_>>()?))

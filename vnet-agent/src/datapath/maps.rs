@@ -302,7 +302,8 @@ impl Maps {
             sum.resets += a.resets;
             sum.unreachable += a.unreachable;
             sum.connect_us += a.connect_us;
-            sum.connects.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum = sum.wrapping_add(n));
+            sum.given_up += a.given_up;
+            sum.connects.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum += n);
         }
         Ok(sum)
     }

@@ -169,7 +169,7 @@ fn add_answers(status: &mut MemberStatus, a: &MemberAnswers) {
     status.resets_by_member += a.resets;
     status.unreachable += a.unreachable;
     status.connect.total_us += a.connect_us;
-    status.connect.buckets.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum += u64::from(n));
+    status.connect.buckets.iter_mut().zip(a.connects).for_each(|(sum, n)| *sum += n);
 }
 
 fn add_counters(status: &mut MemberStatus, c: &MemberCounters) {

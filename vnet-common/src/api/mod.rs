@@ -294,12 +294,12 @@ pub struct MemberStatus {
     pub new_flows: u64,
     /// Of those, handshakes completed, and UDP flows.
     pub established: u64,
-    /// Resets seen.
+    /// Connections that were reset.
     pub resets: u64,
     /// Of those, sent by the member.
     #[serde(default)]
     pub resets_by_member: u64,
-    /// ICMP errors that said that the member, or its port, cannot be reached.
+    /// Flows about which an ICMP error said that the member, or its port, cannot be reached.
     #[serde(default)]
     pub unreachable: u64,
     /// How long it took to answer connections.

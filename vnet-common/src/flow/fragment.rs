@@ -7,6 +7,8 @@ use super::track::{Treatment, usual};
 use super::{NO_MEMBER, Rewrite, Work, flags};
 use crate::addr::Address;
 use crate::endpoint::EndpointRow;
+use crate::hash::mix;
+use crate::lb::{LbMaps, state};
 use crate::pipeline::Maps;
 use crate::verdict::Direction;
 
@@ -42,17 +44,35 @@ pub struct FragmentRow {
     pub addr: [u8; 16],
     /// Row of the member, or [`super::NO_MEMBER`].
     pub member: u32,
+    /// [`crate::lb::MemberRow::serial`] of that member.
+    pub serial: u32,
+    /// Zero.
+    pub pad: u32,
     /// The policy generation of the first.
     pub generation: u32,
     /// The low half of seconds when the first came.
     pub seconds: u32,
     /// [`super::flags`] of the flow's entry.
     pub flags: u16,
-    /// Zero.
-    pub pad: u16,
+    /// [`FragmentKey::check`]: the kernel gives the memory of a row that made room to another at once, also while it is read.
+    pub check: u16,
 }
 
-const _: () = assert!(size_of::<FragmentKey>() == 48 && size_of::<FragmentRow>() == 32);
+impl FragmentKey {
+    /// Something that differs from one key to the next.
+    #[inline(always)]
+    pub fn check(&self) -> u16 {
+        let kind = u64::from(self.protocol) << 8 | u64::from(self.direction);
+        let mut h = mix(u64::from(self.endpoint), u64::from(self.id) << 32 | kind);
+        for at in [0, 4, 8, 12] {
+            let word = |b: &[u8; 16]| u64::from(u32::from_ne_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]));
+            h = mix(h, word(&self.src) << 32 | word(&self.dst));
+        }
+        h as u16
+    }
+}
+
+const _: () = assert!(size_of::<FragmentKey>() == 48 && size_of::<FragmentRow>() == 40);
 
 /// Datagrams whose first fragment was seen.
 pub trait FragmentMaps {
@@ -89,19 +109,28 @@ pub fn note<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &Work<A>, direction
     let t = &w.treatment;
     // Of what is not rewritten the rest is of an earlier packet.
     let nat = t.flags & flags::NAT != 0;
-    let (addr, member) = if nat { (t.rewrite.addr.widen(), t.member) } else { ([0; 16], NO_MEMBER) };
-    let row = FragmentRow { addr, member, generation: w.seen.generation, seconds: m.seconds(), flags: t.flags, pad: 0 };
-    m.set_fragment(&key(ep, w, direction), &row);
+    let (addr, member, serial) = if nat { (t.rewrite.addr.widen(), t.member, w.entry.serial) } else { ([0; 16], NO_MEMBER, 0) };
+    let key = key(ep, w, direction);
+    let (generation, seconds, check) = (w.seen.generation, m.seconds(), key.check());
+    m.set_fragment(&key, &FragmentRow { addr, member, serial, pad: 0, generation, seconds, flags: t.flags, check });
     true
 }
 
-/// Was the first of the datagram seen that the later fragment at hand is of? What its flow says is then in [`Work::treatment`], and the packet counted for the
-/// member. Of a policed endpoint the first must have been judged by the rules that are in force.
+/// Is the member's row still the member's?
+#[inline(always)]
+fn is_still_there<M: LbMaps>(m: &M, row: &FragmentRow) -> bool {
+    m.member(row.member).is_some_and(|member| member.serial == row.serial && member.state != state::NONE)
+}
+
+/// Was the first of the datagram seen that the later fragment at hand is of? What its flow says is then in [`Work::treatment`], and the packet
+/// counted for the member. After a change the first one of a policed endpoint may have been judged otherwise: it does not count.
 #[inline(never)]
 pub fn follow<A: Address, M: Maps>(m: &M, ep: &EndpointRow, w: &mut Work<A>, direction: Direction) -> bool {
-    let Some(row) = m.fragment(&key(ep, w, direction)) else { return false };
+    let key = key(ep, w, direction);
+    let Some(row) = m.fragment(&key) else { return false };
     let over = m.seconds().wrapping_sub(row.seconds) > seconds::<A>();
-    if over || (ep.is_policed() && row.generation != w.seen.generation) {
+    let changed = row.generation != w.seen.generation && (ep.is_policed() || !is_still_there(m, &row));
+    if over || changed || row.check != key.check() {
         return false;
     }
     let rewrite = Rewrite { addr: A::narrow(&row.addr), port: [0; 2], client_port: [0; 2] };

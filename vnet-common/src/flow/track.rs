@@ -254,7 +254,10 @@ fn news<A: Address, M: LbMaps>(m: &M, seen: &Seen<A>, e: &FlowEntry<A>) -> (u8, 
     }
     if seen.tcp & u32::from(tcp::RST) != 0 {
         bits |= state::RESET;
-        m.member_event(e.member, if answered { MemberEvent::ResetByMember } else { MemberEvent::Reset });
+        // What is over cannot fail: each segment that is still under way is answered by another reset.
+        if !state::is_closed(e.tcp) {
+            m.member_event(e.member, if answered { MemberEvent::ResetByMember } else { MemberEvent::Reset });
+        }
     }
     (bits & !e.tcp, if answered { flags::REPLIED & !e.flags } else { 0 })
 }
@@ -307,7 +310,12 @@ where
     let opener = from_opener(key, w.entry.flags);
     let mut reason = Reason::HalfOpen;
     if tcp & u32::from(tcp::RST) != 0 {
-        m.member_event(member, if opener { MemberEvent::Reset } else { MemberEvent::ResetByMember });
+        let event = match (opener, w.entry.flags & flags::REPLIED != 0) {
+            (true, true) => MemberEvent::GivenUp,
+            (true, false) => MemberEvent::Reset,
+            (false, _) => MemberEvent::ResetByMember,
+        };
+        m.member_event(member, event);
         m.add_active(member, false);
         forget(m, slot, Table::HalfOpen, key, &w.partner);
     } else if opener && w.entry.flags & flags::REPLIED != 0 && tcp & u32::from(tcp::SYN) == 0 {

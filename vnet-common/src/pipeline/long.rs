@@ -1,6 +1,6 @@
 //! The long way: whatever the short one does not settle.
 
-use super::related::{is_error, is_related};
+use super::related::{self, is_error, is_related};
 use super::{Maps, unjudged};
 use crate::addr::Address;
 use crate::deliver::{self, FAILED, Todo};
@@ -8,15 +8,16 @@ use crate::endpoint::{EndpointRow, flags as endpoint_flags};
 use crate::family::Family;
 use crate::flow::{FlowMaps, Work, flags as flow_flags, fragment, open, track};
 use crate::judge::{Decision, Judge};
-use crate::lb::{MemberEvent, vip};
+use crate::lb::vip;
 use crate::packet::Packet;
 use crate::policy::guard::{self, Guard};
 use crate::report::refuse;
 use crate::rewrite::Side;
 use crate::verdict::{Direction, Reason, Verdict};
 
-/// What the long way reads: Ethernet, IPv6, three extension headers of usual size and TCP; or an ICMPv6 error with the headers that it quotes.
-const HEADERS: u32 = 128;
+/// What the long way reads: Ethernet, IPv6, three extension headers of usual size and TCP; or an ICMPv6 error with the headers that it quotes, of
+/// a fragment, too.
+const HEADERS: u32 = 136;
 
 /// Of what an endpoint sends.
 #[inline(always)]
@@ -99,7 +100,7 @@ pub fn ingress_ip<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     }
     if is_related(p, m, w, ep) || (w.headers.later && fragment::follow(m, ep, w, Direction::Ingress)) {
         if w.reason == Reason::Related && A::is_unreachable(w.headers.dport) {
-            m.member_event(w.treatment.member, MemberEvent::Unreachable);
+            related::note_unreachable(m, w);
         }
         return if deliver::change(p, w, Side::Source) { Verdict::Next(w.reason) } else { FAILED };
     }

@@ -12,6 +12,7 @@ use crate::family::Family;
 use crate::flow::track::Treatment;
 use crate::flow::{FlowKey, FlowMaps, Table, Work, flags};
 use crate::judge::Judge;
+use crate::lb::MemberEvent;
 use crate::packet::Packet;
 use crate::parse::{ETH, Headers, protocol};
 use crate::rewrite::{Side, dst_in, src_in};
@@ -88,6 +89,20 @@ pub fn is_related<A: Family, P: Packet, M: Maps + FlowMaps<A> + Judge<A>>(
     }
     w.partner = w.spare.partner(&w.other.rewrite);
     found(&w.partner, &mut w.other) && w.other.generation == generation
+}
+
+/// Counts a flow whose member cannot be reached, as the related error at hand says: once, however many packets are answered so.
+#[inline(never)]
+pub fn note_unreachable<A: Family, M: Maps + FlowMaps<A>>(m: &M, w: &Work<A>) -> bool {
+    let balanced = w.treatment.flags & flags::NAT != 0;
+    if !balanced || w.treatment.flags & flags::UNREACHABLE != 0 {
+        return false;
+    }
+    m.member_event(w.treatment.member, MemberEvent::Unreachable);
+    for table in [Table::Main, Table::HalfOpen] {
+        m.update(table, &w.spare, |e| e.flags |= flags::UNREACHABLE);
+    }
+    true
 }
 
 /// Rewrites a related error as [`Work::treatment`] says. [`Side::Source`]: it goes to the client, about what the client sent; else it is the
