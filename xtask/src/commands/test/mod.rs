@@ -38,6 +38,7 @@ pub fn run(args: &[String]) -> Result<(), String> {
     if counts.total() == 0 {
         return Err("no test has such a name".to_owned());
     }
+    print!("{}", counts.failures());
     println!("{counts}");
     if counts.good() { Ok(()) } else { Err(String::new()) }
 }
@@ -66,5 +67,6 @@ pub fn run_as_root(args: &[String]) -> Result<(), String> {
     let text = std::fs::read_to_string(list).map_err(|error| format!("reading {list}: {error}"))?;
     let tests: Vec<Test> = text.lines().filter_map(Test::from_line).collect();
     let counts = run_all(&tests, rest.iter().any(|arg| arg == "--long"));
+    print!("{}", counts.failures());
     std::fs::write(Path::new(result), counts.to_line()).map_err(|error| format!("writing {result}: {error}"))
 }

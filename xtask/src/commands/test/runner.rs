@@ -17,11 +17,13 @@ const LONG_LIMIT: Duration = Duration::from_secs(900);
 const SKIPPED: &str = "test skipped: ";
 
 /// What became of the tests.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Counts {
     passed: usize,
     failed: usize,
     skipped: usize,
+    /// What failed, each with the end of its output.
+    failures: String,
 }
 
 impl Counts {
@@ -30,6 +32,12 @@ impl Counts {
         self.passed += other.passed;
         self.failed += other.failed;
         self.skipped += other.skipped;
+        self.failures += &other.failures;
+    }
+
+    /// What failed, for the end.
+    pub fn failures(&self) -> &str {
+        &self.failures
     }
 
     /// How many ran, or should have.
@@ -52,18 +60,20 @@ impl Counts {
     /// Counts and prints a step that failed.
     pub fn failed_step(&mut self, name: &str, error: &str) {
         self.failed += 1;
+        self.failures += &format!("FAILED {name}\n{}", indented(last_lines(error)));
         println!("FAILED            {name}\n{}", indented(error));
     }
 
     /// To hand over to another process.
-    pub fn to_line(self) -> String {
+    pub fn to_line(&self) -> String {
         format!("{} {} {}", self.passed, self.failed, self.skipped)
     }
 
     /// The opposite of [`Counts::to_line`].
     pub fn from_line(line: &str) -> Option<Self> {
         let mut numbers = line.split(' ').map(|number| number.parse().ok());
-        Some(Self { passed: numbers.next()??, failed: numbers.next()??, skipped: numbers.next()?? })
+        let failures = String::new();
+        Some(Self { passed: numbers.next()??, failed: numbers.next()??, skipped: numbers.next()??, failures })
     }
 }
 
@@ -80,14 +90,14 @@ enum Outcome {
     Skipped(String),
 }
 
-/// Of a test that failed, so many lines from the end of its output are printed once more at the end of all.
+/// Of what failed, so many lines from the end of its output are printed once more at the end of all.
 const LAST_LINES: usize = 12;
 
-/// Runs these tests and reports each as it ends, and those that failed once more at the end.
+/// Runs these tests and reports each as it ends.
 pub fn run_all(tests: &[Test], long: bool) -> Counts {
     let limit = if long { LONG_LIMIT } else { LIMIT };
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
-    let (next, counts, failures) = (AtomicUsize::new(0), Mutex::new(Counts::default()), Mutex::new(String::new()));
+    let (next, counts) = (AtomicUsize::new(0), Mutex::new(Counts::default()));
     std::thread::scope(|scope| {
         for _ in 0..workers.min(tests.len()) {
             scope.spawn(|| {
@@ -95,22 +105,19 @@ pub fn run_all(tests: &[Test], long: bool) -> Counts {
                     let start = Instant::now();
                     let outcome = run_one(test, limit).unwrap_or_else(|error| Outcome::Failed(format!("running it: {error}")));
                     let name = format!("{}::{}", test.suite, test.name);
-                    if let Outcome::Failed(output) = &outcome {
-                        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
-                        *failures += &format!("FAILED {name}, at the end:\n{}", indented(last_lines(output.trim())));
-                    }
                     counts.lock().unwrap_or_else(PoisonError::into_inner).note(&name, start.elapsed(), outcome);
                 }
             });
         }
     });
-    print!("{}", failures.into_inner().unwrap_or_else(PoisonError::into_inner));
     counts.into_inner().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What is at the end of a test's output, before what libtest says of every test that failed.
 fn last_lines(text: &str) -> &str {
-    let start = text.rmatch_indices('\n').nth(LAST_LINES - 1).map_or(0, |(at, _)| at + 1);
-    &text[start..]
+    let own = text.split_once("\nfailures:\n").map_or(text, |(own, _)| own).trim_end();
+    let start = own.rmatch_indices('\n').nth(LAST_LINES - 1).map_or(0, |(at, _)| at + 1);
+    &own[start..]
 }
 
 impl Counts {
@@ -122,6 +129,7 @@ impl Counts {
             }
             Outcome::Failed(output) => {
                 self.failed += 1;
+                self.failures += &format!("FAILED {name}\n{}", indented(last_lines(&output)));
                 report("FAILED", time, &format!("{name}\n{}", indented(&output)));
             }
             Outcome::Skipped(why) => {
@@ -200,22 +208,23 @@ mod tests {
 
     #[test]
     fn the_last_line_names_skipped_tests_only_if_there_are_any() {
-        let mut counts = Counts { passed: 3, failed: 1, skipped: 0 };
+        let mut counts = Counts { passed: 3, failed: 1, ..Counts::default() };
         assert_eq!(counts.to_string(), "3 passed, 1 failed");
-        counts.add(&Counts { passed: 0, failed: 0, skipped: 2 });
+        counts.add(&Counts { skipped: 2, ..Counts::default() });
         assert_eq!(counts.to_string(), "3 passed, 1 failed, 2 skipped");
     }
 
     #[test]
     fn the_last_lines_are_the_end_of_a_text() {
         assert_eq!(last_lines("a\nb"), "a\nb");
+        assert_eq!(last_lines("Error: x\nt --- FAILED\n\nfailures:\n\nfailures:\n    t\n"), "Error: x\nt --- FAILED");
         let text = (0..LAST_LINES + 3).map(|i| i.to_string()).collect::<Vec<_>>().join("\n");
         assert_eq!((last_lines(&text).lines().next(), last_lines(&text).lines().count()), (Some("3"), LAST_LINES));
     }
 
     #[test]
     fn counts_go_through_a_line() {
-        let counts = Counts { passed: 3, failed: 1, skipped: 2 };
+        let counts = Counts { passed: 3, failed: 1, skipped: 2, ..Counts::default() };
         assert_eq!(Counts::from_line(&counts.to_line()), Some(counts));
         assert_eq!(Counts::from_line("x"), None);
     }
