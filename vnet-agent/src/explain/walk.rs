@@ -38,14 +38,24 @@ pub fn walk<R: Rows>(
     entry: Entry,
     mut stage: Option<&mut Stage<'_>>,
 ) -> Result<Explanation> {
-    let (mut frame, mut at) = (Frame { bytes: frame, ..Frame::default() }, Some(entry));
+    let (bytes, tag) = untagged(frame);
+    let (mut frame, mut at) = (Frame { bytes, ..Frame::default() }, Some(entry));
     let (mut hops, mut notes, mut differences) = (Vec::new(), Vec::new(), Vec::new());
+    // One with the number 0 is a priority.
+    let vlan = tag.is_some_and(|number| number != 0);
+    if let Some(number) = tag {
+        notes.push(format!("the kernel keeps the tag (VLAN {number}) beside the packet: it is shown without"));
+    }
+    if vlan {
+        // A test run takes no tag.
+        stage = None;
+    }
     let mut last = None;
     while let Some(entry) = at {
         let view = View::new(rows);
         let here = place(scene, entry.ifindex);
         let row = rows.endpoint(entry.ifindex);
-        let (before, verdict) = (frame.clone(), run(&view, &mut frame, entry));
+        let (before, verdict) = (frame.clone(), run(&view, &mut frame, entry, vlan));
         if let Some(stage) = stage.as_deref_mut() {
             let found = stage.compare(&view, entry, &before.bytes, verdict, &frame.bytes)?;
             differences.extend(found.into_iter().map(|d| format!("{}: {d}", here.name)));
@@ -76,11 +86,22 @@ fn place(scene: &Scene, ifindex: u32) -> Place {
     scene.at(ifindex).cloned().unwrap_or_else(unknown)
 }
 
-fn run<R: Rows>(view: &View<'_, R>, frame: &mut Frame, entry: Entry) -> Verdict {
+/// The frame as programs see it: the kernel takes an outer VLAN tag out of it before. Gives the VLAN's number, too.
+fn untagged(mut frame: Vec<u8>) -> (Vec<u8>, Option<u16>) {
+    match frame.get(12..18) {
+        Some(&[0x81, 0x00, high, low, ..] | &[0x88, 0xa8, high, low, ..]) => {
+            frame.drain(12..16);
+            (frame, Some(u16::from_be_bytes([high & 0x0f, low])))
+        }
+        _ => (frame, None),
+    }
+}
+
+fn run<R: Rows>(view: &View<'_, R>, frame: &mut Frame, entry: Entry, vlan: bool) -> Verdict {
     let mut room = scratch();
     match entry.direction {
-        Direction::Egress => pipeline::egress(frame, view, || Some(&mut room), entry.ifindex, false),
-        Direction::Ingress => pipeline::ingress(frame, view, || Some(&mut room), entry.ifindex, false),
+        Direction::Egress => pipeline::egress(frame, view, || Some(&mut room), entry.ifindex, vlan),
+        Direction::Ingress => pipeline::ingress(frame, view, || Some(&mut room), entry.ifindex, vlan),
     }
 }
 
@@ -143,5 +164,24 @@ fn outcome(hops: &[Hop], last: Verdict) -> &'static str {
         Verdict::Reply(_) | Verdict::Bounce(_) => "answered",
         Verdict::Next(_) | Verdict::Redirect { .. } if steered => "redirected",
         Verdict::Next(_) | Verdict::Redirect { .. } => "allowed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outer_tag_is_beside_the_packet() {
+        let macs = [2; 12];
+        let frame = |rest: &[u8]| [&macs[..], rest].concat();
+        for (tagged, plain, number) in [
+            (frame(&[0x81, 0, 0xa0, 0, 8, 0, 0x45]), frame(&[8, 0, 0x45]), Some(0)),
+            (frame(&[0x88, 0xa8, 0xef, 0xff, 0x81, 0, 0, 5]), frame(&[0x81, 0, 0, 5]), Some(4095)),
+            (frame(&[8, 0, 0x45, 0, 0, 1]), frame(&[8, 0, 0x45, 0, 0, 1]), None),
+            (frame(&[0x81, 0, 0]), frame(&[0x81, 0, 0]), None),
+        ] {
+            assert_eq!(untagged(tagged), (plain, number));
+        }
     }
 }
