@@ -214,12 +214,16 @@ impl Agent {
     }
 
     /// Endpoints came into other groups, by their tags or an operator.
-    pub fn groups_changed(&self) {
+    /// Gives why that is not in force, where it is not.
+    pub fn groups_changed(&self) -> Option<String> {
+        let mut trouble = None;
         self.event(|s| {
             if !s.parts.quarantine.take_changed().is_empty() {
                 s.secure(false);
             }
+            trouble = s.security.trouble().map(str::to_owned);
         });
+        trouble
     }
 
     /// Devices cannot be followed at the moment.

@@ -82,7 +82,7 @@ pub async fn run(
                 block_in_place(|| agent.health_changed(events));
             }
             Some(snapshot) = devices.recv() => block_in_place(|| agent.devices_changed(snapshot)),
-            Ok(()) = groups.changed() => block_in_place(|| agent.groups_changed()),
+            Ok(()) = groups.changed() => block_in_place(|| drop(agent.groups_changed())),
             _ = sources.tick() => block_in_place(|| agent.parts().sources.look_after(Instant::now())),
             _ = warm.tick() => block_in_place(|| agent.warm()),
             _ = watch.tick() => block_in_place(|| agent.watch_members()),

@@ -73,7 +73,7 @@ impl source::Sink for Sink {
 }
 
 /// The engine changes an endpoint's own row; the rows of its addresses, by which its peers know it, follow. A client is answered
-/// when they did: what it is shown, and what it did, is in force.
+/// when they did: what it is shown, and what it did, is in force, or it is told that it is not.
 impl Quarantine for Agent {
     fn groups(&self) -> Result<Vec<GroupStatus>, Refusal> {
         self.in_force(|service| service.groups())
@@ -84,11 +84,11 @@ impl Quarantine for Agent {
     }
 
     fn set_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
-        self.in_force(|service| service.set_tag(who, request))
+        self.done("the tag is set", |service| service.set_tag(who, request))
     }
 
     fn remove_tag(&self, who: &str, request: &TagRequest) -> Result<Vec<Tag>, Refusal> {
-        self.in_force(|service| service.remove_tag(who, request))
+        self.done("the tag is removed", |service| service.remove_tag(who, request))
     }
 
     fn quarantine(&self) -> Result<QuarantineStatus, Refusal> {
@@ -96,7 +96,7 @@ impl Quarantine for Agent {
     }
 
     fn operate(&self, who: &str, endpoint: &str, verb: &str, request: &QuarantineRequest) -> Result<QuarantineStatus, Refusal> {
-        self.in_force(|service| service.operate(who, endpoint, verb, request))
+        self.done(verb, |service| service.operate(who, endpoint, verb, request))
     }
 
     fn audit(&self, endpoint: Option<&str>, limit: usize) -> Result<Vec<AuditRecord>, Refusal> {
@@ -109,6 +109,18 @@ impl Agent {
         let answer = ask(&self.parts().quarantine);
         self.groups_changed();
         answer
+    }
+
+    /// The same of a change: where it cannot be put in force for others, the client is told.
+    fn done<T>(&self, what: &str, change: impl FnOnce(&Service) -> Result<T, Refusal>) -> Result<T, Refusal> {
+        let answer = change(&self.parts().quarantine)?;
+        match self.groups_changed() {
+            None => Ok(answer),
+            Some(trouble) => Err(anyhow::anyhow!(
+                "{what}: done and stored, and in force for the endpoint itself; its peers go by what was before: {trouble}. It is tried again every few seconds"
+            )
+            .into()),
+        }
     }
 }
 
