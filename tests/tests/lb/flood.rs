@@ -1,35 +1,21 @@
 //! A VM that floods, and one that scans: nobody else's flows suffer, nor its own, and every packet is counted.
 
-use crate::support::{VIP, endpoint, mac, web};
+use crate::support::{VIP, endpoint, mac, metrics, serve_name, web};
 use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, bind, send, socket};
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vnet_tests::{Agent, Host, Machine, Routed};
+use vnet_tests::{Agent, Host, Routed, wait_for};
 
 /// Between two questions of a session while others flood.
 const PAUSE: Duration = Duration::from_millis(20);
 const SESSIONS: usize = 8;
-
-/// Answers each byte with the same, on each connection.
-fn serve(machine: &Machine, port: u16) -> Result<()> {
-    let listener = machine.host.run(|| TcpListener::bind((machine.v4, port)))??;
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            std::thread::spawn(move || {
-                let mut byte = [0];
-                while stream.read_exact(&mut byte).is_ok() && stream.write_all(&byte).is_ok() {}
-            });
-        }
-    });
-    Ok(())
-}
 
 fn sessions(from: &Host) -> Result<Vec<TcpStream>> {
     let to = SocketAddr::new(VIP.parse()?, 80);
@@ -44,19 +30,26 @@ fn sessions(from: &Host) -> Result<Vec<TcpStream>> {
 
 /// Runs `attack` while all sessions are at work; gives how many questions were answered meanwhile.
 fn while_at_work(sessions: &mut [TcpStream], attack: impl FnOnce() -> Result<()>) -> Result<usize> {
+    /// Ends the sessions also where the attack panics.
+    struct Ending<'a>(&'a AtomicBool);
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let ending = Ending(&over);
         let working: Vec<_> = sessions
             .iter_mut()
             .map(|stream| {
                 scope.spawn(|| -> Result<usize> {
                     let mut answered = 0;
                     while !over.load(Ordering::Relaxed) || answered == 0 {
-                        let byte = [answered as u8];
-                        stream.write_all(&byte)?;
-                        let mut answer = [0];
+                        stream.write_all(&[1])?;
+                        let mut answer = [0; 2];
                         stream.read_exact(&mut answer)?;
-                        ensure!(answer == byte, "{answer:?} for {byte:?}");
+                        ensure!(answer[0] == b'm', "{answer:?}");
                         answered += 1;
                         std::thread::sleep(PAUSE);
                     }
@@ -65,7 +58,7 @@ fn while_at_work(sessions: &mut [TcpStream], attack: impl FnOnce() -> Result<()>
             })
             .collect();
         let done = attack();
-        over.store(true, Ordering::Relaxed);
+        drop(ending);
         let mut answered = 0;
         for (number, session) in working.into_iter().enumerate() {
             let ended = session.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
@@ -142,8 +135,7 @@ fn link(device: u32) -> nix::sys::socket::LinkAddr {
 
 /// What an endpoint has sent, by reason.
 fn counted(agent: &Agent<'_>, host: &Host, endpoint: &str) -> Result<BTreeMap<String, u64>> {
-    let socket = agent.socket();
-    let metrics = host.output("curl", &["-s", "--unix-socket", &socket.to_string_lossy(), "http://agent/metrics"])?;
+    let metrics = metrics(agent, host)?;
     let mut counts = BTreeMap::new();
     for line in metrics.lines().filter(|line| line.starts_with("vnet_endpoint_packets_total{")) {
         if line.contains(&format!("endpoint=\"{endpoint}\"")) && line.contains("direction=\"egress\"") {
@@ -157,7 +149,7 @@ fn counted(agent: &Agent<'_>, host: &Host, endpoint: &str) -> Result<BTreeMap<St
 
 fn floods_and_scans(packets: u32) -> Result<()> {
     let net = Routed::new(2)?;
-    net.members.iter().try_for_each(|member| serve(member, 8080))?;
+    net.members.iter().try_for_each(|member| serve_name(member, member.v4.into(), 8080))?;
     let agent = Agent::start(&net.host, &["client0", "by"])?;
     agent.apply(&web(&net.members.iter().collect::<Vec<_>>(), 8080, ""))?;
     let mut open = sessions(&net.client.host)?;
@@ -171,14 +163,16 @@ fn floods_and_scans(packets: u32) -> Result<()> {
         let (before, begun) = (counted(&agent, &net.host, "client0")?, Instant::now());
         let answered = while_at_work(&mut open, || sender.send(packets, of))?;
         let took = begun.elapsed();
+        // What was handed over last may still wait.
+        std::thread::sleep(Duration::from_millis(200));
         let after = counted(&agent, &net.host, "client0")?;
         let grown: BTreeMap<_, _> =
             after.iter().map(|(reason, n)| (reason, n - before.get(reason).unwrap_or(&0))).filter(|(_, n)| *n > 0).collect();
         println!("{name}: {packets} packets in {took:.1?}, {answered} answers to {} sessions; {grown:?}", open.len());
-        let total: u64 = grown.values().sum();
-        ensure!(total >= u64::from(packets), "{name}: {total} of {packets} packets were counted: {grown:?}");
+        // But for some of a scan that went to the port that is served.
         let most = grown.get(&mostly.to_owned()).copied().unwrap_or(0);
-        ensure!(most + 100 >= u64::from(packets) * 99 / 100, "{name}: {grown:?}");
+        let served = packets.div_ceil(1 << 16);
+        ensure!(most + u64::from(served) >= u64::from(packets), "{name}: of {packets} packets were counted: {grown:?}");
         Ok(())
     };
     attack("SYN flood of a VIP from spoofed addresses", "new-flow", &|n| [spoofed(n), (vip, 80)])?;
@@ -216,8 +210,9 @@ fn priority_tags_are_no_vlan() -> Result<()> {
         let before = counted(&agent, &net.host, "client0")?.get(reason).copied().unwrap_or(0);
         let sender = Sender { vm: &net.client.host, macs: macs(&net)?, vlan: Some(vlan) };
         sender.send(50, |n| [(own, 30_000 + vlan + n as u16), (vip, 80)])?;
-        let after = counted(&agent, &net.host, "client0")?.get(reason).copied().unwrap_or(0);
-        ensure!(after - before == 50, "VLAN {vlan}: {} packets were {reason}", after - before);
+        let now = || Some(counted(&agent, &net.host, "client0").ok()?.get(reason).copied().unwrap_or(0) - before);
+        wait_for(&format!("50 packets of VLAN {vlan} to be {reason}"), Duration::from_secs(5), || now().filter(|n| *n >= 50))?;
+        ensure!(now() == Some(50), "VLAN {vlan}: {:?} packets were {reason}", now());
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Members that die and come back, however they are asked.
 
-use crate::support::{VIP, ask, json, load_balancer, total, web};
+use crate::support::{VIP, ask, json, load_balancer, metrics, total, web};
 use anyhow::{Context as _, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -306,8 +306,7 @@ fn connects_are_timed_and_resets_told_apart() -> Result<()> {
     ensure!(refusing["resets_by_member"].as_u64() == Some(40 - answered) && refusing["resets"] == refusing["resets_by_member"]);
     let table = agent.ctl(&["lb", "members", "web", "-o", "wide"])?;
     ensure!(table.contains("CONNECT") && table.contains("µs") && table.contains("BY MEMBER"), "{table}");
-    let socket = agent.socket();
-    let metrics = net.host.output("curl", &["-s", "--unix-socket", &socket.to_string_lossy(), "http://agent/metrics"])?;
+    let metrics = metrics(&agent, &net.host)?;
     for line in [
         format!("vnet_member_connect_seconds_count{{lb=\"web\",member=\"m2\"}} {answered}"),
         format!("vnet_member_resets_by_member_total{{lb=\"web\",member=\"m1\"}} {}", 40 - answered),

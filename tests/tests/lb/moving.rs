@@ -1,9 +1,9 @@
 //! A VM moves to another host, another agent, and its connections go on.
 
-use crate::support::{VIP, VIP6, web};
+use crate::support::{VIP, VIP6, serve_name, web};
 use anyhow::{Context as _, Result, ensure};
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 use vnet_tests::{Agent, Host, Machine, TempDir, connect, machine_behind};
 
@@ -70,23 +70,6 @@ fn policy(net: &Net, device: &str) -> String {
         )
 }
 
-/// Says two letters of its name to whoever sends a byte, as often as they do.
-fn serve(machine: &Machine, address: IpAddr, port: u16) -> Result<()> {
-    let listener = machine.host.run(|| TcpListener::bind(SocketAddr::new(address, port)))??;
-    let name = machine.name.clone();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let name = name.clone();
-            std::thread::spawn(
-                move || {
-                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(&name.as_bytes()[..2]).is_ok() {}
-                },
-            );
-        }
-    });
-    Ok(())
-}
-
 /// A connection, and who answers at its other end.
 struct Open(TcpStream, String);
 
@@ -113,11 +96,11 @@ impl Open {
 fn connections_go_on_at_another_host() -> Result<()> {
     let net = Net::new()?;
     for member in &net.members {
-        serve(member, member.v4.into(), SERVED)?;
-        serve(member, member.v6.into(), SERVED)?;
+        serve_name(member, member.v4.into(), SERVED)?;
+        serve_name(member, member.v6.into(), SERVED)?;
     }
-    serve(&net.vm, net.vm.v4.into(), 22)?;
-    serve(&net.bystander, net.bystander.v4.into(), 9000)?;
+    serve_name(&net.vm, net.vm.v4.into(), 22)?;
+    serve_name(&net.bystander, net.bystander.v4.into(), 9000)?;
     let (first, second) = (Agent::start(&net.hosts[0], &["tap*"])?, Agent::start(&net.hosts[1], &["tap*"])?);
     first.apply(&policy(&net, "tap0"))?;
     // Rows and numbers are each agent's own: here others come before.
@@ -166,8 +149,39 @@ fn connections_go_on_at_another_host() -> Result<()> {
     }
     let flows = second.ctl(&["flows", "vm"])?;
     ensure!(flows.lines().filter(|line| line.contains("established")).count() == 22, "{flows}");
-    // What was exported is all there is: nobody was let in who would not be.
+    // What was exported is all there is: nobody is let in who would not be, though somebody listens.
+    serve_name(&net.vm, net.vm.v4.into(), 23)?;
     let to = SocketAddr::new(net.vm.v4.into(), 23);
-    ensure!(net.bystander.host.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?.is_err());
+    let refused = net.bystander.host.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?;
+    ensure!(refused.as_ref().is_err_and(|e| e.kind() == ErrorKind::TimedOut), "{refused:?}");
+    ensure!(Open::to(&net.bystander.host, net.vm.v4.into(), 22)?.1 == "vm");
+    Ok(())
+}
+
+/// No more flows than the endpoint may have; and what is there already needs no room.
+#[test]
+fn more_flows_than_there_is_room_for() -> Result<()> {
+    let net = Net::new()?;
+    serve_name(&net.bystander, net.bystander.v4.into(), 9000)?;
+    let first = Agent::start(&net.hosts[0], &["tap*"])?;
+    let second = Agent::start_with(&net.hosts[1], &["tap*"], &["--flows-per-endpoint", "5"])?;
+    for (agent, device) in [(&first, "tap0"), (&second, "tap9")] {
+        agent.apply(&policy(&net, device))?;
+    }
+    let mut open = (0..8).map(|_| Open::to(&net.vm.host, net.bystander.v4.into(), 9000)).collect::<Result<Vec<_>>>()?;
+    // The device is gone before its flows are asked for.
+    net.hosts[0].ip("link delete tap0")?;
+    let file = TempDir::new()?;
+    let path = file.write("vm.flows", &first.ctl(&["endpoint", "export", "vm"])?)?;
+    net.plug(1, "tap9")?;
+    second.ctl(&["endpoint", "attach", "tap9"])?;
+    let import = ["endpoint", "import", "-f", &path.to_string_lossy()];
+    for taken in ["5 flows taken over\n", "0 flows taken over, 5 there already"] {
+        let refused = format!("{:#}", second.ctl(&import).err().context("eight flows where there is room for five")?);
+        ensure!(refused.contains(taken) && refused.contains("3 flows could not be taken over"), "{refused}");
+        ensure!(refused.contains("as many flows as it may"), "{refused}");
+    }
+    let answered = open.iter_mut().filter_map(|connection| connection.ask().ok()).count();
+    ensure!(answered >= 5, "{answered} of those that were taken over go on");
     Ok(())
 }

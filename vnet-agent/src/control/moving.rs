@@ -3,6 +3,7 @@
 //! The tuples go along, and who serves: rows and numbers are each agent's own. What is taken over is judged at its next packet by what is in force
 //! here, like a flow that was here when that changed.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,11 +13,12 @@ use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{NO_MEMBER, flags, tcp};
 use vnet_common::lb::flags as group_flags;
 
-use super::Agent;
+use super::inputs::Nic;
+use super::{Agent, State};
 use crate::api::Refusal;
 use crate::datapath::Datapath;
 use crate::datapath::flows::{Flow, FlowState};
-use crate::datapath::moving::NewFlow;
+use crate::datapath::moving::{Inserted, NewFlow};
 use crate::datapath::pending::Traffic;
 use crate::lb::compile::{Group, Member};
 use crate::lb::live::protocol_number;
@@ -24,21 +26,26 @@ use crate::lb::status::MemberRows;
 
 /// What flows are made from here.
 struct Place {
-    datapath: Arc<Datapath>,
     endpoint: EndpointRow,
-    groups: Vec<Group>,
-    rows: MemberRows,
     /// Addresses of the endpoint.
     addresses: Vec<IpAddr>,
+    groups: Vec<Group>,
+    /// Those of a VIP and protocol.
+    by_vip: HashMap<(IpAddr, u8), Vec<usize>>,
+    /// Members by group and by where they serve; port 0: where the client connects to.
+    members: HashMap<(usize, SocketAddr), usize>,
+    rows: MemberRows,
+}
+
+fn find<'a>(s: &'a State, name: &str) -> Result<&'a Nic, Refusal> {
+    let found = s.policy.endpoints().iter().find(|nic| nic.name == name);
+    found.ok_or_else(|| Refusal::not_found(format!("there is no endpoint '{name}' on this host: see `vnet-ctl get endpoints`")))
 }
 
 impl Place {
-    fn of(agent: &Agent, name: &str) -> Result<Self, Refusal> {
-        agent.ask(|s| {
-            let nics = s.policy.endpoints();
-            let nic = nics.iter().find(|nic| nic.name == name).ok_or_else(|| {
-                Refusal::not_found(format!("there is no endpoint '{name}' on this host: see `vnet-ctl get endpoints`"))
-            })?;
+    fn of(agent: &Agent, name: &str) -> Result<(Self, Arc<Datapath>), Refusal> {
+        let (mut place, datapath) = agent.ask(|s| {
+            let nic = find(s, name)?;
             let row = s.attachments.get(nic.ifindex()).map(|a| a.row).filter(|row| row.id != 0);
             let endpoint = row.ok_or_else(|| {
                 Refusal::conflict(format!(
@@ -46,14 +53,24 @@ impl Place {
                 ))
             })?;
             let groups = s.policy.desired().groups();
-            Ok(Self {
-                datapath: Arc::clone(&s.datapath),
+            let place = Self {
                 endpoint,
-                rows: s.policy.known().map(|known| MemberRows::new(known, groups)).unwrap_or_default(),
-                groups: groups.to_vec(),
                 addresses: nic.addresses.clone(),
-            })
-        })
+                groups: groups.to_vec(),
+                by_vip: HashMap::new(),
+                members: HashMap::new(),
+                rows: s.policy.known().map(|known| MemberRows::new(known, groups)).unwrap_or_default(),
+            };
+            Ok((place, Arc::clone(&s.datapath)))
+        })?;
+        for (n, group) in place.groups.iter().enumerate() {
+            for vip in &group.vips {
+                place.by_vip.entry((*vip, protocol_number(group.protocol))).or_default().push(n);
+            }
+            let at = |(m, member): (usize, &Member)| ((n, SocketAddr::new(member.address, member.port)), m);
+            place.members.extend(group.members.iter().enumerate().map(at));
+        }
+        Ok((place, datapath))
     }
 
     /// The flow as it is made here, or why not.
@@ -61,6 +78,15 @@ impl Place {
         let member = flow.member.unwrap_or(flow.remote);
         if [flow.remote, member].iter().any(|other| other.is_ipv4() != flow.local.is_ipv4()) {
             return Err("its sides are of different address families".to_owned());
+        }
+        if flow.member.is_none() && flow.local_port_there.is_some() {
+            return Err("only a balanced flow has another port at the other side".to_owned());
+        }
+        if flow.member.is_some() && flow.inbound {
+            return Err("a balanced flow is opened by its client".to_owned());
+        }
+        if !self.addresses.is_empty() && !self.addresses.contains(&flow.local.ip()) {
+            return Err(format!("{} is no address of the endpoint", flow.local.ip()));
         }
         let mut bits = 0;
         for (is_so, bit) in [(flow.inbound, flags::INBOUND), (flow.replied, flags::REPLIED), (flow.picked_up, flags::PICKED_UP)] {
@@ -102,24 +128,30 @@ impl Place {
     /// Who serves a flow here.
     fn member(&self, flow: &MovedFlow, member: SocketAddr) -> Result<(&Group, &Member), String> {
         let (vip, port) = (flow.remote.ip(), flow.remote.port());
-        let leads = |g: &&Group| {
-            let ports = if g.port == 0 { 0..=u16::MAX } else { g.port..=g.last_port };
-            protocol_number(g.protocol) == flow.protocol && g.vips.contains(&vip) && ports.contains(&port)
+        let leads = |n: &&usize| {
+            let g = &self.groups[**n];
+            g.port == 0 || (g.port..=g.last_port).contains(&port)
         };
         // The smallest range counts.
-        let width = |g: &&Group| if g.port == 0 { u16::MAX } else { g.last_port - g.port };
-        let group = self.groups.iter().filter(leads).min_by_key(width);
-        let group = group.ok_or_else(|| format!("no load balancer here has the VIP {}", flow.remote))?;
-        let is_it = |m: &&Member| m.address == member.ip() && (if m.port == 0 { port } else { m.port }) == member.port();
-        let found = group.members.iter().find(is_it);
-        Ok((group, found.ok_or_else(|| format!("load balancer {} has no member {member} here", group.lb))?))
+        let width = |n: &&usize| {
+            let g = &self.groups[**n];
+            if g.port == 0 { u16::MAX } else { g.last_port - g.port }
+        };
+        let all = self.by_vip.get(&(vip, flow.protocol)).into_iter().flatten();
+        let n =
+            *all.filter(leads).min_by_key(width).ok_or_else(|| format!("no load balancer here has the VIP {}", flow.remote))?;
+        let group = &self.groups[n];
+        let at = |port| self.members.get(&(n, SocketAddr::new(member.ip(), port)));
+        let found = at(member.port()).or_else(|| at(0).filter(|_| member.port() == port));
+        let m = *found.ok_or_else(|| format!("load balancer {} has no member {member} here", group.lb))?;
+        Ok((group, &group.members[m]))
     }
 }
 
-/// All flows of an endpoint.
+/// All flows of an endpoint, also when its device is gone, as long as they are in the tables.
 pub fn export(agent: &Agent, name: &str) -> Result<FlowExport, Refusal> {
-    let place = Place::of(agent, name)?;
-    let (flows, total) = place.datapath.endpoint_flows(usize::MAX, |endpoint| endpoint == place.endpoint.id)?;
+    let (number, datapath) = agent.ask(|s| Ok((s.policy.endpoint_id(&find(s, name)?.device)?, Arc::clone(&s.datapath))))?;
+    let (flows, total) = datapath.endpoint_flows(usize::MAX, |endpoint| endpoint == number)?;
     let flows: Vec<MovedFlow> = flows.iter().filter(|flow| moves(flow)).map(moved).collect();
     Ok(FlowExport { version: FLOW_EXPORT, endpoint: name.to_owned(), left: total - flows.len() as u64, flows })
 }
@@ -147,7 +179,7 @@ fn moved(flow: &Flow) -> MovedFlow {
     }
 }
 
-/// Takes flows over. Those that cannot be taken are named; more than the endpoint may have are refused together, and then none is taken.
+/// Takes flows over. Those that cannot be taken are named, each with the reason.
 pub fn import(agent: &Agent, name: &str, export: &FlowExport) -> Result<FlowImport, Refusal> {
     if export.version != FLOW_EXPORT {
         return Err(Refusal::bad_request(format!(
@@ -155,25 +187,26 @@ pub fn import(agent: &Agent, name: &str, export: &FlowExport) -> Result<FlowImpo
             export.version
         )));
     }
-    let place = Place::of(agent, name)?;
-    let maps = place.datapath.maps();
-    let (quota, has) = (maps.flow_quota()?, maps.flow_count(place.endpoint.slot).unwrap_or(0));
-    let room = u64::from(quota.saturating_sub(has));
-    if export.flows.len() as u64 > room {
-        return Err(Refusal::conflict(format!(
-            "these are {} flows, and endpoint '{name}' may have {room} more: start the agent with a larger --flows-per-endpoint",
-            export.flows.len()
-        )));
-    }
+    let (place, datapath) = Place::of(agent, name)?;
+    let inserter = datapath.inserter(place.endpoint)?;
     let mut done = FlowImport { endpoint: name.to_owned(), ..FlowImport::default() };
     for flow in &export.flows {
-        match place.make(flow) {
-            Ok(new) => match place.datapath.insert_flow(&place.endpoint, &new)? {
-                true => done.taken += 1,
-                false => done.known += 1,
-            },
-            Err(reason) => done.refused.push(RefusedFlow { local: flow.local, remote: flow.remote, reason }),
-        }
+        // What one fails for, the next need not.
+        let reason = match place.make(flow).map(|new| inserter.insert(&new)) {
+            Ok(Ok(Inserted::New)) => {
+                done.taken += 1;
+                continue;
+            }
+            Ok(Ok(Inserted::Known)) => {
+                done.known += 1;
+                continue;
+            }
+            Ok(Ok(Inserted::Taken)) => "another flow has these addresses and ports here".to_owned(),
+            Ok(Ok(Inserted::Full)) => "the endpoint has as many flows as it may (vnet-agent --flows-per-endpoint)".to_owned(),
+            Ok(Err(error)) => format!("{error:#}"),
+            Err(reason) => reason,
+        };
+        done.refused.push(RefusedFlow { local: flow.local, remote: flow.remote, reason });
     }
     log::info!(
         "endpoint {name}: took over {} flows from another host ({} were there, {} could not be taken)",

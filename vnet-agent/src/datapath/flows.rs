@@ -235,7 +235,8 @@ fn describe<A: Address + Hash>(
     let traffic = |key: &FlowKey<A>, entry: Option<&FlowEntry<A>>| {
         let held = pending.get(key).copied().unwrap_or_default();
         let (packets, bytes) = entry.map_or((0, 0), |e| (e.packets, e.bytes));
-        Traffic { packets: packets + held.packets, bytes: bytes + held.bytes }
+        // What was imported may say any number.
+        Traffic { packets: packets.saturating_add(held.packets), bytes: bytes.saturating_add(held.bytes) }
     };
     let (created, rule) = origin(forward);
     let idle = ticks_since(now, forward.last_seen).min(reverse.map_or(u32::MAX, |r| ticks_since(now, r.last_seen)));

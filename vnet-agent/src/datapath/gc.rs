@@ -236,7 +236,7 @@ fn active_counts(maps: &Maps) -> impl Iterator<Item = (u32, i64)> {
     (0..maps.active.rows()).filter_map(count)
 }
 
-fn add_active(maps: &Maps, member: u32, n: i64) {
+pub(super) fn add_active(maps: &Maps, member: u32, n: i64) {
     if let Some(count) = maps.active.word64(member, 0) {
         count.fetch_add(n as u64, Ordering::Relaxed);
     }

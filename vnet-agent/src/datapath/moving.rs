@@ -7,11 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::EndpointRow;
-use vnet_common::flow::{FlowEntry, FlowKey, Rewrite, flags};
+use vnet_common::flow::{FlowEntry, FlowKey, Rewrite, flags, tcp};
+use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
 use super::Datapath;
 use super::flows::FlowTables;
+use super::maps::Maps;
 use super::pending::Traffic;
 use crate::lb::live::wide;
 
@@ -44,85 +46,128 @@ pub struct NewFlow {
     pub idle: Duration,
 }
 
+/// What became of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is in the tables.
+    New,
+    /// It was there already.
+    Known,
+    /// Another flow has its addresses and ports, in one of the directions.
+    Taken,
+    /// The endpoint has as many flows as it may.
+    Full,
+}
+
+/// Puts flows of an endpoint into the tables, to be judged at their next packet.
+pub struct Inserter<'a> {
+    maps: &'a Maps,
+    endpoint: EndpointRow,
+    generation: u32,
+    quota: u32,
+    now: u32,
+    /// Ticks a second.
+    rate: u32,
+}
+
 impl Datapath {
-    /// Puts a flow of the endpoint in this row into the tables, to be judged at its next packet; says if it was not there yet.
-    pub fn insert_flow(&self, endpoint: &EndpointRow, flow: &NewFlow) -> Result<bool> {
+    /// For the endpoint in this row.
+    pub fn inserter(&self, endpoint: EndpointRow) -> Result<Inserter<'_>> {
         let maps = self.maps();
-        // Of another generation than that in force: that comes before the last.
-        let times = Times {
+        Ok(Inserter {
+            maps,
+            endpoint,
+            // Of another generation than that in force: that comes before the last.
             generation: maps.generation()?.wrapping_sub(1),
-            last_seen: self.ticks_ago(flow.idle)?,
-            created: self.ticks_ago(flow.age)?,
-        };
+            quota: maps.flow_quota()?,
+            now: self.now()?,
+            rate: self.ticks_per_second(),
+        })
+    }
+}
+
+impl Inserter<'_> {
+    /// Puts one in.
+    pub fn insert(&self, flow: &NewFlow) -> Result<Inserted> {
         let inserted = match flow.local.is_ipv4() {
-            true => insert::<V4>(&maps.flows4, endpoint, flow, &times),
-            false => insert::<V6>(&maps.flows6, endpoint, flow, &times),
+            true => self.insert_into::<V4>(&self.maps.flows4, flow),
+            false => self.insert_into::<V6>(&self.maps.flows6, flow),
         }?;
-        if inserted && let Some(created) = maps.flow_counts.word32(endpoint.slot, 0) {
-            created.fetch_add(1, Ordering::Relaxed);
+        if inserted == Inserted::New {
+            if let Some(created) = self.maps.flow_counts.word32(self.endpoint.slot, 0) {
+                created.fetch_add(1, Ordering::Relaxed);
+            }
+            if !tcp::is_closed(flow.tcp) {
+                super::gc::add_active(self.maps, flow.member_row.0, 1);
+            }
         }
         Ok(inserted)
     }
 
-    fn ticks_ago(&self, time: Duration) -> Result<u32> {
-        let ticks = time.as_secs().saturating_mul(self.ticks_per_second().into()).min(u64::from(u32::MAX / 4));
-        Ok(self.now()?.wrapping_sub(ticks as u32))
+    fn ticks_ago(&self, time: Duration) -> u32 {
+        let ticks = time.as_secs().saturating_mul(self.rate.into()).min(u64::from(u32::MAX / 4));
+        self.now.wrapping_sub(ticks as u32)
     }
-}
 
-struct Times {
-    generation: u32,
-    last_seen: u32,
-    created: u32,
-}
+    fn insert_into<A: Address>(&self, tables: &FlowTables<A>, flow: &NewFlow) -> Result<Inserted> {
+        let addr = |of: SocketAddr| A::narrow(&wide(of.ip()));
+        let port = |of: SocketAddr| of.port().to_be_bytes();
+        let key = FlowKey {
+            endpoint: self.endpoint.id,
+            network: self.endpoint.network,
+            src: addr(flow.local),
+            dst: addr(flow.remote),
+            sport: port(flow.local),
+            dport: port(flow.remote),
+            protocol: flow.protocol,
+            direction: Direction::Egress as u8,
+            pad: [0; 2],
+        };
+        let there = flow.local_port_there.to_be_bytes();
+        let rewrite = Rewrite { addr: addr(flow.member), port: port(flow.member), client_port: there };
+        let partner = key.partner(&rewrite);
+        let entries = &tables.main.entries;
+        match entries.get(&key)? {
+            Some(e) if e.rewrite.is(&rewrite) && e.member == flow.member_row.0 => return Ok(Inserted::Known),
+            None if entries.get(&partner)?.is_none() => {}
+            _ => return Ok(Inserted::Taken),
+        }
+        if self.maps.flow_count(self.endpoint.slot).is_some_and(|flows| flows >= self.quota) {
+            return Ok(Inserted::Full);
+        }
+        let back = if flow.flags & flags::DNAT != 0 { flow.flags ^ flags::NAT } else { flow.flags };
+        // As programs do: who finds the forward entry can count on its reply.
+        if !entries.insert(&partner, &self.entry(flow, back, key.unrewrite(), flow.traffic[1]))? {
+            return Ok(Inserted::Taken);
+        }
+        match entries.insert(&key, &self.entry(flow, flow.flags, rewrite, flow.traffic[0])) {
+            Ok(true) => Ok(Inserted::New),
+            other => {
+                entries.remove(&partner).context("removing half of a flow")?;
+                // A packet may have brought it into a cache meanwhile.
+                if let Some(stamp) = self.maps.stamps.word64(hash::flow(&partner) % STAMPS, 0) {
+                    stamp.fetch_add(1, Ordering::Release);
+                }
+                other.map(|_| Inserted::Taken)
+            }
+        }
+    }
 
-fn insert<A: Address>(tables: &FlowTables<A>, endpoint: &EndpointRow, flow: &NewFlow, times: &Times) -> Result<bool> {
-    let addr = |of: SocketAddr| A::narrow(&wide(of.ip()));
-    let port = |of: SocketAddr| of.port().to_be_bytes();
-    let key = FlowKey {
-        endpoint: endpoint.id,
-        network: endpoint.network,
-        src: addr(flow.local),
-        dst: addr(flow.remote),
-        sport: port(flow.local),
-        dport: port(flow.remote),
-        protocol: flow.protocol,
-        direction: Direction::Egress as u8,
-        pad: [0; 2],
-    };
-    let there = flow.local_port_there.to_be_bytes();
-    let rewrite = Rewrite { addr: addr(flow.member), port: port(flow.member), client_port: there };
-    let partner = key.partner(&rewrite);
-    let entry = |flags: u16, rewrite: Rewrite<A>, traffic: Traffic| {
-        #[cfg_attr(feature = "previous-abi", allow(unused_mut))]
-        let mut entry = FlowEntry {
+    fn entry<A: Address>(&self, flow: &NewFlow, flags: u16, rewrite: Rewrite<A>, traffic: Traffic) -> FlowEntry<A> {
+        FlowEntry {
             packets: traffic.packets,
             bytes: traffic.bytes,
             rewrite,
-            generation: times.generation,
+            generation: self.generation,
             member: flow.member_row.0,
             serial: flow.member_row.1,
             group: flow.group,
-            last_seen: times.last_seen,
+            last_seen: self.ticks_ago(flow.idle),
             flags,
             tcp: flow.tcp,
+            #[cfg(not(feature = "previous-abi"))]
+            created: self.ticks_ago(flow.age),
             ..FlowEntry::default()
-        };
-        #[cfg(not(feature = "previous-abi"))]
-        {
-            entry.created = times.created;
         }
-        entry
-    };
-    let back = if flow.flags & flags::DNAT != 0 { flow.flags ^ flags::NAT } else { flow.flags };
-    // As programs do: who finds the forward entry can count on its reply.
-    let entries = &tables.main.entries;
-    if !entries.insert(&partner, &entry(back, key.unrewrite(), flow.traffic[1]))? {
-        return Ok(false);
     }
-    if !entries.insert(&key, &entry(flow.flags, rewrite, flow.traffic[0]))? {
-        entries.remove(&partner).context("removing half of a flow")?;
-        return Ok(false);
-    }
-    Ok(true)
 }

@@ -349,8 +349,13 @@ fn balanced(w: &mut Writer<'_>, members: &[&Member<'_>]) -> fmt::Result {
     w.counter("vnet_member_established", "Handshakes completed, and UDP flows", of(|m| m.status.established))?;
     w.counter("vnet_member_resets", "Resets seen", of(|m| m.status.resets))?;
     w.counter("vnet_member_resets_by_member", "Resets that the member sent", of(|m| m.status.resets_by_member))?;
-    w.counter("vnet_member_unreachable", "ICMP errors: the member cannot be reached", of(|m| m.status.unreachable))?;
-    let times = members.iter().map(|m| (labels(m), m.status.connect));
+    w.counter(
+        "vnet_member_unreachable",
+        "Flows about which ICMP said that the member cannot be reached",
+        of(|m| m.status.unreachable),
+    )?;
+    // Datagrams are not answered in this sense.
+    let times = members.iter().filter(|m| m.lb.protocol == "TCP").map(|m| (labels(m), m.status.connect));
     w.histogram("vnet_member_connect_seconds", "From SYN to SYN-ACK, as the datapath sees it", times)?;
     w.counter("vnet_member_packets", "Packets to and from a member", both(|m| m.status.packets))?;
     w.counter("vnet_member_bytes", "Bytes to and from a member", both(|m| m.status.bytes))

@@ -11,7 +11,7 @@ use crate::output::Session;
 use crate::target::Kind;
 use crate::watch::{self, WatchArgs};
 
-/// See the endpoints; have a device attached before its VM sends; take its flows to another host
+/// See the endpoints; attach a device; move flows between hosts
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,

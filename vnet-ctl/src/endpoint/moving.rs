@@ -1,13 +1,13 @@
 //! `endpoint export` and `import`: the flows of a VM go with it to another host.
 
-use std::io::{Read as _, Write as _};
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use vnet_common::api::moving::{FLOW_EXPORT, FlowExport, FlowImport};
 
 use crate::client::segment;
-use crate::output::Session;
+use crate::output::{self, Session};
 use crate::style::Look;
 use crate::table::{Cell, Table};
 use crate::{get, human};
@@ -55,9 +55,10 @@ pub struct ImportArgs {
 pub async fn export(session: &Session, args: ExportArgs) -> Result<u8> {
     let path = format!("/v1/endpoints/{}/flows", segment(&args.endpoint));
     let export: FlowExport = get::explain_endpoint(session, session.agent.get(&path).await, &args.endpoint).await?;
-    let mut out = std::io::stdout().lock();
-    serde_json::to_writer(&mut out, &export).context("writing the flows")?;
-    writeln!(out).context("writing the flows")?;
+    if export.left > 0 {
+        session.note(&format!("{} not exported: being opened, over, or led elsewhere", human::count(export.left, "flow")));
+    }
+    output::print(&(serde_json::to_string(&export).context("writing the flows")? + "\n"))?;
     Ok(0)
 }
 
@@ -71,7 +72,11 @@ pub async fn import(session: &Session, args: ImportArgs) -> Result<u8> {
     // Also of no flows: whether the endpoint is here is asked anyway.
     for flows in chunks.chain(export.flows.is_empty().then(Vec::new)) {
         let part = FlowExport { version: export.version, endpoint: name.clone(), flows, left: 0 };
-        let done: FlowImport = get::explain_endpoint(session, session.agent.post(&path, &part).await, &name).await?;
+        let done = get::explain_endpoint(session, session.agent.post(&path, &part).await, &name).await;
+        let done: FlowImport = done.with_context(|| match all.taken + all.known {
+            0 => format!("importing the flows of endpoint '{name}'"),
+            before => format!("importing the flows of endpoint '{name}': {before} are in force; the import can be repeated"),
+        })?;
         all.taken += done.taken;
         all.known += done.known;
         all.refused.extend(done.refused);

@@ -12,11 +12,11 @@ use crate::{human, lb};
 
 /// List the members of a load balancer: state, flows, traffic
 ///
-/// CONNECT is how long it takes to answer a connection, from SYN to SYN-ACK, in the mean. FLOWS are those open now; NEW all those that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide,
-/// CONNECT 99% is what 99 % of them take less than, BY MEMBER those of RESETS that it sent, UNREACHABLE counts ICMP errors that say so,
-/// TARGET is the part of new flows that it is to get now, and ESTABLISHED are those of NEW that it answered. States: active,
-/// draining, down (its health check fails), ejected (too many of its connections failed), unknown (not checked yet; takes flows).
-/// HEALTH says why a member is down or ejected.
+/// CONNECT is how long it takes to answer a connection, from SYN to SYN-ACK, in the mean. FLOWS are those open now; NEW all those
+/// that were given to it, and SHARE its part of them; TO and FROM are bytes. With -o wide, CONNECT 99% is what 99 % of the answers take
+/// less than, BY MEMBER those of RESETS that it sent, UNREACHABLE the flows about which ICMP said so, TARGET the part of new flows that
+/// it is to get now, and ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), ejected
+/// (too many of its connections failed), unknown (not checked yet; takes flows). HEALTH says why a member is down or ejected.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

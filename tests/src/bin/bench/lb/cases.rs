@@ -100,6 +100,7 @@ fn algorithms() -> Vec<Case> {
         ("roundRobin", group_flags::ROUND_ROBIN),
         ("leastConnections", group_flags::LEAST_CONNECTIONS),
         ("sourceHash", group_flags::SOURCE_HASH),
+        // After its first flows a client sticks.
         ("affinity", group_flags::affinity(60)),
     ];
     KINDS.map(|(name, flags)| new(Family::V4, Protocol::Udp, COUNTS[1]).called(name).picking(flags)).into()
