@@ -319,6 +319,13 @@ impl Maps {
         self.stamps.load(hash::flow(key) % STAMPS).map(|s| s as u32)
     }
 
+    /// Makes cached copies of a flow's entry invalid, as programs do when they remove one.
+    pub(super) fn bump_stamp<A: Address>(&self, key: &FlowKey<A>) {
+        if let Some(stamp) = self.stamps.word64(hash::flow(key) % STAMPS, 0) {
+            stamp.fetch_add(1, Ordering::Release);
+        }
+    }
+
     /// How many flows there are, half-open ones included.
     pub fn flow_total(&self) -> Result<u64> {
         Ok(self.active_flows()?.values().sum())

@@ -15,7 +15,6 @@ use anyhow::Result;
 use vnet_common::addr::Address;
 use vnet_common::endpoint::FlowCount;
 use vnet_common::flow::{FlowEntry, FlowKey, flags, tcp};
-use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
 use super::Datapath;
@@ -178,9 +177,7 @@ impl Collector {
             return Ok(one || other);
         }
         for key in [forward, reverse] {
-            if let Some(stamp) = maps.stamps.word64(hash::flow(key) % STAMPS, 0) {
-                stamp.fetch_add(1, Ordering::Release);
-            }
+            maps.bump_stamp(key);
         }
         // As a program does: whoever removes the egress entry gives back the quota.
         if one && let Some(n) = self.flows.get_mut(&forward.endpoint) {

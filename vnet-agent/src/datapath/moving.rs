@@ -8,7 +8,6 @@ use anyhow::{Context, Result};
 use vnet_common::addr::{Address, V4, V6};
 use vnet_common::endpoint::EndpointRow;
 use vnet_common::flow::{FlowEntry, FlowKey, Rewrite, flags, tcp};
-use vnet_common::hash::{self, STAMPS};
 use vnet_common::verdict::Direction;
 
 use super::Datapath;
@@ -128,7 +127,7 @@ impl Inserter<'_> {
         let partner = key.partner(&rewrite);
         let entries = &tables.main.entries;
         match entries.get(&key)? {
-            Some(e) if e.rewrite.is(&rewrite) && e.member == flow.member_row.0 => return Ok(Inserted::Known),
+            Some(e) if e.rewrite.is(&rewrite) && (e.member, e.serial) == flow.member_row => return Ok(Inserted::Known),
             None if entries.get(&partner)?.is_none() => {}
             _ => return Ok(Inserted::Taken),
         }
@@ -145,9 +144,7 @@ impl Inserter<'_> {
             other => {
                 entries.remove(&partner).context("removing half of a flow")?;
                 // A packet may have brought it into a cache meanwhile.
-                if let Some(stamp) = self.maps.stamps.word64(hash::flow(&partner) % STAMPS, 0) {
-                    stamp.fetch_add(1, Ordering::Release);
-                }
+                self.maps.bump_stamp(&partner);
                 other.map(|_| Inserted::Taken)
             }
         }
