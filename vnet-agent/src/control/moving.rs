@@ -96,7 +96,8 @@ impl Place {
         if let Some(member) = flow.member {
             let (to, served) = self.member(flow, member)?;
             let rows = self.rows.group(to).zip(self.rows.find(to, served));
-            (group, member_row) = rows.ok_or_else(|| format!("load balancer {} is not in force yet", to.lb))?;
+            (group, member_row) =
+                rows.ok_or_else(|| format!("load balancer {} is not in force yet: import again in a moment", to.lb))?;
             bits |= flags::DNAT;
             if member.ip() == flow.local.ip() {
                 bits |= flags::HAIRPIN;
@@ -138,8 +139,10 @@ impl Place {
             if g.port == 0 { u16::MAX } else { g.last_port - g.port }
         };
         let all = self.by_vip.get(&(vip, flow.protocol)).into_iter().flatten();
-        let n =
-            *all.filter(leads).min_by_key(width).ok_or_else(|| format!("no load balancer here has the VIP {}", flow.remote))?;
+        let n = *all
+            .filter(leads)
+            .min_by_key(width)
+            .ok_or_else(|| format!("no load balancer here has the VIP {}: apply it, and import again", flow.remote))?;
         let group = &self.groups[n];
         let at = |port| self.members.get(&(n, SocketAddr::new(member.ip(), port)));
         let found = at(member.port()).or_else(|| at(0).filter(|_| member.port() == port));

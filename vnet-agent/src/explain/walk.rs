@@ -46,9 +46,8 @@ pub fn walk<R: Rows>(
     if let Some(number) = tag {
         notes.push(format!("the kernel keeps the tag (VLAN {number}) beside the packet: it is shown without"));
     }
-    if vlan {
-        // A test run takes no tag.
-        stage = None;
+    if vlan && stage.take().is_some() {
+        notes.push("the kernel's own programs were not run: a test run takes no tag".to_owned());
     }
     let mut last = None;
     while let Some(entry) = at {
