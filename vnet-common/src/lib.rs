@@ -16,6 +16,8 @@ pub mod deliver;
 pub mod endpoint;
 pub mod event;
 pub mod family;
+#[cfg(feature = "api")]
+pub mod fleet;
 pub mod flow;
 pub mod hash;
 #[cfg(feature = "host")]
