@@ -14,6 +14,8 @@ pub mod bench;
 pub mod checksum;
 pub mod deliver;
 pub mod endpoint;
+#[cfg(feature = "etcd")]
+pub mod etcd;
 pub mod event;
 pub mod family;
 #[cfg(feature = "api")]

@@ -1,0 +1,308 @@
+//! Reading, watching and writing.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, Result, bail};
+use etcd_client::{
+    Compare, CompareOp, ConnectOptions, EventType, GetOptions, KvClient, PutOptions, Txn, TxnOp, WatchOptions, WatchStream,
+};
+
+use super::error::Told;
+
+/// Keys that are read in one answer: a thousand endpoints have some 400 KB.
+const PAGE: i64 = 1000;
+/// What one answer may have; etcd's own limit of a request is 1.5 MiB.
+const MESSAGE: usize = 64 << 20;
+/// What one transaction may have: etcd's `--max-txn-ops` unless it was set otherwise.
+const OPERATIONS: usize = 128;
+/// And its size, below `--max-request-bytes`.
+const BYTES: usize = 1 << 20;
+
+/// A connection to one member.
+#[derive(Clone)]
+pub struct Client {
+    pub(super) inner: etcd_client::Client,
+    kv: KvClient,
+    endpoint: String,
+}
+
+/// A key's value, and when it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The value.
+    pub value: Vec<u8>,
+    /// The store's revision in which the key came.
+    pub created: i64,
+    /// The store's revision of this value.
+    pub modified: i64,
+    /// The lease that it is gone with; 0: none.
+    pub lease: i64,
+}
+
+/// All keys of a prefix, as they were at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    /// The store's revision.
+    pub revision: i64,
+    /// What there was.
+    pub entries: BTreeMap<String, Entry>,
+}
+
+/// What becomes of a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The key.
+    pub key: String,
+    /// Its value; `None`: it is gone.
+    pub entry: Option<Entry>,
+    /// The store's revision.
+    pub revision: i64,
+}
+
+/// What a watch tells.
+#[derive(Debug)]
+pub enum Next {
+    /// These happened, in this order; none: everything up to this revision was told.
+    Changes(Vec<Change>, i64),
+    /// What happened since was thrown away: everything has to be read again.
+    Compacted,
+}
+
+/// Something to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Write {
+    /// A key gets a value, with a lease or (0) without.
+    Put(String, Vec<u8>, i64),
+    /// A key goes.
+    Delete(String),
+    /// All keys that begin like this go.
+    DeleteBelow(String),
+}
+
+impl Write {
+    fn size(&self) -> usize {
+        match self {
+            Self::Put(key, value, _) => key.len() + value.len() + 32,
+            Self::Delete(key) | Self::DeleteBelow(key) => key.len() + 32,
+        }
+    }
+
+    fn op(&self) -> TxnOp {
+        match self {
+            Self::Put(key, value, lease) => {
+                TxnOp::put(key.as_str(), value.as_slice(), Some(PutOptions::new().with_lease(*lease)))
+            }
+            Self::Delete(key) => TxnOp::delete(key.as_str(), None),
+            Self::DeleteBelow(prefix) => {
+                TxnOp::delete(prefix.as_str(), Some(etcd_client::DeleteOptions::new().with_prefix()))
+            }
+        }
+    }
+}
+
+/// What must be true of a key for a write to be done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// The key.
+    pub key: String,
+    /// The revision of its value; 0: it is not there.
+    pub revision: i64,
+}
+
+/// What became of a conditional write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// All of it was done, in this revision.
+    Done(i64),
+    /// Nothing was done: somebody else wrote meanwhile.
+    Conflict,
+}
+
+impl Client {
+    pub(super) async fn open(url: &str, endpoint: &str, options: ConnectOptions) -> Result<Self> {
+        let inner = etcd_client::Client::connect([url], Some(options)).await.map_err(Told::from);
+        let inner = inner.with_context(|| format!("connecting to the store at {endpoint}"))?;
+        let kv = inner.kv_client().max_decoding_message_size(MESSAGE);
+        let mut client = Self { inner, kv, endpoint: endpoint.to_owned() };
+        // The library connects when it is first asked for something.
+        let asked = client.kv.get(crate::fleet::DESIRED, Some(GetOptions::new().with_prefix().with_count_only())).await;
+        asked.map_err(Told::from).with_context(|| format!("connecting to the store at {endpoint}"))?;
+        Ok(client)
+    }
+
+    /// The member, as `host:port`.
+    #[must_use]
+    pub fn endpoint(&self) -> &str {
+        &self.endpoint
+    }
+
+    /// Every key that begins with `prefix`, at one moment.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not read this.
+    pub async fn read(&mut self, prefix: &str) -> Result<Snapshot> {
+        let mut snapshot = Snapshot::default();
+        let end = after(prefix);
+        let mut from = prefix.as_bytes().to_vec();
+        loop {
+            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision);
+            let answer = self.kv.get(from, Some(options)).await.map_err(Told::from);
+            let answer = answer.with_context(|| format!("reading {prefix} from the store at {}", self.endpoint))?;
+            if snapshot.revision == 0 {
+                snapshot.revision = answer.header().map_or(0, |h| h.revision());
+            }
+            from = answer.kvs().last().map(|kv| [kv.key(), &[0]].concat()).unwrap_or_default();
+            for kv in answer.kvs() {
+                let Ok(key) = kv.key_str() else { continue };
+                snapshot.entries.insert(key.to_owned(), entry(kv));
+            }
+            if !answer.more() {
+                return Ok(snapshot);
+            }
+        }
+    }
+
+    /// One key.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not read this.
+    pub async fn get(&mut self, key: &str) -> Result<Option<Entry>> {
+        let answer = self.kv.get(key, None).await.map_err(Told::from);
+        let answer = answer.with_context(|| format!("reading {key} from the store at {}", self.endpoint))?;
+        Ok(answer.kvs().first().map(entry))
+    }
+
+    /// What becomes of the keys that begin with `prefix`, from the revision `from` on.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not read this.
+    pub async fn watch(&self, prefix: &str, from: i64) -> Result<Watch> {
+        let options = WatchOptions::new().with_prefix().with_start_revision(from).with_progress_notify();
+        let mut watch = self.inner.watch_client().max_decoding_message_size(MESSAGE);
+        let stream = watch.watch(prefix, Some(options)).await.map_err(Told::from);
+        let stream = stream.with_context(|| format!("watching {prefix} at the store at {}", self.endpoint))?;
+        Ok(Watch { stream, endpoint: self.endpoint.clone() })
+    }
+
+    /// Writes, in as few transactions as it takes; a failure leaves those done that came before. Gives the last revision.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not write this.
+    pub async fn write(&mut self, writes: &[Write]) -> Result<i64> {
+        let mut revision = 0;
+        for batch in batches(writes) {
+            match self.commit(&[], batch).await? {
+                Outcome::Done(at) => revision = at,
+                Outcome::Conflict => bail!("the store at {} refused a write without conditions", self.endpoint),
+            }
+        }
+        Ok(revision)
+    }
+
+    /// Writes all of this, if all conditions are true; else nothing.
+    ///
+    /// # Errors
+    /// The member does not answer, it is more than a transaction may have, or we may not write this. Whether it was done is not known
+    /// if the connection broke.
+    pub async fn commit(&mut self, conditions: &[Condition], writes: &[Write]) -> Result<Outcome> {
+        let compare = |c: &Condition| Compare::mod_revision(c.key.as_str(), CompareOp::Equal, c.revision);
+        let txn = Txn::new().when(conditions.iter().map(compare).collect::<Vec<_>>());
+        let txn = txn.and_then(writes.iter().map(Write::op).collect::<Vec<_>>());
+        let answer = self.kv.txn(txn).await.map_err(Told::from);
+        let answer = answer.with_context(|| format!("writing to the store at {}", self.endpoint))?;
+        Ok(match answer.succeeded() {
+            true => Outcome::Done(answer.header().map_or(0, |h| h.revision())),
+            false => Outcome::Conflict,
+        })
+    }
+}
+
+fn entry(kv: &etcd_client::KeyValue) -> Entry {
+    Entry { value: kv.value().to_vec(), created: kv.create_revision(), modified: kv.mod_revision(), lease: kv.lease() }
+}
+
+/// The first key after all that begin with `prefix`, which ends with a character that has a successor.
+fn after(prefix: &str) -> Vec<u8> {
+    let mut end = prefix.as_bytes().to_vec();
+    if let Some(last) = end.last_mut() {
+        *last = last.saturating_add(1);
+    }
+    end
+}
+
+/// As few parts as a transaction's limits allow.
+fn batches(writes: &[Write]) -> Vec<&[Write]> {
+    let (mut batches, mut start, mut bytes) = (Vec::new(), 0, 0);
+    for (i, write) in writes.iter().enumerate() {
+        if i > start && (i - start == OPERATIONS || bytes + write.size() > BYTES) {
+            batches.push(&writes[start..i]);
+            (start, bytes) = (i, 0);
+        }
+        bytes += write.size();
+    }
+    if start < writes.len() {
+        batches.push(&writes[start..]);
+    }
+    batches
+}
+
+/// What happens, as it happens.
+#[derive(Debug)]
+pub struct Watch {
+    stream: WatchStream,
+    endpoint: String,
+}
+
+impl Watch {
+    /// Waits for what happens next.
+    ///
+    /// # Errors
+    /// The member, or its leader, is gone, or we may not read this.
+    pub async fn next(&mut self) -> Result<Next> {
+        loop {
+            let message = self.stream.message().await.map_err(Told::from);
+            let message = message.with_context(|| format!("watching the store at {}", self.endpoint))?;
+            let Some(message) = message else { bail!("the store at {} ended the watch", self.endpoint) };
+            if message.compact_revision() != 0 {
+                return Ok(Next::Compacted);
+            }
+            if message.canceled() {
+                bail!("the store at {} ended the watch: {}", self.endpoint, message.cancel_reason());
+            }
+            let revision = message.header().map_or(0, |h| h.revision());
+            let changes: Vec<Change> = message.events().iter().filter_map(change).collect();
+            if !changes.is_empty() || !message.created() {
+                return Ok(Next::Changes(changes, revision));
+            }
+        }
+    }
+}
+
+fn change(event: &etcd_client::Event) -> Option<Change> {
+    let kv = event.kv()?;
+    let entry = match event.event_type() {
+        EventType::Put => Some(entry(kv)),
+        EventType::Delete => None,
+    };
+    Some(Change { key: kv.key_str().ok()?.to_owned(), entry, revision: kv.mod_revision() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn writes_are_split_where_a_transaction_ends() {
+        let put = |n: usize| Write::Put("k".into(), vec![0; n], 0);
+        let lengths = |writes: &[Write]| batches(writes).iter().map(|b| b.len()).collect::<Vec<_>>();
+        assert_eq!(lengths(&[]), Vec::<usize>::new());
+        assert_eq!(lengths(&vec![put(1); 300]), [128, 128, 44]);
+        assert_eq!(lengths(&[put(BYTES / 2), put(BYTES / 2), put(1)]), [1, 2]);
+        assert_eq!(lengths(&[put(2 * BYTES), put(1)]), [1, 1]);
+    }
+
+    #[test]
+    fn the_end_of_a_prefix() {
+        assert_eq!(after("/vnet/v1/"), b"/vnet/v10");
+    }
+}

@@ -1,0 +1,104 @@
+//! Who may do what at the store: users are the common names of certificates.
+
+use anyhow::{Context, Result};
+use etcd_client::{Error, Permission, UserAddOptions};
+
+use super::error::Told;
+use super::{Client, describe};
+use crate::fleet::{self, ROOT};
+
+/// The role of those who write what is desired.
+const OPERATORS: &str = "vnet-operators";
+/// The user whom etcd wants before it checks anybody.
+const ROOT_USER: &str = "root";
+
+/// Sets up users and roles. It takes a certificate of `root`, or an etcd that does not check yet.
+pub struct RoleSet<'a>(pub &'a mut Client);
+
+impl RoleSet<'_> {
+    /// Makes the roles of operators, and lets `operators` have it; whoever has it already keeps it.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not do this.
+    pub async fn operators(&mut self, operators: &[String]) -> Result<()> {
+        let permission = Permission::read_write(ROOT).with_prefix();
+        self.role(OPERATORS, vec![permission, Permission::read_write(fleet::LOAD).with_prefix()]).await?;
+        for user in operators {
+            self.user(user, OPERATORS).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets a host read what all share, and write what is its own.
+    ///
+    /// # Errors
+    /// See [`RoleSet::operators`].
+    pub async fn host(&mut self, host: &str) -> Result<()> {
+        let (single, below) = fleet::writable(host);
+        let mut permissions = vec![Permission::read(ROOT).with_prefix(), Permission::read(fleet::LOAD).with_prefix()];
+        permissions.extend(single.into_iter().map(Permission::read_write));
+        permissions.extend(below.into_iter().map(|prefix| Permission::read_write(prefix).with_prefix()));
+        self.role(&role_of(host), permissions).await?;
+        self.user(host, &role_of(host)).await
+    }
+
+    /// Takes a host's rights away.
+    ///
+    /// # Errors
+    /// See [`RoleSet::operators`]. That there are none is no error.
+    pub async fn remove_host(&mut self, host: &str) -> Result<()> {
+        let user = self.0.inner.user_delete(host).await;
+        absent_is_fine(user.map(drop)).with_context(|| format!("removing the store's user {host}"))?;
+        let role = self.0.inner.role_delete(role_of(host)).await;
+        absent_is_fine(role.map(drop)).with_context(|| format!("removing the store's role {}", role_of(host)))
+    }
+
+    /// Makes the store check who its clients are, from now on.
+    ///
+    /// # Errors
+    /// See [`RoleSet::operators`].
+    pub async fn enable(&mut self) -> Result<()> {
+        self.user(ROOT_USER, ROOT_USER).await?;
+        let enabled = self.0.inner.auth_enable().await.map_err(Told::from);
+        enabled.map(drop).context("making the store check its clients")
+    }
+
+    async fn role(&mut self, name: &str, permissions: Vec<Permission>) -> Result<()> {
+        let made = self.0.inner.role_add(name).await;
+        present_is_fine(made.map(drop)).with_context(|| format!("making the store's role {name}"))?;
+        // To give a right that is there changes nothing.
+        for permission in permissions {
+            let granted = self.0.inner.role_grant_permission(name, permission).await.map_err(Told::from);
+            granted.with_context(|| format!("giving the store's role {name} its rights"))?;
+        }
+        Ok(())
+    }
+
+    async fn user(&mut self, user: &str, role: &str) -> Result<()> {
+        let made = self.0.inner.user_add(user, "", Some(UserAddOptions::new().with_no_pwd())).await;
+        present_is_fine(made.map(drop)).with_context(|| format!("making the store's user {user}"))?;
+        if role == ROOT_USER {
+            present_is_fine(self.0.inner.role_add(ROOT_USER).await.map(drop)).context("making the store's role root")?;
+        }
+        let granted = self.0.inner.user_grant_role(user, role).await.map_err(Told::from);
+        granted.map(drop).with_context(|| format!("giving the store's user {user} the role {role}"))
+    }
+}
+
+fn role_of(host: &str) -> String {
+    format!("vnet-host-{host}")
+}
+
+fn present_is_fine(result: Result<(), Error>) -> Result<(), Told> {
+    match result {
+        Err(e) if describe(&e).contains("already exist") => Ok(()),
+        other => other.map_err(Told::from),
+    }
+}
+
+fn absent_is_fine(result: Result<(), Error>) -> Result<(), Told> {
+    match result {
+        Err(e) if describe(&e).contains("not found") => Ok(()),
+        other => other.map_err(Told::from),
+    }
+}
