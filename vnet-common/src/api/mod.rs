@@ -31,8 +31,12 @@
 //! | `GET /v1/events?follow=…&since=…&endpoint=…&kind=…&reason=…` | | [`Event`]s, one a line |
 //! | `GET /v1/endpoint-flows?endpoint=…&limit=…` | | [`EndpointFlowList`] |
 //! | `POST /v1/explain` | [`ExplainRequest`] | [`Explanation`] |
+//! | `GET /v1/fleet` | | [`fleet::FleetStatus`]; 404 without a shared store |
+//! | `POST /v1/fleet/propose` | [`fleet::ProposeRequest`] | [`fleet::Proposal`] |
+//! | `GET /v1/store/content` | | [`fleet::Content`] |
 //! | `GET /metrics` | | Prometheus' text format |
 
+pub mod fleet;
 pub mod moving;
 mod observe;
 mod quarantine;
@@ -164,6 +168,9 @@ pub struct Status {
     pub maps: Vec<MapStatus>,
     /// Of all the maps together, as the kernel accounts for it.
     pub map_memory_bytes: u64,
+    /// The fleet, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fleet: Option<fleet::FleetBrief>,
 }
 
 /// One pinned map.

@@ -52,7 +52,9 @@ impl Access {
             let name = host.trim_start_matches('[').trim_end_matches(']');
             let is_here = name == "localhost" || name.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
             if tls.is_none() && !is_here {
-                bail!("`{endpoint}` is not on this machine, and there are no certificates: give --store-ca, --store-cert and --store-key");
+                bail!(
+                    "`{endpoint}` is not on this machine, and there are no certificates: give --store-ca, --store-cert and --store-key"
+                );
             }
         }
         Ok(Self { endpoints, tls })
@@ -106,9 +108,7 @@ impl fmt::Debug for Access {
 
 impl Tls {
     fn read(&self) -> Result<TlsOptions> {
-        let read = |file: &Path, what: &str| {
-            std::fs::read(file).with_context(|| format!("reading {what} {}", file.display()))
-        };
+        let read = |file: &Path, what: &str| std::fs::read(file).with_context(|| format!("reading {what} {}", file.display()));
         let ca = Certificate::from_pem(read(&self.ca, "the store's certificate authority")?);
         let identity =
             Identity::from_pem(read(&self.cert, "the certificate for the store")?, read(&self.key, "the key for the store")?);

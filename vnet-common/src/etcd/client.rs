@@ -93,9 +93,7 @@ impl Write {
                 TxnOp::put(key.as_str(), value.as_slice(), Some(PutOptions::new().with_lease(*lease)))
             }
             Self::Delete(key) => TxnOp::delete(key.as_str(), None),
-            Self::DeleteBelow(prefix) => {
-                TxnOp::delete(prefix.as_str(), Some(etcd_client::DeleteOptions::new().with_prefix()))
-            }
+            Self::DeleteBelow(prefix) => TxnOp::delete(prefix.as_str(), Some(etcd_client::DeleteOptions::new().with_prefix())),
         }
     }
 }

@@ -6,6 +6,8 @@ use std::fmt;
 pub const ROOT: &str = "/vnet/v1/";
 /// What operators write.
 pub const DESIRED: &str = "/vnet/v1/desired/";
+/// Written with every change of what is desired: its revision says whether anything changed.
+pub const SERIAL: &str = "/vnet/v1/desired/serial";
 /// What hosts write.
 pub const STATE: &str = "/vnet/v1/state/";
 /// What hosts report, and only the elected one reads.
@@ -147,7 +149,9 @@ mod tests {
             assert_eq!(may, key.host() == Some("h1"), "{key}");
             assert_eq!(key.host().is_none(), key.is_desired());
         }
-        for unknown in ["", "/vnet/v1/", "/vnet/v1/state/alive/", "/vnet/v1/state/later/h1", "/vnet/v1/state/identities/h/x", "/other"] {
+        for unknown in
+            ["", "/vnet/v1/", "/vnet/v1/state/alive/", "/vnet/v1/state/later/h1", "/vnet/v1/state/identities/h/x", "/other"]
+        {
             assert_eq!(Key::parse(unknown), None, "{unknown}");
         }
     }

@@ -5,6 +5,7 @@
 //! /vnet/v1/desired/overrides/<lb>/<member>     MemberOverride      "
 //! /vnet/v1/desired/hosts/<host>                Registration        "
 //! /vnet/v1/desired/rollouts/<name>             Rollout             "
+//! /vnet/v1/desired/serial                      the operator's name; written with each of these
 //! /vnet/v1/state/alive/<host>                  HostState    written by that host only; gone when it is silent for its lease
 //! /vnet/v1/state/applied/<host>                Applied             "
 //! /vnet/v1/state/global/<host>                 Global              "      of the elected host: the fleet's load
