@@ -18,6 +18,7 @@ use tokio::time::interval;
 use vnet_agent::api::{self, Routes, Socket};
 use vnet_agent::control::{Agent, Ground, run};
 use vnet_agent::datapath::{self, Datapath, Logger, OpenReport, Origin};
+use vnet_agent::fleet::{Consumer, Fleet};
 use vnet_agent::lb::health::{Checker, Network};
 use vnet_agent::object;
 use vnet_agent::quarantine::clock::SystemClock;
@@ -65,6 +66,7 @@ async fn serve(options: Options) -> Result<()> {
     if let Some(logger) = datapath.take_logger() {
         tokio::spawn(write_traces(logger));
     }
+    let fleet = options.fleet()?.map(|settings| Fleet::open(settings, &options.state_dir)).transpose()?;
     let (to, health) = mpsc::unbounded_channel();
     let agent = Arc::new(Agent::new(Ground {
         journal: Arc::new(store.clone()),
@@ -76,10 +78,15 @@ async fn serve(options: Options) -> Result<()> {
         networks: options.endpoint_networks.clone(),
         own: Own { run_dir: options.run_dir.clone(), state_dir: options.state_dir.clone() },
         clock: Arc::new(SystemClock::new()?),
+        fleet: fleet.clone(),
     })?);
     let mut devices = run::follow_devices(Arc::clone(&agent));
     run::begin(&agent, &mut devices).await?;
     let _holding = agent.parts().quarantine.start()?;
+    if let Some(fleet) = fleet {
+        log::info!("sharing the store {} as host {}", fleet.access(), fleet.host());
+        tokio::spawn(fleet.run(Arc::clone(&agent) as Arc<dyn Consumer>));
+    }
     // Only now: whoever can connect finds everything in force.
     let socket = Socket::bind(&options.run_dir.join("agent.sock"))?.for_group(&options.socket_group);
     log::info!("serving {}", socket.path().display());

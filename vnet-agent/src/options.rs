@@ -3,11 +3,14 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use anyhow::{Context as _, Result, bail};
 use clap::Parser;
 use vnet_agent::control::glob::Pattern;
 use vnet_agent::datapath::{Foreign, PolicySizes, Sizes};
+use vnet_agent::fleet;
 use vnet_agent::observe::{Settings, events};
-use vnet_agent::resource::Cidr;
+use vnet_agent::resource::{Cidr, is_name};
+use vnet_common::etcd::{Access, Tls};
 
 /// Keeps the vnet datapath of this host: load balancing in the egress path of its VMs and containers.
 ///
@@ -38,6 +41,8 @@ pub struct Options {
     /// The zone that this host is in: load balancers may prefer members of the same one.
     #[arg(long, value_name = "NAME")]
     pub zone: Option<String>,
+    #[command(flatten)]
+    fleet: FleetOptions,
     /// A prebuilt eBPF object instead of the built-in one.
     #[arg(long, value_name = "FILE")]
     pub object: Option<PathBuf>,
@@ -68,6 +73,51 @@ pub struct Options {
     /// Flows that one endpoint may have.
     #[arg(long, value_name = "N", default_value_t = 1 << 17, help_heading = "Sizes")]
     pub flows_per_endpoint: u32,
+}
+
+/// The store that the hosts of a fleet share.
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Fleet")]
+struct FleetOptions {
+    /// The store that many hosts share, as etcd://HOST:PORT,HOST:PORT; else this host's own is used alone.
+    #[arg(long, value_name = "ADDRESS")]
+    store: Option<String>,
+    /// Who may have signed the store's certificates, as PEM.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_ca: Option<PathBuf>,
+    /// This host's certificate for the store, as PEM; its common name is the host's name. It is read anew when it changes.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_cert: Option<PathBuf>,
+    /// Its key.
+    #[arg(long, value_name = "FILE", requires = "store")]
+    store_key: Option<PathBuf>,
+    /// This host's name in the fleet [default: the system's host name]
+    #[arg(long, value_name = "NAME", requires = "store")]
+    host: Option<String>,
+}
+
+impl FleetOptions {
+    fn settings(&self) -> Result<Option<fleet::Settings>> {
+        let Some(store) = &self.store else { return Ok(None) };
+        let tls = match (&self.store_ca, &self.store_cert, &self.store_key) {
+            (None, None, None) => None,
+            (Some(ca), Some(cert), Some(key)) => Some(Tls { ca: ca.clone(), cert: cert.clone(), key: key.clone() }),
+            _ => bail!("--store-ca, --store-cert and --store-key are given together, or none of them"),
+        };
+        let host = match &self.host {
+            Some(host) => host.clone(),
+            None => {
+                let name = nix::unistd::gethostname().context("asking the system for its host name")?;
+                name.into_string().ok().context("the system's host name is no text: give --host")?
+            }
+        };
+        if !is_name(&host) {
+            bail!(
+                "`{host}` cannot be a host's name: it has lower-case letters, digits, `-` and `.`, begins and ends with a letter or digit, and has at most 253 characters; give another with --host"
+            );
+        }
+        Ok(Some(fleet::Settings { access: Access::new(store, tls)?, host }))
+    }
 }
 
 /// See [`Options`].
@@ -199,6 +249,14 @@ impl Options {
             return ["tap*", "vnet*"].iter().filter_map(|p| p.parse().ok()).collect();
         }
         self.attach.clone()
+    }
+
+    /// The fleet that this host is of, if it is of one.
+    ///
+    /// # Errors
+    /// What was given does not go together.
+    pub fn fleet(&self) -> Result<Option<fleet::Settings>> {
+        self.fleet.settings()
     }
 
     /// Which events the datapath reports.

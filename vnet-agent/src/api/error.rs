@@ -68,6 +68,13 @@ impl Refusal {
         Self::new(Class::Conflict, error)
     }
 
+    /// The error with the faults of files, in one line.
+    #[must_use]
+    pub fn with_faults(&self) -> String {
+        let faults = self.response.faults.iter().map(|f| format!("{}:{}: {}", f.file, f.line, f.message));
+        [self.response.error.clone()].into_iter().chain(faults).collect::<Vec<_>>().join("; ")
+    }
+
     /// Files with these faults: [`Class::Invalid`].
     pub fn faults(error: impl Into<String>, faults: Vec<Fault>) -> Self {
         Self { class: Class::Invalid, response: ErrorResponse { error: error.into(), faults } }

@@ -22,6 +22,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
+use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
@@ -67,6 +68,12 @@ pub trait Control: Send + Sync + 'static {
     fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal>;
     /// Takes the flows of an endpoint over that moved here.
     fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal>;
+    /// The fleet; [`Class::NotFound`] without one.
+    fn fleet(&self) -> Result<FleetStatus, Refusal>;
+    /// What a change of what is desired would be, for whoever writes it to the store that the fleet shares.
+    fn propose(&self, request: ProposeRequest) -> Result<Proposal, Refusal>;
+    /// All that operators wrote.
+    fn content(&self) -> Result<Content, Refusal>;
     /// Takes the datapath off this host. The agent is to end afterwards: what implements this resolves the `shutdown` that
     /// [`serve`] was given; this answer is still sent.
     fn detach(&self) -> Result<DetachResponse, Refusal>;

@@ -9,6 +9,7 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
+use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
@@ -88,6 +89,9 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/lb/{name}", get(lb))
         .route("/v1/lb/{name}/members/{member}", post(change_member))
         .route("/v1/flows", get(flows))
+        .route("/v1/fleet", get(fleet))
+        .route("/v1/fleet/propose", post(propose))
+        .route("/v1/store/content", get(content))
         .route("/v1/detach", post(detach))
         .with_state(control)
 }
@@ -215,6 +219,27 @@ pub(super) fn flow_limit(asked: Option<usize>) -> Result<usize, Refusal> {
 async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<FlowList> {
     let limit = flow_limit(query.limit)?;
     ask(control, move |control| control.flows(query.lb.as_deref(), limit)).await
+}
+
+async fn fleet(State(control): Agent) -> Answer<FleetStatus> {
+    ask(control, |control| control.fleet()).await
+}
+
+async fn propose(State(control): Agent, Body(mut request): Body<ProposeRequest>) -> Answer<Proposal> {
+    match &mut request {
+        ProposeRequest::Delete { resources, .. } => {
+            for (kind, _) in resources {
+                *kind = known(kind)?.to_owned();
+            }
+        }
+        ProposeRequest::Member { change, .. } => check_change(change)?,
+        ProposeRequest::Apply { .. } => {}
+    }
+    ask(control, move |control| control.propose(request)).await
+}
+
+async fn content(State(control): Agent) -> Answer<Content> {
+    ask(control, |control| control.content()).await
 }
 
 async fn detach(State(control): Agent) -> Answer<DetachResponse> {

@@ -44,6 +44,8 @@ pub struct Inputs {
     pub origins: HashMap<Key, Origin>,
     /// What is known of the members' health.
     pub health: HashMap<Check, (Health, Option<String>)>,
+    /// This host's name in its fleet.
+    pub host: Option<String>,
     /// This host's zone.
     pub zone: Option<String>,
     /// Members that are out, since their connections failed.
@@ -133,9 +135,18 @@ impl Inputs {
         })
     }
 
+    /// The host that an endpoint's resource says it is on.
+    pub fn placed(&self, endpoint: &str) -> Option<&str> {
+        match self.resources.get(&("Endpoint".to_owned(), endpoint.to_owned())) {
+            Some(Resource::Endpoint(e)) => e.spec.host.as_deref(),
+            _ => None,
+        }
+    }
+
     fn endpoint_resources(&self) -> impl Iterator<Item = &Endpoint> {
         self.resources.values().filter_map(|r| match r {
-            Resource::Endpoint(e) => Some(e),
+            // Without a fleet there is no other host that it could be on.
+            Resource::Endpoint(e) if self.host.is_none() || e.spec.host.is_none() || e.spec.host == self.host => Some(e),
             _ => None,
         })
     }

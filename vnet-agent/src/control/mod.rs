@@ -11,6 +11,7 @@ mod diff;
 mod drops;
 mod effects;
 mod explain;
+mod fleet;
 pub mod glob;
 pub mod inputs;
 mod members;
@@ -35,6 +36,7 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, Fault, File, FlowList, LbStatus,
@@ -45,6 +47,7 @@ use crate::api::{Control, Refusal};
 use crate::datapath::Datapath;
 use crate::device::Snapshot;
 use crate::explain::Rehearsals;
+use crate::fleet::Fleet;
 use crate::lb::health::{self, Checker};
 use crate::observe::{Observer, Reader, Saying};
 use crate::policy::ids::RuleIds;
@@ -91,6 +94,8 @@ struct State {
     blind: Option<String>,
     drops: Drops,
     passive: members::Passive,
+    /// What it shares with other hosts, if it does.
+    sharing: Option<fleet::Sharing>,
     parts: Parts,
 }
 
@@ -129,6 +134,8 @@ pub struct Ground {
     pub own: source::Own,
     /// What tells the time of holds.
     pub clock: Arc<dyn Clock>,
+    /// The hosts that this one shares a store with.
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 impl Agent {
@@ -136,9 +143,10 @@ impl Agent {
     ///
     /// Call it within a tokio runtime: health checks run there.
     pub fn new(ground: Ground) -> Result<Self> {
-        let Ground { store, journal, datapath, patterns, zone, checker, networks, own, clock } = ground;
+        let Ground { store, journal, datapath, patterns, zone, checker, networks, own, clock, fleet } = ground;
         let datapath = Arc::new(datapath);
-        let inputs = Inputs { attach: patterns, zone, ..Inputs::default() };
+        let host = fleet.as_ref().map(|fleet| fleet.host().to_owned());
+        let inputs = Inputs { attach: patterns, zone, host, ..Inputs::default() };
         let policy = Policy::load(store, Arc::clone(&datapath), inputs)?;
         let ids = RuleIds::new(policy.store().rule_ids().context("reading the numbers of rules from the store")?);
         let security = Security::new(ids, networks);
@@ -153,9 +161,25 @@ impl Agent {
         let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
+        let sharing = fleet.map(fleet::Sharing::new);
+        if sharing.is_none() {
+            // What it has is its own from now on.
+            policy.store().set_joined(false)?;
+        }
         let (blind, drops, passive) = (None, Drops::default(), members::Passive::default());
-        let state =
-            State { datapath, policy, security, attachments, checker, runtime, blind, drops, passive, parts: parts.clone() };
+        let state = State {
+            datapath,
+            policy,
+            security,
+            attachments,
+            checker,
+            runtime,
+            blind,
+            drops,
+            passive,
+            sharing,
+            parts: parts.clone(),
+        };
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
@@ -209,6 +233,7 @@ impl Agent {
                 s.policy.refresh();
                 s.secure(false);
                 s.follow(false);
+                s.say_what_is_here();
             }
         });
     }
@@ -220,6 +245,7 @@ impl Agent {
         self.event(|s| {
             if !s.parts.quarantine.take_changed().is_empty() {
                 s.secure(false);
+                s.say_what_is_here();
             }
             trouble = s.security.trouble().map(str::to_owned);
         });
@@ -261,6 +287,7 @@ impl Agent {
             }
             s.security.sweep(&s.datapath);
             s.follow(true);
+            s.look_after_fleet();
             s.look_at_drops();
         });
         self.rehearsals.tidy();
@@ -386,7 +413,12 @@ impl Control for Agent {
 
     fn apply(&self, request: ApplyRequest) -> Result<ApplyResponse, Refusal> {
         let located = parse(&request.files)?;
-        self.ask(|s| s.change(s.edit(located)?, request.dry_run))
+        self.ask(|s| {
+            if !request.dry_run {
+                s.refuse_if_shared()?;
+            }
+            s.change(s.edit(located)?, request.dry_run)
+        })
     }
 
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
@@ -399,9 +431,23 @@ impl Control for Agent {
 
     fn delete(&self, request: DeleteRequest) -> Result<ApplyResponse, Refusal> {
         self.ask(|s| {
+            s.refuse_if_shared()?;
             let delete = s.policy.deletable(request)?;
             s.change(Edit { delete, ..Edit::default() }, false)
         })
+    }
+
+    fn fleet(&self) -> Result<FleetStatus, Refusal> {
+        let none = || Refusal::not_found("this agent shares no store with others: it was started without --store");
+        self.ask(|s| s.fleet_status().ok_or_else(none))
+    }
+
+    fn propose(&self, request: ProposeRequest) -> Result<Proposal, Refusal> {
+        self.ask(|s| s.propose(request))
+    }
+
+    fn content(&self) -> Result<Content, Refusal> {
+        self.ask(|s| s.content())
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {
@@ -426,7 +472,10 @@ impl Control for Agent {
     }
 
     fn change_member(&self, lb: &str, member: &str, change: MemberChange) -> Result<LbStatus, Refusal> {
-        self.ask(|s| s.policy.change_member(lb, member, &change))?;
+        self.ask(|s| {
+            s.refuse_if_shared()?;
+            s.policy.change_member(lb, member, &change)
+        })?;
         self.lb(lb)
     }
 

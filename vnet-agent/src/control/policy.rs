@@ -327,8 +327,8 @@ impl<R: Rows> Policy<R> {
         Ok(())
     }
 
-    /// Drains a member, or gives it another weight.
-    pub fn change_member(&mut self, lb: &str, member: &str, change: &MemberChange) -> Result<(), Refusal> {
+    /// What is changed of a member, and what is to be when this comes to it.
+    pub fn overridden(&self, lb: &str, member: &str, change: &MemberChange) -> Result<(MemberOverride, MemberOverride), Refusal> {
         if !self.inputs.resources.contains_key(&load_balancer_key(lb)) {
             return Err(Refusal::not_found(format!("there is no load balancer '{lb}'")));
         }
@@ -343,7 +343,24 @@ impl<R: Rows> Policy<R> {
             Some(w) => Some(u16::try_from(w).map_err(|_| Refusal::invalid(format!("weight {w}: give 0 to 1000, or -1")))?),
         };
         let new = MemberOverride { drained: change.drained.unwrap_or(old.drained), weight };
-        let change = StoreChange { commit: &|s| s.set_override(lb, member, &new), undo: &|s| s.set_override(lb, member, &old) };
+        Ok((old, new))
+    }
+
+    /// Drains a member, or gives it another weight.
+    pub fn change_member(&mut self, lb: &str, member: &str, change: &MemberChange) -> Result<(), Refusal> {
+        let (_, new) = self.overridden(lb, member, change)?;
+        self.put_override((lb.to_owned(), member.to_owned()), new)
+    }
+
+    /// This is changed of a member, by load balancer and name; the default value: nothing.
+    pub fn put_override(&mut self, id: (String, String), new: MemberOverride) -> Result<(), Refusal> {
+        let old = self.inputs.overrides.get(&id).cloned().unwrap_or_default();
+        if old == new {
+            return Ok(());
+        }
+        let (lb, member) = (id.0.clone(), id.1.clone());
+        let change =
+            StoreChange { commit: &|s| s.set_override(&lb, &member, &new), undo: &|s| s.set_override(&lb, &member, &old) };
         self.transact(Edit::Override(id, new.clone()), &change, false).map(drop)
     }
 

@@ -59,6 +59,7 @@ fn summary(s: &State) -> Status {
         alarms.extend(s.drops.alarms(a.row.id, &nic.name));
     }
     alarms.extend(health_alarms(s.policy.desired().groups()));
+    alarms.extend(s.fleet_alarms());
     let late = s.checker.late();
     if late > 0 {
         alarms.push(format!(
@@ -72,6 +73,7 @@ fn summary(s: &State) -> Status {
         endpoints: s.attachments.count() as u32,
         load_balancers: s.policy.inputs().load_balancers().count() as u32,
         alarms,
+        fleet: s.fleet_brief(),
         ..Status::default()
     }
 }

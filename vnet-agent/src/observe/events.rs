@@ -37,6 +37,8 @@ pub enum Saying {
     Policy,
     /// A tag source.
     Source,
+    /// The store that the fleet shares.
+    Store,
 }
 
 impl Saying {
@@ -49,6 +51,7 @@ impl Saying {
             Self::Device => "device",
             Self::Policy => "policy",
             Self::Source => "source",
+            Self::Store => "store",
         }
     }
 }

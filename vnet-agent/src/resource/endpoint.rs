@@ -28,6 +28,10 @@ pub struct EndpointSpec {
     /// The host-side device (tap, veth): the agent attaches to it when it appears.
     #[schemars(schema_with = "format::device")]
     pub device: String,
+    /// The host that it is on, by its name in the fleet. Default: whichever has the device; of several, the one that had it first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "format::name")]
+    pub host: Option<String>,
     /// The NIC's own MAC, as `52:54:00:12:34:56`. Default: learned from the neighbour table.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "format::mac")]

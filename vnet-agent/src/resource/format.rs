@@ -195,6 +195,11 @@ pub fn protocol_number(text: &str) -> Option<u8> {
     }
 }
 
+/// Can a resource, or a host, have this name?
+pub fn is_name(text: &str) -> bool {
+    wrong_name(text, 253).is_none()
+}
+
 /// Can a tag have this name?
 pub fn is_tag_name(text: &str) -> bool {
     wrong_word(text, 63, "_.-").is_none()

@@ -6,6 +6,7 @@ mod endpoint;
 mod format;
 mod health_check;
 mod load_balancer;
+mod newer;
 mod origin;
 mod parse;
 mod policy;
@@ -29,12 +30,13 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, needed};
 pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
-pub use format::{is_tag_name, parse_mac, protocol_number};
+pub use format::{is_name, is_tag_name, parse_mac, protocol_number};
 pub use health_check::{HealthCheck, HttpCheck, IcmpCheck, Match, PassiveHealth, StatusRange, UdpCheck, probe_data};
 pub use load_balancer::{
     Affinity, Algorithm, Delivery, LoadBalancer, LoadBalancerSpec, Member, MemberGroup, MemberSelector, OnMemberRemoved,
     OnNoMember, PortRange, Preference, Protocol,
 };
+pub use newer::{keep_unknown, without_unknown};
 pub use origin::Origin;
 pub use parse::{Located, parse};
 pub use policy::{AppliedTo, Policy, PolicyMode, PolicySpec, Tier};

@@ -42,6 +42,10 @@ pub trait Store: Send + Sync {
     fn endpoint_ids(&self) -> Result<Vec<(String, u32)>>;
     /// Devices that endpoints were given at run time: (endpoint, device).
     fn bindings(&self) -> Result<Vec<(String, String)>>;
+    /// Does this only keep what a store says that others share, too?
+    fn has_joined(&self) -> Result<bool>;
+    /// Notes whether it does.
+    fn set_joined(&self, joined: bool) -> Result<()>;
     /// Gives an endpoint a device; no other has it any more.
     fn bind(&self, endpoint: &str, device: &str) -> Result<()>;
 }

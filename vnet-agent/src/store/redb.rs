@@ -298,6 +298,20 @@ impl Store for RedbStore {
         })
     }
 
+    fn has_joined(&self) -> Result<bool> {
+        self.reading(|txn| Ok(txn.open_table(META)?.get("joined")?.is_some_and(|v| v.value() != 0)))
+    }
+
+    fn set_joined(&self, joined: bool) -> Result<()> {
+        if self.has_joined()? == joined {
+            return Ok(());
+        }
+        self.writing(|txn| {
+            txn.open_table(META)?.insert("joined", u64::from(joined))?;
+            Ok(())
+        })
+    }
+
     fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
         self.writing(|txn| {
             let mut table = txn.open_table(BINDINGS)?;

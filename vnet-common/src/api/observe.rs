@@ -36,8 +36,8 @@ pub struct Event {
 }
 
 /// The kinds of events: what packets give, what was too much, and what the agent says.
-pub const EVENT_KINDS: [&str; 11] =
-    ["drop", "log", "staged", "flow", "suppressed", "move", "tag", "health", "device", "policy", "source"];
+pub const EVENT_KINDS: [&str; 12] =
+    ["drop", "log", "staged", "flow", "suppressed", "move", "tag", "health", "device", "policy", "source", "store"];
 
 /// A packet, in an event.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -24,6 +24,8 @@ pub struct Client {
     pub(super) inner: etcd_client::Client,
     kv: KvClient,
     endpoint: String,
+    cluster: u64,
+    revision: i64,
 }
 
 /// A key's value, and when it came.
@@ -121,10 +123,13 @@ impl Client {
         let inner = etcd_client::Client::connect([url], Some(options)).await.map_err(Told::from);
         let inner = inner.with_context(|| format!("connecting to the store at {endpoint}"))?;
         let kv = inner.kv_client().max_decoding_message_size(MESSAGE);
-        let mut client = Self { inner, kv, endpoint: endpoint.to_owned() };
+        let mut client = Self { inner, kv, endpoint: endpoint.to_owned(), cluster: 0, revision: 0 };
         // The library connects when it is first asked for something.
         let asked = client.kv.get(crate::fleet::DESIRED, Some(GetOptions::new().with_prefix().with_count_only())).await;
-        asked.map_err(Told::from).with_context(|| format!("connecting to the store at {endpoint}"))?;
+        let answer = asked.map_err(Told::from).with_context(|| format!("connecting to the store at {endpoint}"))?;
+        if let Some(header) = answer.header() {
+            (client.cluster, client.revision) = (header.cluster_id(), header.revision());
+        }
         Ok(client)
     }
 
@@ -132,6 +137,18 @@ impl Client {
     #[must_use]
     pub fn endpoint(&self) -> &str {
         &self.endpoint
+    }
+
+    /// The number of the store that the member belongs to.
+    #[must_use]
+    pub fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
+    /// The store's revision when this was connected.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
     }
 
     /// Every key that begins with `prefix`, at one moment.

@@ -67,6 +67,12 @@ impl Key {
         })
     }
 
+    /// A name as it stands in a key.
+    #[must_use]
+    pub fn part(name: &str) -> String {
+        escape(name)
+    }
+
     /// Is it something that operators write?
     #[must_use]
     pub fn is_desired(&self) -> bool {

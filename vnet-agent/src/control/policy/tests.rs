@@ -82,6 +82,12 @@ impl Store for Arc<Memory> {
     fn bindings(&self) -> Result<Vec<(String, String)>> {
         Ok(self.content.lock().unwrap().bindings.clone().into_iter().collect())
     }
+    fn has_joined(&self) -> Result<bool> {
+        Ok(false)
+    }
+    fn set_joined(&self, _: bool) -> Result<()> {
+        Ok(())
+    }
     fn bind(&self, endpoint: &str, device: &str) -> Result<()> {
         self.write(|c| {
             c.bindings.retain(|_, bound| bound != device);

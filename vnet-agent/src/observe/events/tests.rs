@@ -180,7 +180,7 @@ fn a_hundred_thousand_packets_that_nobody_follows_are_taken() {
 
 #[test]
 fn kinds_have_names() {
-    let said = [Saying::Move, Saying::Tag, Saying::Health, Saying::Device, Saying::Policy, Saying::Source];
+    let said = [Saying::Move, Saying::Tag, Saying::Health, Saying::Device, Saying::Policy, Saying::Source, Saying::Store];
     let named: Vec<_> = PACKETS.into_iter().map(|(_, name)| name).chain([SUPPRESSED]).chain(said.map(Saying::name)).collect();
     assert_eq!(named, EVENT_KINDS, "what may be asked for is what is reported");
     assert_eq!(packet_kinds(&["flow".into(), "drop".into(), "move".into()]), kind::FLOW | kind::DROP);

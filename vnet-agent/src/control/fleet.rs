@@ -1,0 +1,133 @@
+//! Between the agent and its fleet: what is desired comes from the store that all share, and what this host is goes there.
+//!
+//! What is desired takes effect as one change, as if somebody had applied it here; what this host refuses leaves everything as it was,
+//! and is said, here and to the others. The local store keeps what is in force: an agent that starts while the shared one is away goes
+//! on with that.
+
+mod desired;
+mod propose;
+mod saying;
+mod status;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::fleet::identity::Numbers;
+use crate::fleet::view::View;
+use crate::fleet::{Consumer, Fleet, Link};
+use crate::observe::Saying;
+
+use super::{Agent, State};
+use desired::Desired;
+
+/// What an agent keeps of its fleet.
+pub(super) struct Sharing {
+    fleet: Arc<Fleet>,
+    view: View,
+    desired: Desired,
+    numbers: Numbers,
+    /// Endpoints that several hosts claim, as they were told last.
+    conflicts: BTreeSet<String>,
+}
+
+impl Sharing {
+    /// With what was known when the agent before this one ended.
+    pub(super) fn new(fleet: Arc<Fleet>) -> Self {
+        let mut view = View::default();
+        {
+            let mirror = fleet.mirror();
+            let all = mirror.entries().keys().cloned().collect();
+            let _all_of_it = view.update(&mirror, &all);
+        }
+        Self { fleet, view, desired: Desired::default(), numbers: Numbers::default(), conflicts: BTreeSet::new() }
+    }
+}
+
+impl Sharing {
+    /// The revision of what is desired that was looked at last.
+    fn desired_seen(&self) -> i64 {
+        self.desired.seen()
+    }
+}
+
+impl Consumer for Agent {
+    fn changed(&self, keys: &BTreeSet<String>) {
+        self.event(|s| s.store_changed(keys));
+    }
+
+    fn link(&self, link: &Link) {
+        let (reason, what) = match (&link.connected, &link.trouble) {
+            (Some(endpoint), _) => ("connected", format!("the store is followed at {endpoint}")),
+            (None, trouble) => (
+                "lost",
+                format!(
+                    "the store is not heard of: {}; this host goes on with what it has",
+                    trouble.as_deref().unwrap_or("no reason known")
+                ),
+            ),
+        };
+        self.parts.observer.events.say(Saying::Store, "", reason, what);
+    }
+}
+
+impl State {
+    /// These keys of the store changed.
+    fn store_changed(&mut self, keys: &BTreeSet<String>) {
+        let Some(mut sharing) = self.sharing.take() else { return };
+        let touched = {
+            let mirror = sharing.fleet.mirror();
+            sharing.view.update(&mirror, keys)
+        };
+        let own = sharing.fleet.host().to_owned();
+        self.sharing = Some(sharing);
+        if touched.desired || self.desired_is_behind() {
+            self.follow_desired();
+        }
+        if touched.hosts || touched.endpoints || touched.desired {
+            self.follow_others(&own);
+        }
+        self.say_what_is_here();
+    }
+
+    /// Looks after what the fleet should know and have, and tries again what went wrong.
+    pub(super) fn look_after_fleet(&mut self) {
+        if self.sharing.is_some() {
+            if self.desired_is_behind() {
+                self.follow_desired();
+            }
+            self.say_what_is_here();
+        }
+    }
+
+    /// Where other hosts are, and what is there.
+    fn follow_others(&mut self, _own: &str) {
+        self.look_for_conflicts();
+    }
+
+    fn look_for_conflicts(&mut self) {
+        let Some(sharing) = self.sharing.as_mut() else { return };
+        let inputs = self.policy.inputs();
+        let conflicts = sharing.view.conflicts(|name| inputs.placed(name).map(str::to_owned));
+        let own = sharing.fleet.host();
+        let said: BTreeSet<String> = conflicts
+            .iter()
+            .map(|(name, owner, others)| {
+                format!("endpoint {name} is claimed by {owner} and {}: {owner}'s counts, since it was there first or the resource names it", others.join(", "))
+            })
+            .collect();
+        for (name, owner, others) in &conflicts {
+            let text = said.iter().find(|s| s.starts_with(&format!("endpoint {name} is"))).cloned().unwrap_or_default();
+            if !sharing.conflicts.contains(&text) && (owner == own || others.iter().any(|o| o == own)) {
+                log::warn!("{text}");
+                self.parts.observer.events.say(Saying::Store, name, "conflict", text);
+            }
+        }
+        sharing.conflicts = said;
+    }
+}
+
+/// Now, for what is counted by this host's clock.
+fn now() -> Instant {
+    Instant::now()
+}

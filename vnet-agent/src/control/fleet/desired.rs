@@ -1,0 +1,208 @@
+//! What is desired, from the store into force.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::Value;
+use vnet_common::api::File;
+use vnet_common::fleet::{Applied, Key as StoreKey, Rollout, SERIAL, Stored};
+
+use super::super::change::Edit;
+use super::super::inputs::{Key, key, load_balancer_key};
+use super::super::{State, parse};
+use crate::api::Refusal;
+use crate::fleet::Hold;
+use crate::fleet::view::View;
+use crate::observe::Saying;
+use crate::resource::{Origin, Resource, without_unknown};
+use crate::store::MemberOverride;
+
+/// How far this host has come.
+#[derive(Debug, Default)]
+pub(super) struct Desired {
+    /// The newest revision that is in force.
+    pub applied: i64,
+    /// The revision that was looked at last.
+    seen: i64,
+    /// Why that is not in force.
+    pub refused: Option<String>,
+    /// Fields of resources that this agent does not know, and resources of kinds that it does not.
+    pub unknown: BTreeSet<String>,
+}
+
+impl Desired {
+    /// The revision that was looked at last.
+    pub fn seen(&self) -> i64 {
+        self.seen
+    }
+}
+
+/// What is desired of this host.
+#[derive(Default)]
+struct Target {
+    resources: BTreeMap<Key, Wanted>,
+    unknown: BTreeSet<String>,
+}
+
+/// A resource that is desired.
+struct Wanted {
+    resource: Resource,
+    /// The same as the store has it, but for what this agent does not know.
+    json: Value,
+    /// Where it was written.
+    origin: Option<Origin>,
+}
+
+impl State {
+    /// Is there something that was not looked at, or refused?
+    pub(super) fn desired_is_behind(&self) -> bool {
+        self.sharing.as_ref().is_some_and(|s| {
+            let newest = s.fleet.mirror().desired_revision();
+            newest != s.desired.seen || s.desired.refused.is_some()
+        })
+    }
+
+    /// Puts in force what the store says, or says why not.
+    pub(super) fn follow_desired(&mut self) {
+        let Some(sharing) = self.sharing.as_ref() else { return };
+        let revision = {
+            let mirror = sharing.fleet.mirror();
+            if mirror.revision() == 0 {
+                // Only what was on the disk: the local store has what was in force.
+                return;
+            }
+            mirror.desired_revision()
+        };
+        let result = self.take_over();
+        let Some(sharing) = self.sharing.as_mut() else { return };
+        let refused = result.err().map(|e| format!("{e:#}"));
+        if let Some(why) = refused.as_ref().filter(|_| sharing.desired.refused != refused) {
+            log::error!("what the store says at revision {revision} is not in force on this host: {why}");
+            self.parts.observer.events.say(Saying::Store, "", "refused", format!("revision {revision}: {why}"));
+        }
+        if refused.is_none() {
+            sharing.desired.applied = revision;
+        }
+        (sharing.desired.seen, sharing.desired.refused) = (revision, refused);
+        let applied = Applied { revision: sharing.desired.applied, trouble: sharing.desired.refused.clone() };
+        let said = sharing.fleet.say(&StoreKey::Applied(sharing.fleet.host().to_owned()), Some(&applied), Hold::Alive);
+        said.unwrap_or_else(|e| log::error!("{e:#}"));
+    }
+
+    fn take_over(&mut self) -> Result<()> {
+        let Some(sharing) = self.sharing.as_mut() else { return Ok(()) };
+        // An empty store is rather a wrong one than the wish that nothing be forbidden.
+        if sharing.fleet.mirror().get(SERIAL).is_none() {
+            return Err(anyhow!("the store has never been set up (`vnet-ctl store init`): this host keeps what it has"));
+        }
+        let target = Target::of(&sharing.view, sharing.fleet.host())?;
+        sharing.desired.unknown.clone_from(&target.unknown);
+        let inputs = self.policy.inputs();
+        if !self.policy.store().has_joined()? {
+            let alone: Vec<String> = inputs
+                .resources
+                .iter()
+                .filter(|(k, r)| target.resources.get(*k).is_none_or(|there| there.resource != **r))
+                .map(|((kind, name), _)| format!("{kind} {name}"))
+                .collect();
+            if let Some(first) = alone.first() {
+                return Err(anyhow!(
+                    "this host has {} resources of its own that the store has not, or has otherwise ({first}, …): move them there with `vnet-ctl store migrate`, or delete them here",
+                    alone.len()
+                ));
+            }
+        }
+        let changed: Vec<(&Key, &Wanted)> =
+            target.resources.iter().filter(|(k, wanted)| inputs.resources.get(*k) != Some(&wanted.resource)).collect();
+        let delete: Vec<Key> = inputs.resources.keys().filter(|k| !target.resources.contains_key(*k)).cloned().collect();
+        if !changed.is_empty() || !delete.is_empty() {
+            let mut edit = self.located_edit(&changed)?;
+            let places = changed.iter().filter_map(|(k, wanted)| Some(((*k).clone(), wanted.origin.clone()?)));
+            edit.origins = places.collect();
+            edit.delete = delete;
+            let response = self.change(edit, false).map_err(|e| anyhow!("{e}"))?;
+            response.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+        }
+        self.follow_overrides()?;
+        self.policy.store().set_joined(true).context("noting that this host follows the store")
+    }
+
+    /// The change that these are, checked like files that somebody applies.
+    fn located_edit(&self, changed: &[(&Key, &Wanted)]) -> Result<Edit> {
+        let file = |((kind, name), wanted): &(&Key, &Wanted)| File {
+            name: format!("{kind} {name} in the store"),
+            text: wanted.json.to_string(),
+        };
+        let files: Vec<File> = changed.iter().map(file).collect();
+        let told = |refusal: Refusal| anyhow!("{}", refusal.with_faults());
+        let located = parse(&files).map_err(told)?;
+        self.edit(located).map_err(told)
+    }
+
+    fn follow_overrides(&mut self) -> Result<()> {
+        let Some(sharing) = self.sharing.as_ref() else { return Ok(()) };
+        let mut wanted: BTreeMap<(String, String), MemberOverride> = BTreeMap::new();
+        for ((lb, member), (_, value)) in &sharing.view.overrides {
+            if !self.policy.inputs().resources.contains_key(&load_balancer_key(lb)) {
+                continue;
+            }
+            let read = serde_json::from_value(value.clone());
+            wanted.insert(
+                (lb.clone(), member.clone()),
+                read.with_context(|| format!("what was changed of member {member} of {lb}"))?,
+            );
+        }
+        for id in self.policy.inputs().overrides.keys() {
+            wanted.entry(id.clone()).or_default();
+        }
+        for (id, value) in wanted {
+            self.policy.put_override(id, value).map_err(|e| anyhow!("{e}"))?;
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn of(view: &View, host: &str) -> Result<Self> {
+        let mut target = Self::default();
+        for (name, (_, stored)) in &view.resources {
+            target.put(name, stored)?;
+        }
+        // In the order of their names: the later one counts where two are about the same.
+        for rollout in view.rollouts.values().filter(|r| r.hosts.iter().any(|h| h == host)) {
+            target.overlay(rollout)?;
+        }
+        Ok(target)
+    }
+
+    fn overlay(&mut self, rollout: &Rollout) -> Result<()> {
+        for stored in &rollout.put {
+            let field = |at: &str| stored.resource.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
+            self.put(&(field("/kind"), field("/metadata/name")), stored)?;
+        }
+        for name in &rollout.delete {
+            self.resources.remove(name);
+        }
+        Ok(())
+    }
+
+    fn put(&mut self, (kind, name): &Key, stored: &Stored) -> Result<()> {
+        let mut json = stored.resource.clone();
+        let Some(paths) = without_unknown(&mut json) else {
+            self.unknown.insert(format!("{kind} {name}: this agent does not know resources of this kind"));
+            return Ok(());
+        };
+        self.unknown.extend(
+            paths.iter().map(|path| format!("{kind} {name}: this agent does not know `{path}`, which has no effect here")),
+        );
+        let resource: Resource =
+            serde_json::from_value(json.clone()).with_context(|| format!("reading {kind} {name} from the store"))?;
+        if key(&resource) != (kind.clone(), name.clone()) {
+            return Err(anyhow!("the store has {} {} under the key of {kind} {name}", resource.kind(), resource.name()));
+        }
+        // Where it was written is good to know, and nothing depends on it.
+        let origin = stored.origin.clone().and_then(|origin| serde_json::from_value(origin).ok());
+        self.resources.insert((kind.clone(), name.clone()), Wanted { resource, json, origin });
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! What a change of what is desired would be, for the operator who writes it.
+
+use std::collections::BTreeSet;
+
+use anyhow::Context;
+use serde_json::Value;
+use vnet_common::api::fleet::{Content, Proposal, ProposeRequest, Proposed};
+use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
+use vnet_common::fleet::{Key as StoreKey, SERIAL, Stored};
+
+use super::super::change::Edit;
+use super::super::inputs::{Key, key};
+use super::super::{State, parse};
+use super::Sharing;
+use crate::api::Refusal;
+use crate::resource::{Origin, Resource, keep_unknown};
+use crate::store::MemberOverride;
+
+/// Why an agent of a fleet writes nothing itself.
+pub fn not_here() -> Refusal {
+    Refusal::conflict(
+        "this host is one of a fleet: what is desired is written to the store that they share, by an operator. Use a vnet-ctl that knows fleets, with an operator's certificate (--store-cert)",
+    )
+}
+
+impl State {
+    /// Is what is desired written elsewhere?
+    pub(in super::super) fn refuse_if_shared(&self) -> Result<(), Refusal> {
+        if self.sharing.is_some() { Err(not_here()) } else { Ok(()) }
+    }
+
+    /// Checks a change against everything, and says what to write. Nothing changes.
+    pub(in super::super) fn propose(&mut self, request: ProposeRequest) -> Result<Proposal, Refusal> {
+        let sharing = self.sharing()?;
+        let serial = {
+            let mirror = sharing.fleet.mirror();
+            mirror
+                .get(SERIAL)
+                .map(|e| e.modified)
+                .ok_or_else(|| Refusal::conflict("the store has never been set up: vnet-ctl store init"))?
+        };
+        if sharing.desired_seen() != sharing.fleet.mirror().desired_revision() {
+            return Err(Refusal::conflict("this host is just taking over a change: try again"));
+        }
+        match request {
+            ProposeRequest::Apply { files } => {
+                let located = parse(&files)?;
+                let edit = self.edit(located)?;
+                let (put, origins) = (edit.put.clone(), edit.origins.clone());
+                let mut response = self.change(edit, true)?;
+                let writes = put.iter().map(|r| self.put_of(r, &origins)).collect::<Result<Vec<_>, _>>()?;
+                let writes: Vec<Proposed> = writes.into_iter().flatten().collect();
+                for change in &mut response.changes {
+                    agree(change, &writes);
+                }
+                Ok(Proposal { response, serial, writes })
+            }
+            ProposeRequest::Delete { resources, ignore_not_found } => {
+                let delete = self.policy.deletable(DeleteRequest { resources, ignore_not_found })?;
+                let response = self.change(Edit { delete: delete.clone(), ..Edit::default() }, true)?;
+                let writes = delete.iter().map(|k| self.deletes_of(k)).collect::<Result<Vec<_>, _>>()?.concat();
+                Ok(Proposal { response, serial, writes })
+            }
+            ProposeRequest::Member { lb, member, change } => {
+                let write = self.override_of(&lb, &member, &change)?;
+                let response = ApplyResponse { changes: Vec::new(), warnings: Vec::new(), effects: None };
+                Ok(Proposal { response, serial, writes: write.into_iter().collect() })
+            }
+        }
+    }
+
+    fn sharing(&self) -> Result<&Sharing, Refusal> {
+        self.sharing
+            .as_ref()
+            .ok_or_else(|| Refusal::not_found("this agent shares no store with others: it was started without --store"))
+    }
+
+    /// `None`: the store has it like this.
+    fn put_of(&self, resource: &Resource, origins: &[(Key, Origin)]) -> Result<Option<Proposed>, Refusal> {
+        let name = key(resource);
+        let known = self.sharing()?.view.resources.get(&name);
+        let mut json = serde_json::to_value(resource).context("writing a resource as JSON")?;
+        if let Some((_, stored)) = known {
+            keep_unknown(&stored.resource, &mut json);
+        }
+        if known.is_some_and(|(_, stored)| stored.resource == json) {
+            return Ok(None);
+        }
+        let origin = origins.iter().find(|(k, _)| *k == name).map(|(_, origin)| serde_json::to_value(origin));
+        let origin = origin.transpose().context("writing where a resource is from as JSON")?;
+        let value = serde_json::to_value(Stored { resource: json, origin }).context("writing a resource as JSON")?;
+        let before = known.map(|(_, stored)| serde_json::to_value(stored)).transpose().context("writing a resource as JSON")?;
+        Ok(Some(Proposed {
+            key: StoreKey::Resource(name.0.clone(), name.1.clone()).to_string(),
+            what: what(&name),
+            value: Some(value),
+            base: known.map_or(0, |(revision, _)| *revision),
+            before,
+        }))
+    }
+
+    /// What operators changed of a load balancer goes with it.
+    fn deletes_of(&self, name: &Key) -> Result<Vec<Proposed>, Refusal> {
+        let view = &self.sharing()?.view;
+        let mut writes = Vec::new();
+        if let Some((base, stored)) = view.resources.get(name) {
+            writes.push(Proposed {
+                key: StoreKey::Resource(name.0.clone(), name.1.clone()).to_string(),
+                what: what(name),
+                value: None,
+                base: *base,
+                before: Some(serde_json::to_value(stored).context("writing a resource as JSON")?),
+            });
+        }
+        let own = view.overrides.iter().filter(|((lb, _), _)| name.0 == "LoadBalancer" && *lb == name.1);
+        writes.extend(own.map(|((lb, member), (base, value))| Proposed {
+            key: StoreKey::Override(lb.clone(), member.clone()).to_string(),
+            what: format!("member {member} of {lb}"),
+            value: None,
+            base: *base,
+            before: Some(value.clone()),
+        }));
+        Ok(writes)
+    }
+
+    /// `None`: it is so already.
+    fn override_of(&self, lb: &str, member: &str, change: &MemberChange) -> Result<Option<Proposed>, Refusal> {
+        let (_, new) = self.policy.overridden(lb, member, change)?;
+        let id = (lb.to_owned(), member.to_owned());
+        let known = self.sharing()?.view.overrides.get(&id);
+        let mut value = serde_json::to_value(&new).context("writing what changes of a member as JSON")?;
+        if let (Some((_, Value::Object(before))), Value::Object(after)) = (known, &mut value) {
+            before
+                .iter()
+                .filter(|(field, _)| !after.contains_key(*field))
+                .map(|(f, v)| (f.clone(), v.clone()))
+                .collect::<Vec<_>>()
+                .into_iter()
+                .for_each(|(f, v)| drop(after.insert(f, v)));
+        }
+        let gone = new == MemberOverride::default();
+        let same = match known {
+            Some((_, before)) => !gone && *before == value,
+            None => gone,
+        };
+        Ok((!same).then(|| Proposed {
+            key: StoreKey::Override(id.0, id.1).to_string(),
+            what: format!("member {member} of {lb}"),
+            value: (!gone).then_some(value),
+            base: known.map_or(0, |(revision, _)| *revision),
+            before: known.map(|(_, value)| value.clone()),
+        }))
+    }
+
+    /// All that an operator wrote.
+    pub(in super::super) fn content(&self) -> Result<Content, Refusal> {
+        if let Ok(Sharing { view, .. }) = self.sharing() {
+            let overrides = view.overrides.iter().map(|((lb, member), (_, value))| (lb.clone(), member.clone(), value.clone()));
+            return Ok(Content {
+                resources: view.resources.values().map(|(_, s)| s.clone()).collect(),
+                overrides: overrides.collect(),
+            });
+        }
+        let inputs = self.policy.inputs();
+        let mut content = Content::default();
+        for (name, resource) in &inputs.resources {
+            let origin = inputs
+                .origins
+                .get(name)
+                .map(serde_json::to_value)
+                .transpose()
+                .context("writing where a resource is from as JSON")?;
+            content
+                .resources
+                .push(Stored { resource: serde_json::to_value(resource).context("writing a resource as JSON")?, origin });
+        }
+        for ((lb, member), value) in inputs.overrides.iter().collect::<std::collections::BTreeMap<_, _>>() {
+            let json = serde_json::to_value(value).context("writing what changes of a member as JSON")?;
+            content.overrides.push((lb.clone(), member.clone(), json));
+        }
+        Ok(content)
+    }
+}
+
+/// The store may have something else than this host has in force: what is said has to be what is written.
+fn agree(change: &mut Change, writes: &[Proposed]) {
+    let written: BTreeSet<&str> = writes.iter().map(|w| w.what.as_str()).collect();
+    let is_written = written.contains(what(&(change.kind.clone(), change.name.clone())).as_str());
+    match (change.action, is_written) {
+        (Action::Created | Action::Configured, false) => change.action = Action::Unchanged,
+        (Action::Unchanged, true) => change.action = Action::Configured,
+        _ => {}
+    }
+}
+
+fn what((kind, name): &Key) -> String {
+    format!("{}/{name}", kind.to_lowercase())
+}

@@ -1,0 +1,218 @@
+//! Keeps a connection to the store, and the mirror up to date.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use tokio::task::block_in_place;
+use tokio::time::sleep;
+use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
+use vnet_common::fleet::ROOT;
+
+use super::disk::is_kept;
+use super::{Consumer, Fleet, lock};
+
+/// Between two attempts to connect, at first, and at most.
+const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// Between two looks whether certificates were replaced.
+const FILES: Duration = Duration::from_secs(2);
+/// Between two writes to the disk.
+const KEEP: Duration = Duration::from_secs(1);
+
+/// Any number: hosts that lost the same member must not all come back at the same moment.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+/// Why a session ended.
+enum End {
+    /// It broke.
+    Broken(anyhow::Error),
+    /// The certificates were replaced: connect anew with those.
+    Replaced,
+}
+
+impl Fleet {
+    /// Follows the store for ever, and tells `consumer`. Call it once, within a tokio runtime of several threads.
+    pub async fn run(self: Arc<Self>, consumer: Arc<dyn Consumer>) {
+        let (telling, keeping) = (Arc::clone(&self), Arc::clone(&self));
+        let told = Arc::clone(&consumer);
+        tokio::spawn(async move {
+            loop {
+                let keys = telling.untold().await;
+                block_in_place(|| told.changed(&keys));
+            }
+        });
+        tokio::spawn(async move { keeping.keep().await });
+        let mut rotation = Rotation::new(self.settings.access.clone(), random() as usize % 64);
+        let (mut wait, mut failed) = (PATIENCE.0, 0);
+        loop {
+            let end = match rotation.connect().await {
+                Ok(client) => {
+                    let began = Instant::now();
+                    let end = self.session(client, consumer.as_ref()).await;
+                    if began.elapsed() > PATIENCE.1 {
+                        (wait, failed) = (PATIENCE.0, 0);
+                    }
+                    end
+                }
+                Err(e) => End::Broken(e),
+            };
+            match end {
+                End::Replaced => log::info!("the certificates for the store were replaced: connecting with the new ones"),
+                End::Broken(e) => {
+                    self.lost(&e, consumer.as_ref());
+                    failed += 1;
+                    // Every member once, before anybody waits for longer.
+                    if failed % rotation.access().endpoints().len() == 0 {
+                        wait = (wait * 2).min(PATIENCE.1);
+                    }
+                    sleep(wait.mul_f64(0.5 + (random() % 1000) as f64 / 1000.0)).await;
+                }
+            }
+        }
+    }
+
+    /// One connection, for as long as it lasts.
+    async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
+        // A store that was restored from a backup has been elsewhere, or further, than what we know.
+        let same = self.cluster.swap(client.cluster(), Ordering::Relaxed) == client.cluster();
+        let known = self.mirror().revision();
+        let mut full = known == 0 || !same || client.revision() < known;
+        loop {
+            if full {
+                match client.read(ROOT).await {
+                    Ok(snapshot) => {
+                        log::info!("read {} keys of the store at revision {}", snapshot.entries.len(), snapshot.revision);
+                        let changed = self.mirror().replace(snapshot);
+                        self.tell(changed);
+                    }
+                    Err(e) => return End::Broken(e),
+                }
+            }
+            let from = self.mirror().revision() + 1;
+            let watch = match client.watch(ROOT, from).await {
+                Ok(watch) => watch,
+                Err(e) => return End::Broken(e),
+            };
+            self.found(client.endpoint(), consumer);
+            tokio::select! {
+                end = self.watch(watch) => match end {
+                    Ok(()) => {
+                        log::info!("the store has thrown away what came since revision {from}: reading everything");
+                        full = true;
+                    }
+                    Err(e) => return End::Broken(e),
+                },
+                end = self.publishing(client.clone()) => return End::Broken(end),
+                () = self.files_replaced() => return End::Replaced,
+            }
+        }
+    }
+
+    /// Follows until everything has to be read again.
+    async fn watch(&self, mut watch: vnet_common::etcd::Watch) -> Result<()> {
+        loop {
+            let Next::Changes(changes, revision) = watch.next().await? else { return Ok(()) };
+            let changed = self.mirror().apply(changes, revision);
+            lock(&self.link).heard = Some(Instant::now());
+            self.tell(changed);
+        }
+    }
+
+    async fn files_replaced(&self) {
+        let before = self.settings.access.stamp();
+        loop {
+            sleep(FILES).await;
+            let now = self.settings.access.stamp();
+            // Half-way through a replacement a file may not be there.
+            if now.is_some() && now != before {
+                return;
+            }
+        }
+    }
+
+    fn found(&self, endpoint: &str, consumer: &dyn Consumer) {
+        let link = {
+            let mut link = lock(&self.link);
+            let before = link.connected.replace(endpoint.to_owned());
+            (link.heard, link.trouble) = (Some(Instant::now()), None);
+            if before.as_deref() == Some(endpoint) {
+                return;
+            }
+            link.clone()
+        };
+        log::info!("following the store at {endpoint}");
+        block_in_place(|| consumer.link(&link));
+    }
+
+    fn lost(&self, why: &anyhow::Error, consumer: &dyn Consumer) {
+        let hint = match Failure::in_error(why) {
+            Failure::Denied => ". Its certificate may not do this: see `vnet-ctl store init` and `vnet-ctl host add`",
+            Failure::Later | Failure::Compacted => "",
+        };
+        let trouble = format!("{why:#}{hint}");
+        let (link, news) = {
+            let mut link = lock(&self.link);
+            let was_there = link.connected.take().is_some();
+            if was_there {
+                link.silent_since = link.heard.unwrap_or_else(Instant::now).max(link.silent_since);
+            }
+            let news = was_there || link.trouble.is_none();
+            link.trouble = Some(trouble.clone());
+            (link.clone(), news)
+        };
+        log::log!(if news { log::Level::Warn } else { log::Level::Debug }, "the store: {trouble}");
+        if news {
+            block_in_place(|| consumer.link(&link));
+        }
+    }
+
+    /// Writes to the disk what is known, as it changes.
+    async fn keep(&self) {
+        let mut kept: BTreeMap<String, i64> = BTreeMap::new();
+        // What is on the disk was read from there.
+        kept.extend(self.mirror().entries().iter().map(|(k, e)| (k.clone(), e.modified)));
+        loop {
+            sleep(KEEP).await;
+            let changes = {
+                let mirror = self.mirror();
+                if mirror.revision() == 0 {
+                    continue;
+                }
+                let new = mirror.entries().iter().filter(|(k, e)| kept.get(*k) != Some(&e.modified) && is_kept(k));
+                let mut changes: BTreeMap<String, Option<Entry>> = new.map(|(k, e)| (k.clone(), Some(e.clone()))).collect();
+                let gone = kept.keys().filter(|k| !mirror.entries().contains_key(*k));
+                changes.extend(gone.map(|k| (k.clone(), None)));
+                changes
+            };
+            if changes.is_empty() {
+                continue;
+            }
+            match block_in_place(|| self.disk.keep(&changes)) {
+                Ok(()) => {
+                    for (key, entry) in changes {
+                        match entry {
+                            Some(entry) => drop(kept.insert(key, entry.modified)),
+                            None => drop(kept.remove(&key)),
+                        }
+                    }
+                }
+                Err(e) => log::error!("{e:#}; trying again"),
+            }
+        }
+    }
+
+    /// Reads what hosts report of their load: the elected one does.
+    ///
+    /// # Errors
+    /// The store does not answer.
+    pub async fn loads(&self) -> Result<BTreeMap<String, Entry>> {
+        let Some(endpoint) = self.link().connected else { bail!("the store is not connected") };
+        let mut client = self.settings.access.connect(&endpoint).await?;
+        Ok(client.read(vnet_common::fleet::LOAD).await?.entries)
+    }
+}

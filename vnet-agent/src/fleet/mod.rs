@@ -1,0 +1,233 @@
+//! The fleet: what this host knows of the others, and what it tells them, through a store that all share.
+//!
+//! ```text
+//!  etcd ──watch──► Mirror ──keys that changed──► Consumer (the agent)      what is desired, who else there is
+//!    ▲               │ disk: the last good state, while the store is away
+//!    └──── writes ── Fleet::say ◄── the agent                              what this host says of itself
+//! ```
+//!
+//! One task keeps a connection to one member of the store and goes on to the next when it breaks. It follows all keys in a
+//! [`Mirror`](mirror::Mirror): by a full read at first, by watching from the next revision on, and by a full read again when what came
+//! since was thrown away. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
+//! whatever cause, is written again.
+//!
+//! Nothing here asks for the time of day: what ends, ends by leases that the store counts, or by this host's monotonic clock.
+
+pub mod disk;
+mod follow;
+pub mod identity;
+pub mod mirror;
+mod publish;
+pub mod view;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use tokio::sync::Notify;
+use vnet_common::etcd::Access;
+use vnet_common::fleet::Key;
+
+use disk::Disk;
+use mirror::Mirror;
+
+/// What a fleet needs to know of this host.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The store.
+    pub access: Access,
+    /// This host's name: the common name of its certificate.
+    pub host: String,
+}
+
+/// Who is told what changes. The methods may block.
+pub trait Consumer: Send + Sync + 'static {
+    /// These keys have other values than before, or are gone.
+    fn changed(&self, keys: &BTreeSet<String>);
+    /// The store is heard of again, or not any more.
+    fn link(&self, link: &Link);
+}
+
+/// How it stands with the store.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// The member of it that we are connected to.
+    pub connected: Option<String>,
+    /// When it was heard of last; `None`: never.
+    pub heard: Option<Instant>,
+    /// Since when it has not been: when the agent started, or the connection broke.
+    pub silent_since: Instant,
+    /// Why it is not connected, or why it does not take what this host says of itself.
+    pub trouble: Option<String>,
+}
+
+impl Link {
+    /// For how long the store has not been heard of; zero while it is connected.
+    #[must_use]
+    pub fn silent(&self) -> Duration {
+        if self.connected.is_some() { Duration::ZERO } else { self.silent_since.elapsed() }
+    }
+}
+
+/// How long something that this host says stays without it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hold {
+    /// As long as it is alive: [`ALIVE_SECONDS`](vnet_common::fleet::ALIVE_SECONDS).
+    Alive,
+    /// For a while: [`LINGER_SECONDS`](vnet_common::fleet::LINGER_SECONDS).
+    Lingering,
+    /// Until it, or an operator, takes it away.
+    Kept,
+}
+
+/// The fleet, as this host knows it.
+pub struct Fleet {
+    settings: Settings,
+    mirror: Mutex<Mirror>,
+    link: Mutex<Link>,
+    /// What this host says: by key, the value and how long it is to stay.
+    said: Mutex<Said>,
+    /// Something is to be written, or the mirror moved.
+    wake: Notify,
+    /// Keys of which the consumer was not told.
+    untold: Mutex<BTreeSet<String>>,
+    told: Notify,
+    disk: Disk,
+    /// Which store it was that the mirror is of.
+    cluster: AtomicU64,
+}
+
+#[derive(Default)]
+struct Said {
+    values: BTreeMap<String, (Vec<u8>, Hold)>,
+    /// All of it has been said: what the store has beyond is to go.
+    whole: bool,
+    /// The host's load: newer ones take the place of those that were not written yet.
+    load: Option<Vec<u8>>,
+}
+
+impl Fleet {
+    /// With what was known when the agent before this one ended; `state_dir` has the file.
+    ///
+    /// # Errors
+    /// The file cannot be read or made.
+    pub fn open(settings: Settings, state_dir: &Path) -> Result<Arc<Self>> {
+        let disk = Disk::open(&state_dir.join("fleet.redb"))?;
+        let mirror = Mirror::recalled(disk.load()?);
+        let link = Link { connected: None, heard: None, silent_since: Instant::now(), trouble: None };
+        Ok(Arc::new(Self {
+            settings,
+            mirror: Mutex::new(mirror),
+            link: Mutex::new(link),
+            said: Mutex::default(),
+            wake: Notify::new(),
+            untold: Mutex::default(),
+            told: Notify::new(),
+            disk,
+            cluster: AtomicU64::new(0),
+        }))
+    }
+
+    /// This host's name.
+    pub fn host(&self) -> &str {
+        &self.settings.host
+    }
+
+    /// The store.
+    pub fn access(&self) -> &Access {
+        &self.settings.access
+    }
+
+    /// What is known of the store. Not to be held for long: it stops what comes from there.
+    pub fn mirror(&self) -> MutexGuard<'_, Mirror> {
+        lock(&self.mirror)
+    }
+
+    /// How it stands with the store.
+    pub fn link(&self) -> Link {
+        lock(&self.link).clone()
+    }
+
+    /// Says something to the others, or (`None`) takes it back.
+    ///
+    /// # Errors
+    /// The value cannot be written as JSON.
+    pub fn say<T: Serialize>(&self, key: &Key, value: Option<&T>, hold: Hold) -> Result<()> {
+        let value = value.map(|v| serde_json::to_vec(v).with_context(|| format!("writing {key} as JSON"))).transpose()?;
+        let changed = {
+            let mut said = lock(&self.said);
+            match value {
+                Some(value) => said.values.insert(key.to_string(), (value.clone(), hold)) != Some((value, hold)),
+                None => said.values.remove(&key.to_string()).is_some(),
+            }
+        };
+        if changed {
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Says this of all of a kind, and nothing else of that kind: keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// A value cannot be written as JSON.
+    pub fn say_all<T: Serialize>(&self, prefix: &str, values: &BTreeMap<Key, T>, hold: Hold) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for (key, value) in values {
+            let json = serde_json::to_vec(value).with_context(|| format!("writing {key} as JSON"))?;
+            wanted.insert(key.to_string(), (json, hold));
+        }
+        let mut said = lock(&self.said);
+        let old: Vec<String> =
+            said.values.range(prefix.to_owned()..).map(|(k, _)| k).take_while(|k| k.starts_with(prefix)).cloned().collect();
+        let same = old.len() == wanted.len() && wanted.iter().all(|(k, v)| said.values.get(k) == Some(v));
+        if !same {
+            old.iter().for_each(|key| drop(said.values.remove(key)));
+            said.values.append(&mut wanted);
+            self.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Everything was said once: what an agent before this one said beyond that is not true any more.
+    pub fn said_all(&self) {
+        lock(&self.said).whole = true;
+        self.wake.notify_one();
+    }
+
+    /// Reports this host's load, once.
+    ///
+    /// # Errors
+    /// It cannot be written as JSON.
+    pub fn report(&self, load: &vnet_common::fleet::LoadReport) -> Result<()> {
+        lock(&self.said).load = Some(serde_json::to_vec(load).context("writing the load as JSON")?);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    /// What the consumer was not told yet; waits until there is something.
+    async fn untold(&self) -> BTreeSet<String> {
+        loop {
+            let keys = std::mem::take(&mut *lock(&self.untold));
+            if !keys.is_empty() {
+                return keys;
+            }
+            self.told.notified().await;
+        }
+    }
+
+    fn tell(&self, keys: impl IntoIterator<Item = String>) {
+        lock(&self.untold).extend(keys);
+        self.told.notify_one();
+        self.wake.notify_one();
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Whoever panicked left whole values: every change replaces what it changes at its end.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

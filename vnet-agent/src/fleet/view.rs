@@ -1,0 +1,280 @@
+//! What the mirror's keys say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use vnet_common::fleet::{
+    Applied, EndpointState, Global, HealthReport, HostState, IdentityLabels, Key, Registration, Rollout, Stored,
+};
+
+use super::mirror::Mirror;
+
+/// Kind and name of a resource.
+pub type Name = (String, String);
+
+/// The keys, read. Changed by what changed: with ten thousand endpoints nobody wants to read all of them because of one.
+#[derive(Clone, Debug, Default)]
+pub struct View {
+    /// What is desired of resources, with the revision of each.
+    pub resources: BTreeMap<Name, (i64, Stored)>,
+    /// What was changed of members: load balancer and member.
+    pub overrides: BTreeMap<(String, String), (i64, serde_json::Value)>,
+    /// Hosts that may take part.
+    pub registered: BTreeMap<String, Registration>,
+    /// Changes that only some hosts have.
+    pub rollouts: BTreeMap<String, Rollout>,
+    /// Hosts that keep their lease, and since which revision.
+    pub alive: BTreeMap<String, (i64, HostState)>,
+    /// How far hosts have come.
+    pub applied: BTreeMap<String, Applied>,
+    /// What hosts know of members' health.
+    pub health: BTreeMap<String, HealthReport>,
+    /// What hosts say the fleet's load is.
+    pub globals: BTreeMap<String, Global>,
+    /// By name, the hosts that have an endpoint of that name, and since which revision.
+    pub endpoints: BTreeMap<String, BTreeMap<String, (i64, Arc<EndpointState>)>>,
+    /// What numbers of identities stand for, by host and number, and since which revision.
+    pub identities: BTreeMap<(String, u32), (i64, IdentityLabels)>,
+}
+
+/// What changed of a [`View`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Touched {
+    /// Resources, overrides or rollouts.
+    pub desired: bool,
+    /// Who there is.
+    pub hosts: bool,
+    /// How far hosts have come.
+    pub applied: bool,
+    /// What hosts know of members' health.
+    pub health: bool,
+    /// The fleet's load.
+    pub globals: bool,
+    /// Where endpoints are, and what they are.
+    pub endpoints: bool,
+    /// What numbers stand for.
+    pub identities: bool,
+    /// Flows of endpoints that move.
+    pub moving: bool,
+}
+
+/// Reads a value; what cannot be read is as if it were not there, and said.
+fn read<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
+    match serde_json::from_slice(value) {
+        Ok(value) => Some(value),
+        Err(e) => {
+            log::error!("the store has something at {key} that this agent cannot read: {e}; it goes on without it");
+            None
+        }
+    }
+}
+
+fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
+    match value {
+        Some(value) => drop(map.insert(key, value)),
+        None => drop(map.remove(&key)),
+    }
+}
+
+impl View {
+    /// These keys of the mirror changed.
+    pub fn update(&mut self, mirror: &Mirror, keys: &BTreeSet<String>) -> Touched {
+        let mut touched = Touched::default();
+        for text in keys {
+            let Some(key) = Key::parse(text) else { continue };
+            self.take(mirror, text, key, &mut touched);
+        }
+        touched
+    }
+
+    fn take(&mut self, mirror: &Mirror, text: &str, key: Key, touched: &mut Touched) {
+        let entry = mirror.get(text);
+        macro_rules! value {
+            () => {
+                entry.and_then(|e| read(text, &e.value))
+            };
+            (modified) => {
+                entry.and_then(|e| Some((e.modified, read(text, &e.value)?)))
+            };
+            (created) => {
+                entry.and_then(|e| Some((e.created, read(text, &e.value)?)))
+            };
+        }
+        match key {
+            Key::Resource(kind, name) => {
+                touched.desired = true;
+                put(&mut self.resources, (kind, name), value!(modified));
+            }
+            Key::Override(lb, member) => {
+                touched.desired = true;
+                put(&mut self.overrides, (lb, member), value!(modified));
+            }
+            Key::Rollout(name) => {
+                touched.desired = true;
+                put(&mut self.rollouts, name, value!());
+            }
+            Key::Registration(host) => {
+                touched.hosts = true;
+                put(&mut self.registered, host, value!());
+            }
+            Key::Alive(host) => {
+                touched.hosts = true;
+                put(&mut self.alive, host, value!(created));
+            }
+            Key::Applied(host) => {
+                touched.applied = true;
+                put(&mut self.applied, host, value!());
+            }
+            Key::Health(host) => {
+                touched.health = true;
+                put(&mut self.health, host, value!());
+            }
+            Key::Global(host) => {
+                touched.globals = true;
+                put(&mut self.globals, host, value!());
+            }
+            Key::Endpoint(host, name) => {
+                touched.endpoints = true;
+                let claims = self.endpoints.entry(name.clone()).or_default();
+                let claim: Option<(i64, EndpointState)> = value!(created);
+                put(claims, host, claim.map(|(since, state)| (since, Arc::new(state))));
+                if claims.is_empty() {
+                    self.endpoints.remove(&name);
+                }
+            }
+            Key::Identity(host, number) => {
+                touched.identities = true;
+                put(&mut self.identities, (host, number), value!(created));
+            }
+            Key::Moving(..) => touched.moving = true,
+            Key::Load(_) => {}
+        }
+    }
+
+    /// The host that does for all what one has to do: of those that are alive, registered and not drained, the one that has been alive
+    /// for the longest. Every host that has heard the same gives the same answer.
+    #[must_use]
+    pub fn elected(&self) -> Option<&str> {
+        let may = |host: &String| self.registered.get(host).is_some_and(|r| !r.drained);
+        let candidates = self.alive.iter().filter(|(host, _)| may(host));
+        candidates.min_by_key(|(host, (since, _))| (*since, host.as_str())).map(|(host, _)| host.as_str())
+    }
+
+    /// The host whose claim of an endpoint counts: the one that its resource names (`placed`), if that claims it; else the one that is
+    /// alive and has claimed it first.
+    #[must_use]
+    pub fn owner(&self, name: &str, placed: Option<&str>) -> Option<&str> {
+        let claims = self.endpoints.get(name)?;
+        let rank = |(host, (since, _)): &(&String, &(i64, Arc<EndpointState>))| {
+            (placed != Some(host.as_str()), !self.alive.contains_key(*host), *since, (*host).clone())
+        };
+        claims.iter().min_by_key(rank).map(|(host, _)| host.as_str())
+    }
+
+    /// The endpoints with a resource that several living hosts claim: name, whose it is, and who else claims it.
+    #[must_use]
+    pub fn conflicts(&self, placed: impl Fn(&str) -> Option<String>) -> Vec<(String, String, Vec<String>)> {
+        let mut all = Vec::new();
+        for (name, claims) in self.endpoints.iter().filter(|(_, claims)| claims.len() > 1) {
+            let living = claims.iter().filter(|(host, (_, state))| !state.discovered && self.alive.contains_key(*host));
+            let living: Vec<&String> = living.map(|(host, _)| host).collect();
+            let Some(owner) = self.owner(name, placed(name).as_deref()).filter(|_| living.len() > 1) else { continue };
+            let others = living.into_iter().filter(|host| *host != owner).cloned().collect();
+            all.push((name.clone(), owner.to_owned(), others));
+        }
+        all
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vnet_common::etcd::{Change, Entry};
+
+    /// A mirror and its view, changed together.
+    #[derive(Default)]
+    struct Both(Mirror, View, i64);
+
+    impl Both {
+        fn put(&mut self, key: &Key, value: &str) -> Touched {
+            self.2 += 1;
+            let created = self.0.get(&key.to_string()).map_or(self.2, |e| e.created);
+            let entry = Entry { value: value.into(), created, modified: self.2, lease: 0 };
+            self.change(key, Some(entry))
+        }
+        fn delete(&mut self, key: &Key) -> Touched {
+            self.2 += 1;
+            self.change(key, None)
+        }
+        fn change(&mut self, key: &Key, entry: Option<Entry>) -> Touched {
+            let keys = self.0.apply(vec![Change { key: key.to_string(), entry, revision: self.2 }], self.2);
+            self.1.update(&self.0, &keys.into_iter().collect())
+        }
+    }
+
+    fn alive(host: &str) -> Key {
+        Key::Alive(host.into())
+    }
+    const HOST: &str = r#"{"version":"1","addresses":[],"capacity":9,"later":true}"#;
+
+    #[test]
+    fn the_oldest_living_host_that_may_is_elected() {
+        let mut both = Both::default();
+        for host in ["c", "b", "a"] {
+            both.put(&Key::Registration(host.into()), r#"{"number":1}"#);
+            both.put(&alive(host), HOST);
+        }
+        both.put(&alive("stranger"), HOST);
+        assert_eq!(both.1.elected(), Some("c"));
+        // It writes again, and stays what it is.
+        both.put(&alive("c"), HOST);
+        assert_eq!(both.1.elected(), Some("c"));
+        both.put(&Key::Registration("c".into()), r#"{"number":1,"drained":true}"#);
+        assert_eq!(both.1.elected(), Some("b"));
+        both.delete(&alive("b"));
+        assert_eq!(both.1.elected(), Some("a"));
+        both.put(&alive("b"), HOST);
+        assert_eq!(both.1.elected(), Some("a"), "back, but younger");
+        both.delete(&alive("a"));
+        both.delete(&alive("b"));
+        assert_eq!(both.1.elected(), None);
+    }
+
+    #[test]
+    fn an_endpoint_has_one_owner_whoever_asks() {
+        let mut both = Both::default();
+        let claim = |host: &str| Key::Endpoint(host.into(), "vm".into());
+        let state = r#"{"group":"default","identity":0}"#;
+        for host in ["a", "b"] {
+            both.put(&alive(host), HOST);
+        }
+        assert_eq!(both.1.owner("vm", None), None);
+        both.put(&claim("b"), state);
+        both.put(&claim("a"), state);
+        assert_eq!(both.1.owner("vm", None), Some("b"), "who was first");
+        both.put(&claim("b"), state);
+        assert_eq!(both.1.owner("vm", None), Some("b"));
+        assert_eq!(both.1.owner("vm", Some("a")), Some("a"), "its resource says so");
+        assert_eq!(both.1.owner("vm", Some("c")), Some("b"), "c does not have it");
+        assert_eq!(both.1.conflicts(|_| None), [("vm".to_owned(), "b".to_owned(), vec!["a".to_owned()])]);
+        both.delete(&alive("b"));
+        assert_eq!(both.1.owner("vm", None), Some("a"), "a host that is gone keeps nobody from a new one");
+        assert_eq!(both.1.conflicts(|_| None), []);
+        both.delete(&claim("a"));
+        assert_eq!(both.1.owner("vm", None), Some("b"), "its endpoints linger");
+        both.delete(&claim("b"));
+        assert_eq!((both.1.owner("vm", None), both.1.endpoints.len()), (None, 0));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_not_there_and_what_is_not_known_is_left_alone() {
+        let mut both = Both::default();
+        assert!(both.put(&alive("a"), HOST).hosts);
+        assert!(both.1.alive.contains_key("a"));
+        both.put(&alive("a"), "{");
+        assert!(!both.1.alive.contains_key("a"));
+        let unknown = BTreeSet::from(["/vnet/v1/state/later/a".to_owned()]);
+        assert_eq!(both.1.update(&both.0, &unknown), Touched::default());
+    }
+}
