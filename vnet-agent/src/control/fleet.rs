@@ -5,6 +5,7 @@
 //! on with that.
 
 mod desired;
+mod probing;
 mod propose;
 mod saying;
 mod status;
@@ -14,6 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::fleet::identity::Numbers;
+use crate::fleet::probing::Probing;
 use crate::fleet::view::View;
 use crate::fleet::{Consumer, Fleet, Link};
 use crate::observe::Saying;
@@ -27,6 +29,7 @@ pub(super) struct Sharing {
     view: View,
     desired: Desired,
     numbers: Numbers,
+    probing: Probing,
     /// Endpoints that several hosts claim, as they were told last.
     conflicts: BTreeSet<String>,
 }
@@ -40,7 +43,8 @@ impl Sharing {
             let all = mirror.entries().keys().cloned().collect();
             let _all_of_it = view.update(&mirror, &all);
         }
-        Self { fleet, view, desired: Desired::default(), numbers: Numbers::default(), conflicts: BTreeSet::new() }
+        let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
+        Self { fleet, view, desired, numbers, probing, conflicts: BTreeSet::new() }
     }
 }
 
@@ -87,6 +91,9 @@ impl State {
         if touched.hosts || touched.endpoints || touched.desired {
             self.follow_others(&own);
         }
+        if touched.hosts || touched.health {
+            self.share_checks();
+        }
         self.say_what_is_here();
     }
 
@@ -96,6 +103,7 @@ impl State {
             if self.desired_is_behind() {
                 self.follow_desired();
             }
+            self.share_checks();
             self.say_what_is_here();
         }
     }

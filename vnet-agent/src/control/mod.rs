@@ -273,6 +273,7 @@ impl Agent {
                 s.policy.set_health(e.check.clone(), e.health, e.error.clone());
             }
             s.refresh();
+            s.share_checks();
         });
     }
 
@@ -347,10 +348,12 @@ impl State {
             parts.quarantine.attached(&name);
         }
         self.parts.observer.names.update(|names| self.rename(names));
+        let shared = self.sharing.is_some();
         let Self { policy, checker, .. } = self;
-        let _runtime = self.runtime.enter();
+        let runtime = self.runtime.enter();
         for check in policy.take_checks() {
             match policy.desired().has_check(&check) {
+                true if shared => {}
                 true => {
                     let known = policy.inputs().health.get(&check).map(|h| h.0).unwrap_or_default();
                     checker.start(check, known);
@@ -358,6 +361,8 @@ impl State {
                 false => checker.stop(&check),
             }
         }
+        drop(runtime);
+        self.share_checks();
     }
 }
 

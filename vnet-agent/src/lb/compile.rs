@@ -233,6 +233,11 @@ impl Desired {
         self.checks.contains_key(check)
     }
 
+    /// Every check that a group asks for.
+    pub fn checks(&self) -> impl Iterator<Item = &Check> {
+        self.checks.keys()
+    }
+
     /// The load balancers that ask for a check.
     pub fn checked_by(&self, check: &Check) -> impl Iterator<Item = &String> {
         self.checks.get(check).into_iter().flatten()
