@@ -85,7 +85,7 @@ async fn serve(options: Options) -> Result<()> {
     let _holding = agent.parts().quarantine.start()?;
     if let Some(fleet) = fleet {
         log::info!("sharing the store {} as host {}", fleet.access(), fleet.host());
-        tokio::spawn(fleet.run(Arc::clone(&agent) as Arc<dyn Consumer>));
+        tokio::spawn(fleet.run(Arc::new(Arc::clone(&agent)) as Arc<dyn Consumer>));
     }
     // Only now: whoever can connect finds everything in force.
     let socket = Socket::bind(&options.run_dir.join("agent.sock"))?.for_group(&options.socket_group);

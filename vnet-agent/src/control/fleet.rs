@@ -5,6 +5,7 @@
 //! on with that.
 
 mod desired;
+mod moving;
 mod probing;
 mod propose;
 mod saying;
@@ -30,6 +31,7 @@ pub(super) struct Sharing {
     desired: Desired,
     numbers: Numbers,
     probing: Probing,
+    moves: moving::Moves,
     /// Endpoints that several hosts claim, as they were told last.
     conflicts: BTreeSet<String>,
 }
@@ -44,7 +46,7 @@ impl Sharing {
             let _all_of_it = view.update(&mirror, &all);
         }
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
-        Self { fleet, view, desired, numbers, probing, conflicts: BTreeSet::new() }
+        Self { fleet, view, desired, numbers, probing, moves: moving::Moves::default(), conflicts: BTreeSet::new() }
     }
 }
 
@@ -55,9 +57,13 @@ impl Sharing {
     }
 }
 
-impl Consumer for Agent {
+impl Consumer for Arc<Agent> {
     fn changed(&self, keys: &BTreeSet<String>) {
-        self.event(|s| s.store_changed(keys));
+        let mut moving = false;
+        self.event(|s| moving = s.store_changed(keys));
+        if moving {
+            self.move_flows();
+        }
     }
 
     fn link(&self, link: &Link) {
@@ -76,9 +82,9 @@ impl Consumer for Agent {
 }
 
 impl State {
-    /// These keys of the store changed.
-    fn store_changed(&mut self, keys: &BTreeSet<String>) {
-        let Some(mut sharing) = self.sharing.take() else { return };
+    /// These keys of the store changed. Says whether flows of endpoints may have to move.
+    fn store_changed(&mut self, keys: &BTreeSet<String>) -> bool {
+        let Some(mut sharing) = self.sharing.take() else { return false };
         let touched = {
             let mirror = sharing.fleet.mirror();
             sharing.view.update(&mirror, keys)
@@ -94,7 +100,11 @@ impl State {
         if touched.hosts || touched.health {
             self.share_checks();
         }
+        if touched.endpoints || touched.desired {
+            self.look_at_moves();
+        }
         self.say_what_is_here();
+        touched.endpoints || touched.moving
     }
 
     /// Looks after what the fleet should know and have, and tries again what went wrong.

@@ -231,6 +231,8 @@ impl Agent {
                 }
                 s.tell();
                 s.policy.refresh();
+                // Before anything of it can pass.
+                s.look_at_moves();
                 s.secure(false);
                 s.follow(false);
                 s.say_what_is_here();
@@ -291,6 +293,7 @@ impl Agent {
             s.look_after_fleet();
             s.look_at_drops();
         });
+        self.look_after_moves();
         self.rehearsals.tidy();
     }
 

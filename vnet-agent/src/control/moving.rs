@@ -153,7 +153,13 @@ impl Place {
 
 /// All flows of an endpoint, also when its device is gone, as long as they are in the tables.
 pub fn export(agent: &Agent, name: &str) -> Result<FlowExport, Refusal> {
-    let (number, datapath) = agent.ask(|s| Ok((s.policy.endpoint_id(&find(s, name)?.device)?, Arc::clone(&s.datapath))))?;
+    let device = agent.ask(|s| Ok(find(s, name)?.device.clone()))?;
+    export_of(agent, name, &device)
+}
+
+/// The same of an endpoint that need not be here any more; this was its device.
+pub fn export_of(agent: &Agent, name: &str, device: &str) -> Result<FlowExport, Refusal> {
+    let (number, datapath) = agent.ask(|s| Ok((s.policy.endpoint_id(device)?, Arc::clone(&s.datapath))))?;
     let (flows, total) = datapath.endpoint_flows(usize::MAX, |endpoint| endpoint == number)?;
     let flows: Vec<MovedFlow> = flows.iter().filter(|flow| moves(flow)).map(moved).collect();
     Ok(FlowExport { version: FLOW_EXPORT, endpoint: name.to_owned(), left: total - flows.len() as u64, flows })

@@ -57,6 +57,8 @@ struct Endpoint {
     held: Option<String>,
     /// It was let go, but its set is still that of this quarantine group: it stays there until it has another.
     leaving: Option<String>,
+    /// It came from another host, and its flows are on their way: until then nothing passes.
+    waiting: bool,
     moves: u32,
 }
 
@@ -121,6 +123,14 @@ impl Placements {
     /// Does nothing pass to or from this endpoint, because its rules are not known?
     pub fn is_shut(&self, name: &str) -> bool {
         self.lock().endpoints.get(name).is_some_and(Endpoint::is_shut)
+    }
+
+    /// Lets nothing of an endpoint pass until its flows are here, or lets it go on.
+    pub fn wait(&self, name: &str, waiting: bool) -> Result<()> {
+        let mut inner = self.lock();
+        inner.endpoints.entry(name.to_owned()).or_default().waiting = waiting;
+        Self::rewrite(&mut inner, name)?;
+        inner.judge_again()
     }
 
     /// Where to say what happens to endpoints.
@@ -256,7 +266,13 @@ impl Inner {
 
     /// The row of an endpoint.
     fn row(&self, name: &str) -> EndpointRow {
-        self.endpoints.get(name).map(|e| self.judged(e, e.base)).unwrap_or_default()
+        let Some(e) = self.endpoints.get(name) else { return EndpointRow::default() };
+        let row = self.judged(e, e.base);
+        // Whoever is held has other rules, which let its flows go all the same.
+        match e.waiting && row.flags & flags::QUARANTINED == 0 {
+            true => EndpointRow { set: 0, flags: row.flags & !JUDGED | flags::POLICED, ..row },
+            false => row,
+        }
     }
 
     /// A device's row with what rules and quarantine say of its endpoint.
@@ -378,6 +394,22 @@ mod tests {
             let found = (judged.set, judged.flags, judged.membership().0);
             assert_eq!(found, (set, bits | flags::PEER, number), "{held:?} {endpoint:?}");
         }
+    }
+
+    #[test]
+    fn who_waits_for_its_flows_lets_nothing_through() {
+        let placements = placements("held", "strict");
+        let assignment = Assignment { name: "vm".into(), set: 5, identity: 77, policed: false };
+        placements.assign(&[&assignment], |_| Some("web".into())).unwrap();
+        let row = |placements: &Placements| {
+            let row = placements.lock().row("vm");
+            (row.set, row.flags)
+        };
+        assert_eq!(row(&placements), (5, 0));
+        placements.lock().endpoints.get_mut("vm").unwrap().waiting = true;
+        assert_eq!(row(&placements), (0, flags::POLICED));
+        placements.lock().endpoints.get_mut("vm").unwrap().waiting = false;
+        assert_eq!(row(&placements), (5, 0));
     }
 
     #[test]

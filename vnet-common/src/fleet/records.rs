@@ -103,6 +103,17 @@ pub struct IdentityLabels {
     pub labels: BTreeMap<String, String>,
 }
 
+/// A piece of what a host tells of the flows of an endpoint that goes to another one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovingPiece {
+    /// Counts what the host told: pieces of one number belong together.
+    pub serial: u64,
+    /// How many there are.
+    pub of: u32,
+    /// A part of the [`FlowExport`](crate::api::moving::FlowExport) as JSON.
+    pub text: String,
+}
+
 /// A member of a load balancer, as all hosts know it.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct MemberKey {
