@@ -28,6 +28,7 @@ pub fn subject((name, device, address, group): &Endpoint<'_>) -> Subject {
         learned: Vec::new(),
         group: (*group).into(),
         local: *device != 0,
+        held: false,
         network: 0,
     }
 }
@@ -44,7 +45,7 @@ pub fn compile(yaml: &str, subjects: Vec<Subject>, hosts: &[IpAddr]) -> Image {
             other => panic!("{} is no policy", other.kind()),
         }
     }
-    let written = Written { groups, policies, origins: &HashMap::new(), targets: &|_| Vec::new() };
+    let written = Written { groups, policies, origins: &HashMap::new(), targets: &|_| Vec::new(), elsewhere: None };
     let hosts = hosts.iter().map(|a| (*a, HostKind::This)).collect();
     let inputs = Inputs { written, subjects, hosts, networks: vec![] };
     let start = Previous::Start { ids: &RuleIds::default(), tables: &Tables::default() };
