@@ -13,16 +13,17 @@ impl Agent {
     /// Call it with what was known last before the first [`Agent::devices_changed`], too: what is in force is made from what is known by
     /// then, and nobody held elsewhere is to be let in meanwhile. Nothing is written before that.
     pub fn elsewhere_changed(&self, elsewhere: Elsewhere) {
-        let by_address = elsewhere.by_address();
         self.event(|s| {
             if *s.policy.inputs().elsewhere == elsewhere {
                 return;
             }
-            let here = s.policy.set_elsewhere(Arc::new(elsewhere));
-            s.parts.observer.names.update(|names| names.elsewhere = Arc::new(by_address));
+            let elsewhere = Arc::new(elsewhere);
+            let here = s.policy.set_elsewhere(Arc::clone(&elsewhere));
             if s.policy.known().is_some() {
                 s.follow_elsewhere(here);
             }
+            let by_address = elsewhere.by_address();
+            s.parts.observer.names.update(|names| names.elsewhere = Arc::new(by_address));
         });
     }
 }

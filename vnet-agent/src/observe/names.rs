@@ -83,3 +83,24 @@ impl Directory {
         f(&mut self.0.write().unwrap_or_else(PoisonError::into_inner));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::elsewhere::fixtures::{elsewhere, endpoint};
+
+    #[test]
+    fn endpoints_of_this_host_come_before_those_of_others() {
+        let a = |n: u8| IpAddr::from([10, 0, 0, n]);
+        let others = elsewhere(vec![("b/tap0", endpoint("b", "g", &["10.0.0.1", "10.0.0.2"]))]);
+        let names = Names {
+            addresses: Arc::new(HashMap::from([(a(1), "vm1".into())])),
+            elsewhere: Arc::new(others.by_address()),
+            ..Names::default()
+        };
+        let peers = [1, 2, 3].map(|n| names.peer(a(n), identity::WORLD).to_string());
+        assert_eq!(peers, ["vm1", "b/tap0", "world"]);
+        let remote = [1, 2, 3].map(|n| names.elsewhere(a(n)).map(|(_, e)| e.host.to_string()));
+        assert_eq!(remote, [None, Some("b".into()), None]);
+    }
+}

@@ -182,7 +182,7 @@ impl Image {
         &self.program.ids
     }
 
-    /// A rule as somebody wrote it, and its tier: `quarantine`, a tier, `group` or `default`.
+    /// A rule as somebody wrote it, and its tier: `quarantine`, `peer-quarantine`, a tier, `group` or `default`.
     pub fn rule(&self, id: u32) -> Option<(&RuleRef, &'static str)> {
         self.program.rules.reference(id).map(|(rule, tier)| (rule, *tier))
     }
