@@ -223,6 +223,11 @@ fn who_is_held_at_another_host_is_held_off_and_that_is_told() {
     let answer = w.ask(&request("far", "web:22"));
     assert_eq!((&*answer.reason, rule(&answer.hops[0])), ("quarantined", "default"), "its own rules would let it in");
     assert_eq!(w.ask(&request("web", "db:80")).outcome, "allowed");
+    // A rule allows the VIP; the member is held.
+    assert_eq!(w.ask(&request("web", "10.9.9.9:80")).outcome, "allowed");
+    balance(&w.datapath, FAR);
+    let answer = w.ask(&request("web", "10.9.9.9:80"));
+    assert_eq!((&*answer.reason, rule(&answer.hops[0])), ("quarantined", "default"));
 }
 
 #[test]
