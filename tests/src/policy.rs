@@ -66,7 +66,7 @@ impl World {
         let origins = HashMap::new();
         let (groups, policies) = (self.groups.iter().collect(), self.policies.iter().collect());
         let inputs = Inputs {
-            written: Written { groups, policies, origins: &origins, targets: &|_| Vec::new() },
+            written: Written { groups, policies, origins: &origins, targets: &|_| Vec::new(), elsewhere: Some(&|_| Vec::new()) },
             subjects: self.subjects.clone(),
             hosts: vec![(IpAddr::from([10, 255, 0, 1]), HostKind::This), (IpAddr::from([10, 255, 0, 2]), HostKind::Remote)],
             networks: vec![Cidr::new(IpAddr::from([10, 128, 0, 0]), 9)],
@@ -99,6 +99,7 @@ fn subject(i: u32, scale: Scale, local: bool) -> Subject {
         learned: Vec::new(),
         group: group_name(group).into(),
         local,
+        held: false,
         network: 0,
     }
 }

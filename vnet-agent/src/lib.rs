@@ -4,6 +4,7 @@ pub mod api;
 pub mod control;
 pub mod datapath;
 pub mod device;
+pub mod elsewhere;
 pub mod explain;
 pub mod expression;
 pub mod fleet;

@@ -77,6 +77,10 @@ fn place(machine: &Machine, name: &str, address: Ipv4Addr) -> Place {
 
 /// `web` and `db` are endpoints of this host, `far` is one elsewhere.
 fn world(policy: &str) -> World {
+    world_with(policy, "web")
+}
+
+fn world_with(policy: &str, far: &str) -> World {
     become_host();
     forward();
     let (client, member) = (Machine::new(1, "c0"), Machine::new(2, "m0"));
@@ -85,7 +89,7 @@ fn world(policy: &str) -> World {
     let endpoints: [Endpoint<'_>; 3] = [
         ("web", client.ifindex(), WEB.into(), "web"),
         ("db", member.ifindex(), MEMBER.into(), "db"),
-        ("far", 0, FAR.into(), "web"),
+        ("far", 0, FAR.into(), far),
     ];
     let image = compile(policy, endpoints.iter().map(subject).collect(), &[IpAddr::from([10, 0, 1, 1])]);
     balance(&datapath, MEMBER);
@@ -180,6 +184,50 @@ fn stages_come_in_order_with_shadowed_passed_and_staged_rules() {
     let shadowed: Vec<_> = hop.shadowed.iter().map(|r| &*r.rule).collect();
     assert_eq!(shadowed, ["never-asked", "to-db-again", "default"]);
     assert_eq!((&*hop.verdict, &hop.rewritten), ("next", &None));
+}
+
+/// What holds `far` at its host.
+const ISOLATED: &str = r"
+---
+apiVersion: vnet/v1alpha1
+kind: SecurityGroup
+metadata: { name: isolated }
+spec:
+  quarantine: {}
+  egress:
+    - { name: db, peers: [{ group: db }], ports: [{ protocol: TCP }], action: allow }
+";
+
+#[test]
+fn who_is_held_at_another_host_is_held_off_and_that_is_told() {
+    let open = world(&format!("{POLICY}{ISOLATED}"));
+    assert_eq!(open.ask(&request("db", "far:80")).outcome, "allowed");
+    drop(open);
+    let w = world_with(&format!("{POLICY}{ISOLATED}"), "isolated!");
+    let answer = w.ask(&request("db", "far:80"));
+    let hop = &answer.hops[0];
+    assert_eq!((&*answer.outcome, &*answer.reason, rule(hop)), ("dropped", "quarantined", "default"));
+    assert_eq!(hop.rule.as_ref().map(|r| (&*r.kind, &*r.resource)), Some(("PeerQuarantine", "isolated")));
+    let identity = stage(hop, "identity")[0];
+    assert!(identity.starts_with("10.7.0.1 is endpoint far on host b: identity "), "{identity}");
+    assert!(identity.ends_with(&format!(" (at its host {})", support::policing::THERE)), "{identity}");
+    let policy = stage(hop, "policy").join("; ");
+    assert_eq!(policy, "rule 'default' of quarantine group isolated, which holds the peer, denies it (no. 1 of its list)");
+    // What it may do at its host is decided by the endpoint's own rules here.
+    let answer = w.ask(&request("far", "db:80"));
+    assert_eq!((&*answer.outcome, rule(&answer.hops[0])), ("allowed", "default"));
+    let answer = w.ask(&request("far", "db:23"));
+    assert_eq!((&*answer.outcome, rule(&answer.hops[0])), ("refused", "no-telnet"));
+    let policy = stage(&answer.hops[0], "policy").join("; ");
+    assert!(policy.starts_with("rule 'db' of quarantine group isolated, which holds the peer, passes it on"), "{policy}");
+    let answer = w.ask(&request("far", "web:22"));
+    assert_eq!((&*answer.reason, rule(&answer.hops[0])), ("quarantined", "default"), "its own rules would let it in");
+    assert_eq!(w.ask(&request("web", "db:80")).outcome, "allowed");
+    // A rule allows the VIP; the member is held.
+    assert_eq!(w.ask(&request("web", "10.9.9.9:80")).outcome, "allowed");
+    balance(&w.datapath, FAR);
+    let answer = w.ask(&request("web", "10.9.9.9:80"));
+    assert_eq!((&*answer.reason, rule(&answer.hops[0])), ("quarantined", "default"));
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn text(rules: &[RuleStatus], before: Before<'_, Vec<RuleStatus>>, wide: bool, p
 
 fn row(status: &RuleStatus, before: Before<'_, Vec<RuleStatus>>, wide: bool) -> Vec<Cell> {
     let of = &status.rule;
-    let resource = if of.resource.is_empty() { of.kind.clone() } else { format!("{}/{}", of.kind.to_lowercase(), of.resource) };
+    let resource = rule::resource(of);
     let action = rule::action(of);
     let mut row: Vec<Cell> = vec![(&status.tier).into(), resource.into(), (&of.rule).into(), (&of.direction).into()];
     row.extend([Cell::new(&action, rule::look(&action)), status.hits.into()]);

@@ -4,12 +4,19 @@ use vnet_common::api::{PacketRef, RuleRef, Tag};
 
 use crate::style::Look;
 
-/// `policy/base no-ssh`.
+/// `policy/base no-ssh`; `quarantine group isolated of the peer, default`, if it is about peers of those whom that group holds elsewhere.
 pub fn name(rule: &RuleRef) -> String {
     match rule.kind.as_str() {
         "built-in" | "" => format!("built-in {}", rule.rule),
-        kind => format!("{}/{} {}", kind.to_lowercase(), rule.resource, rule.rule),
+        "PeerQuarantine" => format!("quarantine group {} of the peer, {}", rule.resource, rule.rule),
+        _ => format!("{} {}", resource(rule), rule.rule),
     }
+}
+
+/// `policy/base`, the resource that the rule is written in.
+pub fn resource(rule: &RuleRef) -> String {
+    let kind = if rule.kind == "PeerQuarantine" { "securitygroup" } else { &rule.kind.to_lowercase() };
+    if rule.resource.is_empty() { rule.kind.clone() } else { format!("{kind}/{}", rule.resource) }
 }
 
 /// `policy/base no-ssh (base.yaml:12)`, the place if it is known.
@@ -66,4 +73,21 @@ pub fn tag(tag: &Tag) -> String {
         text += &format!("={}", tag.value);
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rules_are_called_by_where_they_are_written() {
+        for (kind, of, called, written) in [
+            ("Policy", "base", "policy/base r", "policy/base"),
+            ("built-in", "", "built-in r", "built-in"),
+            ("PeerQuarantine", "isolated", "quarantine group isolated of the peer, r", "securitygroup/isolated"),
+        ] {
+            let rule = RuleRef { kind: kind.into(), resource: of.into(), rule: "r".into(), ..RuleRef::default() };
+            assert_eq!((&*name(&rule), &*resource(&rule)), (called, written));
+        }
+    }
 }

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use vnet_common::api::{ApplyResponse, AttachRequest, EndpointStatus};
 
-use super::inputs::{Inputs, Key, Nic, key};
-use super::security::{Around, Draft, quarters, refusal, subjects, timed};
-use super::{Agent, State, effects};
+use super::inputs::{Inputs, Key, Nic, endpoint_key, key};
+use super::policy::Policy;
+use super::security::{Around, Draft, Security, quarters, refusal, subjects, timed};
+use super::{Agent, Parts, State, effects};
 use crate::api::Refusal;
+use crate::datapath::Datapath;
 use crate::explain::rows::Balancing;
 use crate::observe::Saying;
 use crate::policy::apply::PlanError;
@@ -179,8 +181,6 @@ impl State {
         }
     }
 
-    /// What rules should be in force, given these inputs. `bases`: the groups that endpoints would belong to, if the engine was not told
-    /// of the inputs.
     fn draft(
         &mut self,
         inputs: &Inputs,
@@ -188,19 +188,8 @@ impl State {
         rules: bool,
         bases: Option<&HashMap<String, String>>,
     ) -> Result<Draft, PlanError> {
-        let around = Around::new(inputs, self.policy.desired(), self.policy.known());
-        let assignments = self.parts.quarantine.assignments();
-        let group = |nic: &Nic| -> Arc<str> {
-            let assigned = assignments.get(&nic.name);
-            let base = match bases {
-                Some(bases) => bases.get(&nic.name),
-                None => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
-            };
-            group_in(inputs, assigned, base.map_or(DEFAULT_GROUP, String::as_str)).into()
-        };
-        let subjects = subjects(nics, group);
-        let timings = &self.parts.observer.timings;
-        timed(timings, || self.security.draft(&self.datapath, inputs, subjects, around, rules))
+        let Self { security, policy, parts, datapath, .. } = self;
+        Drafting { security, policy, parts, datapath }.draft((inputs, nics), rules, bases)
     }
 
     /// Tells those who have locks of their own what there is.
@@ -226,20 +215,53 @@ impl State {
     }
 
     fn put_in_force(&mut self, rules: bool) -> Result<()> {
-        let (inputs, nics) = (self.policy.inputs().clone(), self.policy.endpoints().to_vec());
-        let draft = self.draft(&inputs, &nics, rules, None)?;
-        self.security.store_ids(&draft, |change| self.policy.store().change_rule_ids(change))?;
+        let Self { security, policy, parts, datapath, .. } = self;
+        let (inputs, nics) = (policy.inputs(), policy.endpoints());
+        let draft = Drafting { security: &mut *security, policy, parts, datapath }.draft((inputs, nics), rules, None)?;
+        security.store_ids(&draft, |change| policy.store().change_rule_ids(change))?;
         let mut numbers = HashMap::new();
         let names = inputs.groups().map(|g| g.metadata.name.as_str()).chain([DEFAULT_GROUP]);
         for name in names {
-            numbers.insert(name.to_owned(), self.parts.quarantine.group_number(name)?);
+            numbers.insert(name.to_owned(), parts.quarantine.group_number(name)?);
         }
-        let placements = Arc::clone(&self.parts.placements);
-        self.security.run(&self.datapath, &placements, draft, |set| (quarters(&inputs, &nics, set), numbers))?;
+        let placements = &parts.placements;
+        security.run(&*datapath, placements, draft, |set| (quarters(inputs, nics, set), numbers))?;
         let there: std::collections::HashSet<&str> = nics.iter().map(|n| n.name.as_str()).collect();
         placements.retain(|name| there.contains(name));
         self.parts.observer.names.update(|names| self.rename(names));
         Ok(())
+    }
+}
+
+/// What drafts are made by and from.
+struct Drafting<'a> {
+    security: &'a mut Security,
+    policy: &'a Policy<Arc<Datapath>>,
+    parts: &'a Parts,
+    datapath: &'a Arc<Datapath>,
+}
+
+impl Drafting<'_> {
+    /// What rules should be in force, given these inputs, and the endpoints of this host that follow from them. `bases`: the groups that
+    /// endpoints would belong to, if the engine was not told of the inputs.
+    fn draft(
+        self,
+        (inputs, nics): (&Inputs, &[Nic]),
+        rules: bool,
+        bases: Option<&HashMap<String, String>>,
+    ) -> Result<Draft, PlanError> {
+        let around = Around::new(inputs, self.policy.desired(), self.policy.known());
+        let assignments = self.parts.quarantine.assignments();
+        let group = |nic: &Nic| -> Arc<str> {
+            let assigned = assignments.get(&nic.name);
+            let base = match bases {
+                Some(bases) => bases.get(&nic.name),
+                None => assigned.map(|a| &a.base).filter(|base| !base.is_empty()),
+            };
+            group_in(inputs, assigned, base.map_or(DEFAULT_GROUP, String::as_str)).into()
+        };
+        let here = subjects(nics, group);
+        timed(&self.parts.observer.timings, || self.security.draft(self.datapath, inputs, here, around, rules))
     }
 }
 
@@ -274,7 +296,7 @@ pub fn attach(agent: &Agent, request: &AttachRequest) -> Result<EndpointStatus, 
     let device = &request.device;
     if let Some(endpoint) = &request.endpoint {
         agent.ask(|s| {
-            if !s.policy.inputs().resources.contains_key(&("Endpoint".to_owned(), endpoint.clone())) {
+            if !s.policy.inputs().resources.contains_key(&endpoint_key(endpoint)) {
                 return Err(Refusal::not_found(format!("there is no Endpoint resource '{endpoint}': apply one first")));
             }
             s.policy.bind(endpoint, device)?;

@@ -2,12 +2,14 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use vnet_common::endpoint::flags;
 
 use super::glob::Pattern;
 use super::world::World;
 use crate::device::Device;
+use crate::elsewhere::Elsewhere;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
@@ -50,6 +52,8 @@ pub struct Inputs {
     pub zone: Option<String>,
     /// Members that are out, since their connections failed.
     pub ejected: Ejected,
+    /// The other hosts, and their endpoints.
+    pub elsewhere: Arc<Elsewhere>,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -151,10 +155,18 @@ impl Inputs {
         })
     }
 
-    /// Every endpoint: those with a resource, and the devices that match a pattern.
+    /// Every endpoint of this host: those with a resource, and the devices that match a pattern. One with a resource whose device is not
+    /// here, and which another host has, is none.
     pub fn endpoints(&self) -> Vec<Nic> {
         let owners = self.owners();
-        let mut nics: Vec<Nic> = self.endpoint_resources().map(|e| self.configured(e, &owners)).collect();
+        let devices: HashMap<&str, &Device> = self.world.devices.values().map(|d| (d.name.as_str(), d)).collect();
+        let link = |e: &Endpoint| {
+            let device = self.device_of(e);
+            devices.get(device).copied().filter(|_| owners.get(device) == Some(&e.metadata.name.as_str()))
+        };
+        let resources = self.endpoint_resources().map(|e| (e, link(e)));
+        let here = resources.filter(|(e, link)| link.is_some() || !self.elsewhere.has(&e.metadata.name));
+        let mut nics: Vec<Nic> = here.map(|(e, link)| self.configured(e, link)).collect();
         let matching = |d: &&Device| self.attach.iter().any(|p| p.matches(&d.name)) && !owners.contains_key(d.name.as_str());
         for device in self.world.devices.values().filter(matching) {
             nics.push(Nic { discovered: true, ..self.nic(&device.name, &device.name, Some(device), None, &[]) });
@@ -178,11 +190,9 @@ impl Inputs {
         self.bindings.get(&e.metadata.name).unwrap_or(&e.spec.device)
     }
 
-    fn configured(&self, e: &Endpoint, owners: &HashMap<&str, &str>) -> Nic {
+    fn configured(&self, e: &Endpoint, link: Option<&Device>) -> Nic {
         let (name, device) = (e.metadata.name.as_str(), self.device_of(e));
         let mac = e.spec.mac.as_deref().and_then(parse_mac);
-        let has_it = owners.get(device) == Some(&name);
-        let link = self.world.devices.values().find(|d| has_it && d.name == device);
         let nic = self.nic(name, device, link, mac, &e.spec.addresses);
         Nic { labels: e.metadata.labels.clone(), given: !e.spec.addresses.is_empty(), guards: guards(&e.spec), ..nic }
     }
@@ -203,7 +213,7 @@ impl Inputs {
         let segments: HashSet<u32> = endpoints.iter().map(|n| n.segment).filter(|s| *s != 0).collect();
         let on_segment = self.world.neighbours.iter().filter(|((device, _), _)| segments.contains(device));
         let neighbours = on_segment.map(|((segment, ip), mac)| (*ip, Neighbour { segment: *segment, mac: *mac })).collect();
-        Surroundings::new(endpoints.iter().map(Nic::as_member).collect(), &neighbours)
+        Surroundings::new(endpoints.iter().map(Nic::as_member).collect(), &neighbours, Arc::clone(&self.elsewhere))
     }
 
     /// The load balancer of this name, and the groups that it should have.
@@ -271,6 +281,11 @@ fn guards(spec: &EndpointSpec) -> u16 {
         | bit(ip && !spec.router, flags::CHECK_IP)
         | bit(spec.router, flags::ROUTER)
         | bit(spec.allow_tunnels, flags::TUNNELS)
+}
+
+/// The key of the endpoint of this name.
+pub fn endpoint_key(name: &str) -> Key {
+    ("Endpoint".to_owned(), name.to_owned())
 }
 
 /// The key of the load balancer of this name.
@@ -354,6 +369,15 @@ mod tests {
         assert_eq!(links(&[("zeta", "tap1"), ("beta", "tap2")]), "alpha 0, beta 5, zeta 4");
         assert_eq!(links(&[("alpha", "tap1"), ("zeta", "tap1")]), "alpha 4, beta 0, zeta 0, tap2 5");
         assert_eq!(links(&[("gone", "tap1")]), "alpha 0, beta 4, zeta 0, tap2 5", "nobody's binding");
+    }
+
+    #[test]
+    fn an_endpoint_is_where_its_device_is() {
+        let mut i = inputs(vec![endpoint("here", "tap1"), endpoint("there", "tap8"), endpoint("nowhere", "tap9")]);
+        let elsewhere = ["here", "there"].map(|name| (name, crate::elsewhere::fixtures::endpoint("b", "default", &[])));
+        i.elsewhere = Arc::new(crate::elsewhere::fixtures::elsewhere(elsewhere.into()));
+        let names: Vec<String> = i.endpoints().into_iter().map(|n| n.name).collect();
+        assert_eq!(names, ["here", "nowhere", "tap2"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod change;
 mod diff;
 mod drops;
 mod effects;
+mod elsewhere;
 mod explain;
 mod fleet;
 pub mod glob;

@@ -4,17 +4,19 @@
 //! maps fail, both are taken back.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::mem::take;
+use std::mem::{replace, take};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
 use vnet_common::lb::state;
 
-use super::inputs::{Inputs, Key, Nic, key, load_balancer_key};
+use super::inputs::{Inputs, Key, Nic, endpoint_key, key, load_balancer_key};
 use super::world::World;
 use super::{diff, warn};
 use crate::api::Refusal;
+use crate::elsewhere::Elsewhere;
 use crate::lb::apply::{Applier, PlanError, Rows, Target};
 use crate::lb::compile::{Desired, Group, Surroundings, members};
 use crate::lb::eject::Place;
@@ -163,9 +165,27 @@ impl<R: Rows> Policy<R> {
         !names.is_empty()
     }
 
-    /// Finds out where members may be.
+    /// Other hosts changed; says if it matters to which endpoints are on this one. Call [`Policy::refresh`] afterwards.
+    pub fn set_elsewhere(&mut self, elsewhere: Arc<Elsewhere>) -> bool {
+        let before = replace(&mut self.inputs.elsewhere, elsewhere);
+        let Inputs { elsewhere: after, resources, .. } = &self.inputs;
+        let moved = |name: &&Arc<str>| before.has(name) != after.has(name) && resources.contains_key(&endpoint_key(name));
+        let matters = before.differing(after).iter().any(moved);
+        if matters {
+            self.look_around()
+        } else {
+            self.look_for_members()
+        }
+        matters
+    }
+
+    /// Finds out what endpoints there are, and where members may be.
     fn look_around(&mut self) {
         self.endpoints = self.inputs.endpoints();
+        self.look_for_members();
+    }
+
+    fn look_for_members(&mut self) {
         let now = self.inputs.surroundings(&self.endpoints);
         if now != self.surroundings {
             self.stale.extend(self.surroundings.affected(&now, &self.desired));

@@ -1,6 +1,6 @@
 //! Rules in force: brings the policy's maps, and the endpoints' rows, after what the resources and the endpoints' groups say.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,10 +8,12 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use vnet_common::endpoint::flags;
 
+use super::elsewhere::{changes, subjects as subjects_elsewhere};
 use super::inputs::{Inputs, Nic};
 use super::placements::{Placements, Quarters};
 use crate::api::Refusal;
-use crate::lb::compile::Desired;
+use crate::elsewhere::Elsewhere;
+use crate::lb::compile::{Desired, members};
 use crate::lb::known::Known;
 use crate::lb::live::{port_keys, protocol_number};
 use crate::observe::metrics::Timings;
@@ -19,7 +21,7 @@ use crate::policy::apply::{Applier, PlanError};
 use crate::policy::ids::{IdChange, RuleIds};
 use crate::policy::live::PolicyRows;
 use crate::policy::plan::Plan;
-use crate::policy::{self, HostKind, Image, Previous, Subject, Target, Written};
+use crate::policy::{self, HostKind, Image, Led, Previous, Subject, Target, Written};
 use crate::resource::{Cidr, KeepAlive};
 
 /// What is in force, and what it follows from.
@@ -28,7 +30,7 @@ pub struct Security {
     /// Networks that endpoints are in.
     pub networks: Vec<Cidr>,
     image: Option<Arc<Image>>,
-    /// Hosts and targets that the image was made of.
+    /// What the image was made of, beside rules and this host's endpoints.
     around: Around,
     applier: Applier,
     /// Numbers of rules, as they are stored.
@@ -36,19 +38,37 @@ pub struct Security {
     trouble: Option<String>,
 }
 
-/// What rules follow from besides resources and endpoints.
+/// What rules follow from besides resources and this host's endpoints.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Around {
-    hosts: Vec<IpAddr>,
+    hosts: Vec<(IpAddr, HostKind)>,
+    elsewhere: Arc<Elsewhere>,
+    beside: Beside,
+}
+
+/// Of that, what only rules follow from: another makes all of them anew.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Beside {
+    /// The groups of load balancers that quarantines send flows to.
     targets: BTreeMap<String, Vec<Target>>,
+    /// Where those lead flows to, if there are other hosts.
+    led: Option<BTreeMap<String, Vec<Led>>>,
 }
 
 impl Around {
-    /// This host's addresses, and the groups of load balancers that quarantines send flows to.
+    /// The hosts, their endpoints, and the load balancers that quarantines send flows to.
     pub fn new(inputs: &Inputs, desired: &Desired, known: Option<&Known>) -> Self {
-        let lbs = inputs.groups().flat_map(|g| g.spec.quarantine.iter().flat_map(|q| q.redirect_to.clone()));
-        let targets = lbs.map(|lb| (lb.clone(), known.map(|known| targets(&lb, desired, known)).unwrap_or_default()));
-        Self { hosts: inputs.world.addresses.clone(), targets: targets.collect() }
+        let lbs: BTreeSet<String> =
+            inputs.groups().flat_map(|g| g.spec.quarantine.iter().flat_map(|q| q.redirect_to.clone())).collect();
+        let elsewhere = Arc::clone(&inputs.elsewhere);
+        let targets = |lb: &String| (lb.clone(), known.map(|known| targets(lb, desired, known)).unwrap_or_default());
+        let beside = Beside {
+            targets: lbs.iter().map(targets).collect(),
+            led: (!elsewhere.is_empty()).then(|| lbs.iter().map(|lb| (lb.clone(), led(lb, desired))).collect()),
+        };
+        let own = inputs.world.addresses.iter().map(|a| (*a, HostKind::This));
+        let others = elsewhere.hosts.values().flat_map(|host| &host.addresses).map(|a| (*a, HostKind::Remote));
+        Self { hosts: own.chain(others).collect(), elsewhere, beside }
     }
 }
 
@@ -59,6 +79,11 @@ fn targets(lb: &str, desired: &Desired, known: &Known) -> Vec<Target> {
         Some(Target { v4: vip.is_ipv4(), protocol: g.protocol, port: g.port, group: row.group, serial: row.serial })
     });
     each.collect()
+}
+
+fn led(lb: &str, desired: &Desired) -> Vec<Led> {
+    let all = members(desired.of(lb)).map(|(g, m)| Led { address: m.address, protocol: g.protocol, port: m.port });
+    all.collect::<BTreeSet<Led>>().into_iter().collect()
 }
 
 /// What was compiled and found to fit, but is not in force.
@@ -91,45 +116,44 @@ impl Security {
         self.applier.usage()
     }
 
-    /// What should be in force. `rules`: resources changed, not only endpoints.
+    /// What should be in force. `here`: the endpoints of this host. `rules`: resources changed, not only endpoints.
     pub fn draft(
         &mut self,
         rows: &impl PolicyRows,
         inputs: &Inputs,
-        subjects: Vec<Subject>,
+        here: Vec<Subject>,
         around: Around,
         rules: bool,
     ) -> Result<Draft, PlanError> {
         let image = match &self.image {
-            Some(image) if !rules && around == self.around => {
-                let changed = |s: &Subject| image.endpoint(&s.name).is_none_or(|placed| placed.subject != *s);
-                let there: std::collections::HashSet<&str> = subjects.iter().map(|s| &*s.name).collect();
-                let gone: Vec<Arc<str>> =
-                    image.endpoints().map(|p| &p.subject.name).filter(|n| !there.contains(&***n)).cloned().collect();
-                let changed: Vec<Subject> = subjects.iter().filter(|s| changed(s)).cloned().collect();
-                if changed.is_empty() && gone.is_empty() { Arc::clone(image) } else { Arc::new(image.with(changed, &gone)?) }
+            Some(image) if !rules && around.beside == self.around.beside => {
+                let (changed, gone) = changes(image, here, &self.around.elsewhere, &around.elsewhere);
+                let hosts = (around.hosts != self.around.hosts).then_some(&around.hosts[..]);
+                match changed.is_empty() && gone.is_empty() && hosts.is_none() {
+                    true => Arc::clone(image),
+                    false => Arc::new(image.with_hosts(changed, &gone, hosts)?),
+                }
             }
-            _ => Arc::new(self.compile(rows, inputs, subjects, &around)?),
+            _ => Arc::new(self.compile(rows, inputs, here, &around)?),
         };
         let plan = self.applier.plan(rows, &image)?;
         Ok(Draft { image, plan, around })
     }
 
-    fn compile(
-        &self,
-        rows: &impl PolicyRows,
-        inputs: &Inputs,
-        subjects: Vec<Subject>,
-        around: &Around,
-    ) -> Result<Image, PlanError> {
+    fn compile(&self, rows: &impl PolicyRows, inputs: &Inputs, here: Vec<Subject>, around: &Around) -> Result<Image, PlanError> {
+        let led = around.beside.led.as_ref();
+        let led = led.map(|led| |lb: &str| led.get(lb).cloned().unwrap_or_default());
         let written = Written {
             groups: inputs.groups().collect(),
             policies: inputs.policies().collect(),
             origins: &inputs.origins,
-            targets: &|lb| around.targets.get(lb).cloned().unwrap_or_default(),
+            targets: &|lb| around.beside.targets.get(lb).cloned().unwrap_or_default(),
+            elsewhere: led.as_ref().map(|led| led as &dyn Fn(&str) -> Vec<Led>),
         };
-        let hosts = around.hosts.iter().map(|a| (*a, HostKind::This)).collect();
-        let inputs = policy::Inputs { written, subjects, hosts, networks: self.networks.clone() };
+        let names: HashSet<Arc<str>> = here.iter().map(|s| Arc::clone(&s.name)).collect();
+        let elsewhere = subjects_elsewhere(&around.elsewhere, |name| names.contains(name));
+        let subjects = here.into_iter().chain(elsewhere).collect();
+        let inputs = policy::Inputs { written, subjects, hosts: around.hosts.clone(), networks: self.networks.clone() };
         let image = match &self.image {
             Some(image) => Image::compile(&inputs, Previous::Image(image)),
             None => {
@@ -202,6 +226,7 @@ pub fn subjects(nics: &[Nic], group: impl Fn(&Nic) -> Arc<str>) -> Vec<Subject> 
             learned,
             group: group(nic),
             local: true,
+            held: false,
             network: 0,
         }
     };
@@ -246,69 +271,4 @@ pub fn refusal(e: PlanError) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::inputs::key;
-    use super::*;
-    use crate::policy::ids::RuleKey;
-    use crate::policy::live::{Limits, Tables, Write};
-    use crate::resource::parse;
-    use vnet_common::api::File;
-
-    /// Maps that take everything.
-    struct Maps;
-
-    impl PolicyRows for Maps {
-        fn limits(&self) -> Result<Limits> {
-            Ok(Limits::NONE)
-        }
-        fn read(&self) -> Result<Tables> {
-            Ok(Tables::default())
-        }
-        fn write(&self, _: &Write) -> Result<()> {
-            Ok(())
-        }
-        fn bump_generation(&self) -> Result<()> {
-            Ok(())
-        }
-        fn wait_for_programs(&self) {}
-    }
-
-    /// A group of one rule.
-    fn inputs(rule: &str) -> Inputs {
-        let text = format!(
-            "apiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: {{ name: web }}\nspec: {{ ingress: [{{ name: {rule}, action: allow }}] }}\n"
-        );
-        let located = parse(&[File { name: "t.yaml".into(), text }]).unwrap();
-        Inputs { resources: located.into_iter().map(|l| (key(&l.resource), l.resource)).collect(), ..Inputs::default() }
-    }
-
-    #[test]
-    fn numbers_are_stored_when_rules_come_or_go() {
-        let mut security = Security::new(RuleIds::default(), Vec::new());
-        // (the rule, did resources change, does the store take it, what is stored)
-        for (what, rule, rules, takes, expected) in [
-            ("at first", "a", true, true, Some("+a -")),
-            ("a device came", "a", false, true, None),
-            ("the same again", "a", true, true, None),
-            ("the maps will not take it", "b", true, true, Some("+b -a")),
-            ("so it is taken back", "a", true, true, Some("+a -b")),
-            ("the store does not take it", "c", true, false, Some("+c -a")),
-            ("a is still stored", "a", true, true, None),
-        ] {
-            let nobody = subjects(&[], |_| "default".into());
-            let draft = security.draft(&Maps, &inputs(rule), nobody, Around::default(), rules);
-            let draft = draft.unwrap_or_else(|e| panic!("{what}: {e}"));
-            let mut stored = None;
-            let done = security.store_ids(&draft, |change| {
-                let own = |key: &&RuleKey| key.rule != "default";
-                let given: String = change.given.iter().map(|(key, _)| key).filter(own).map(|key| key.rule.as_str()).collect();
-                let freed: String = change.freed.iter().filter(own).map(|key| key.rule.as_str()).collect();
-                stored = Some(format!("+{given} -{freed}"));
-                if takes { Ok(()) } else { Err(anyhow::anyhow!("disk full")) }
-            });
-            assert_eq!((stored.as_deref(), done.is_ok()), (expected, takes), "{what}");
-            // The first is in force.
-            security.image.get_or_insert(draft.image);
-        }
-    }
-}
+mod tests;

@@ -14,6 +14,7 @@ use super::rows::Rows;
 use super::target::{Place, Scene};
 use super::view::{Known, Step};
 use crate::observe::names::reserved;
+use crate::policy::PEER_QUARANTINE;
 
 /// Rules that are named as shadowed, at most.
 const SHADOWED: usize = 100;
@@ -237,6 +238,13 @@ impl<R: Rows> Teller<'_, R> {
 
     fn identity(&self, key: &AddressKey, identity: u32) -> String {
         let address = address(&key.addr, key.version as u8);
+        if let Some((name, endpoint)) = self.scene.names.elsewhere(address) {
+            let (name, host) = (endpoint.own_name(name), &endpoint.host);
+            return format!(
+                "{address} is endpoint {name} on host {host}: identity {identity} (at its host {})",
+                endpoint.identity
+            );
+        }
         let name = self.scene.names.peer(address, identity);
         match (name.is_empty(), reserved(identity)) {
             (_, Some(reserved)) => format!("{address} is {name}: identity {identity} ({reserved})"),
@@ -279,7 +287,12 @@ impl<R: Rows> Teller<'_, R> {
             Some(r) if r.kind.is_empty() => format!("rule {id}"),
             Some(r) => {
                 let place = if r.place.is_empty() { String::new() } else { format!(" at {}", r.place) };
-                format!("rule '{}' of {} {}{place}", r.rule, r.kind, r.resource)
+                match r.kind.as_str() {
+                    PEER_QUARANTINE => {
+                        format!("rule '{}'{place} of quarantine group {}, which holds the peer,", r.rule, r.resource)
+                    }
+                    kind => format!("rule '{}' of {kind} {}{place}", r.rule, r.resource),
+                }
             }
             None => "no rule".to_owned(),
         }

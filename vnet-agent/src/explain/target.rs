@@ -71,8 +71,9 @@ impl Scene {
                 false => Ok(place.addresses.clone()),
             };
         }
-        let elsewhere = self.names.addresses.iter().filter(|(_, name)| name.as_ref() == who).map(|(a, _)| *a);
-        let mut found: Vec<IpAddr> = elsewhere.collect();
+        let known = self.names.addresses.iter().map(|(a, name)| (a, name));
+        let known = known.chain(self.names.elsewhere.iter().map(|(a, (name, _))| (a, name)));
+        let mut found: Vec<IpAddr> = known.filter(|(_, name)| name.as_ref() == who).map(|(a, _)| *a).collect();
         found.sort_unstable();
         match (found.is_empty(), who) {
             (false, _) => Ok(found),

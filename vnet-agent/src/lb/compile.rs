@@ -16,8 +16,7 @@ use crate::resource::{
 };
 use crate::store::MemberOverride;
 
-/// A MAC; zero when not known.
-pub type Mac = [u8; 6];
+pub use super::surroundings::{Local, Mac, Neighbour, Place, Surroundings};
 
 /// What the groups of a load balancer follow from, beside itself.
 #[derive(Clone, Copy)]
@@ -34,80 +33,6 @@ pub struct Context<'a> {
     pub zone: Option<&'a str>,
     /// The load balancer of a name.
     pub load_balancer: &'a dyn Fn(&str) -> Option<&'a LoadBalancer>,
-}
-
-/// The endpoints on this host, and who else is on its bridges.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Surroundings {
-    endpoints: Vec<Local>,
-    places: HashMap<IpAddr, Place>,
-    /// The one bridge that this host has endpoints on; 0 if there are none or several.
-    only_segment: u32,
-}
-
-impl Surroundings {
-    /// Of the endpoints, and the neighbours on their bridges.
-    pub fn new(endpoints: Vec<Local>, neighbours: &HashMap<IpAddr, Neighbour>) -> Self {
-        let elsewhere = neighbours.iter().map(|(a, n)| (*a, Place { mac: n.mac, ifindex: 0, segment: n.segment }));
-        let mut places: HashMap<IpAddr, Place> = elsewhere.collect();
-        for e in endpoints.iter().filter(|e| e.ifindex != 0) {
-            let place = Place { mac: e.mac, ifindex: e.ifindex, segment: e.segment };
-            places.extend(e.addresses.iter().map(|a| (*a, place)));
-        }
-        let segments: BTreeSet<u32> = endpoints.iter().map(|e| e.segment).filter(|s| *s != 0).collect();
-        let only_segment = if segments.len() == 1 { segments.first().copied().unwrap_or(0) } else { 0 };
-        Self { endpoints, places, only_segment }
-    }
-
-    /// The load balancers of `desired` that may become others when these surroundings become `new` ones.
-    pub fn affected(&self, new: &Self, desired: &Desired) -> BTreeSet<String> {
-        if self.only_segment != new.only_segment {
-            return desired.groups.iter().map(|g| g.lb.clone()).collect();
-        }
-        let moved = |address: &&IpAddr| self.places.get(*address) != new.places.get(*address);
-        let addresses = self.places.keys().filter(moved).chain(new.places.keys().filter(moved));
-        let mut names: BTreeSet<String> = addresses.filter_map(|a| desired.members.get(a)).flatten().cloned().collect();
-        let lost = self.endpoints.iter().filter(|e| !new.endpoints.contains(e));
-        let changed: Vec<&Local> = lost.chain(new.endpoints.iter().filter(|e| !self.endpoints.contains(e))).collect();
-        let selecting = desired.selectors.iter().filter(|(_, s)| changed.iter().any(|e| selects(s, e)));
-        names.extend(selecting.map(|(name, _)| name.clone()));
-        names
-    }
-
-    fn find(&self, c: &Candidate) -> Place {
-        let explicit = c.mac.unwrap_or_default();
-        match self.places.get(&c.address) {
-            Some(place) => Place { mac: c.mac.unwrap_or(place.mac), ..*place },
-            // Not seen here so far: a MAC in the resource says that it is on the clients' segment.
-            None => Place { mac: explicit, ifindex: 0, segment: if c.mac.is_some() { self.only_segment } else { 0 } },
-        }
-    }
-}
-
-/// An endpoint on this host, as a member sees it.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Local {
-    /// Its name.
-    pub name: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Its addresses, configured or learned.
-    pub addresses: Vec<IpAddr>,
-    /// The host-side device; 0 while there is none.
-    pub ifindex: u32,
-    /// The bridge that the device is a port of, or 0.
-    pub segment: u32,
-    /// Its MAC.
-    pub mac: Mac,
-}
-
-/// What the neighbour table of a bridge says of an address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Neighbour {
-    /// The bridge.
-    pub segment: u32,
-    /// The MAC.
-    pub mac: Mac,
 }
 
 /// A load balancer's members of one family, for one port or range of ports.
@@ -164,17 +89,6 @@ pub struct Member {
     pub place: Place,
     /// How it is checked.
     pub check: Option<Check>,
-}
-
-/// Where a member is; zeros where that is not known.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Place {
-    /// Its MAC.
-    pub mac: Mac,
-    /// Its host-side device, if it is on this host.
-    pub ifindex: u32,
-    /// The bridge on which it can be reached by its MAC.
-    pub segment: u32,
 }
 
 /// What should be.
@@ -241,6 +155,16 @@ impl Desired {
     /// The load balancers that ask for a check.
     pub fn checked_by(&self, check: &Check) -> impl Iterator<Item = &String> {
         self.checks.get(check).into_iter().flatten()
+    }
+
+    /// The load balancers that have a member with this address.
+    pub fn with_member(&self, address: &IpAddr) -> impl Iterator<Item = &String> {
+        self.members.get(address).into_iter().flatten()
+    }
+
+    /// What selects members, by load balancer.
+    pub fn selectors(&self) -> impl Iterator<Item = (&String, &MemberSelector)> {
+        self.selectors.iter()
     }
 
     /// The devices whose endpoints are members that get packets by redirect, and answer the same way.
@@ -318,12 +242,12 @@ fn group(
         let port = c.port.unwrap_or(own_port);
         let check = checked.as_ref().map(|(h, kind)| check(h, kind, c.address, port));
         let state = match &check {
-            _ if c.drained || c.weight == 0 => state::DRAINING,
+            _ if c.drained || c.weight == 0 || context.surroundings.is_drained(&c.address) => state::DRAINING,
             Some(check) if is_down(check) => state::DOWN,
             _ if ejected.is_some_and(|out| out.contains_key(&(first_port, SocketAddr::new(c.address, port)))) => state::DOWN,
             _ => state::ACTIVE,
         };
-        let place = context.surroundings.find(c);
+        let place = context.surroundings.find(&c.address, c.mac);
         let member = Member {
             name: c.name.clone(),
             address: c.address,
@@ -388,9 +312,6 @@ struct Candidate {
     backup: bool,
 }
 
-/// The label of an endpoint that says its zone.
-const ZONE: &str = "zone";
-
 fn candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
     let mut out = own_candidates(lb, context);
     // Nobody contains itself: that is refused when resources are applied. This is for what was stored by others.
@@ -434,25 +355,21 @@ fn own_candidates(lb: &LoadBalancer, context: Context<'_>) -> Vec<Candidate> {
         out.push(Candidate { name, address: m.address, port: m.port, weight: m.weight, drained: false, mac, zone, backup });
     }
     if let Some(selector) = &lb.spec.member_selector {
-        for e in context.surroundings.endpoints.iter().filter(|e| selects(selector, e)) {
+        for e in context.surroundings.selected(selector) {
             let member = |a: &IpAddr| Candidate {
-                name: e.name.clone(),
+                name: e.name.to_owned(),
                 address: *a,
                 port: selector.port,
                 weight: 1,
                 drained: false,
                 mac: None,
-                zone: e.labels.get(ZONE).cloned(),
+                zone: e.zone.map(str::to_owned),
                 backup: false,
             };
             out.extend(e.addresses.iter().map(member));
         }
     }
     out
-}
-
-fn selects(selector: &MemberSelector, endpoint: &Local) -> bool {
-    selector.match_labels.iter().all(|(k, v)| endpoint.labels.get(k) == Some(v))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Load balancing: from resources to map rows.
 //!
-//! [`compile`] says what should be and [`share`] who of a group serves, [`plan`] how to get there from what is ([`live`], [`known`]),
+//! [`compile`] says what should be, [`surroundings`] where members may be and [`share`] who of a group serves, [`plan`] how to get there from what is ([`live`], [`known`]),
 //! [`apply`] does it, [`health`] tells who serves, [`eject`] whose connections fail, [`status`] what users see of it.
 
 pub mod apply;
@@ -13,5 +13,6 @@ pub mod live;
 pub mod plan;
 pub mod share;
 pub mod status;
+pub mod surroundings;
 pub mod table;
 mod tally;

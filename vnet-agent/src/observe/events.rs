@@ -298,7 +298,7 @@ impl Events {
             // An identity that was not looked up is 0, which would be the unknown one.
             let peer = match address {
                 Some(a) if row.peer != 0 => names.peer(a, row.peer),
-                Some(a) => names.addresses.get(&a).map_or_else(Arc::default, Arc::clone),
+                Some(a) => names.at(a).map_or_else(Arc::default, Arc::clone),
                 None => Arc::default(),
             };
             let what = What::Packet { row: *row, endpoint: names.endpoint(row.endpoint), peer, rule: names.rule(row.rule) };

@@ -24,7 +24,7 @@ pub fn list(datapath: &Datapath, names: &Names, endpoint: Option<u32>, limit: us
 pub fn describe(flow: &Flow, names: &Names, maps: &Maps) -> Result<EndpointFlow> {
     let remote = flow.vip.ip();
     // A name needs no look into the maps.
-    let peer = match names.addresses.get(&remote) {
+    let peer = match names.at(remote) {
         Some(name) => name.to_string(),
         None => names.peer(remote, identity_of(maps, remote)?).to_string(),
     };

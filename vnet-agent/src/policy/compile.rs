@@ -14,6 +14,7 @@ use super::ids::RuleIds;
 use super::live::{Tables, cidr_key};
 use super::networks::{Networks, Region};
 use super::peers::{AtomId, Atoms, entity};
+use super::rules::held::{Own, held_in};
 use super::rules::{self, Combination, DIRECTIONS, Rules, Written};
 use super::selector::{Candidate, Known};
 use super::set::Set;
@@ -56,18 +57,22 @@ struct Draft {
     subject: Subject,
     /// Its addresses, each with all atoms that match there.
     addresses: Vec<(AddressKey, Rank, Arc<[AtomId]>)>,
-    /// The policies about it, if it is on this host.
+    /// It is held on another host.
+    held: bool,
+    /// What its rules follow from, if it is on this host.
     combination: Option<Combination>,
     faults: Vec<String>,
 }
+
+/// Addresses of hosts, each with all atoms that match there.
+type Hosts = BTreeMap<AddressKey, (Rank, Arc<[AtomId]>)>;
 
 impl Image {
     /// The image that follows from these. All that can be too much is found here, but for what the maps hold.
     pub fn compile(inputs: &Inputs<'_>, previous: Previous<'_>) -> Result<Self, Refused> {
         let program = Arc::new(program(&inputs.written, &inputs.networks, previous)?);
         let drafts: Vec<Draft> = inputs.subjects.iter().map(|s| program.draft(s.clone())).collect::<Result<_, _>>()?;
-        let hosts: Vec<(AddressKey, Rank, Arc<[AtomId]>)> =
-            inputs.hosts.iter().map(|(a, kind)| program.host(*a, *kind)).collect();
+        let hosts = program.hosts(&inputs.hosts);
         let regions: Vec<(Cidr, Vec<AtomId>)> =
             program.networks.regions().into_iter().map(|(cidr, region)| (cidr, region_atoms(region))).collect();
         let identities = numbers(&program, &drafts, &hosts, &regions, previous);
@@ -77,13 +82,10 @@ impl Image {
             Previous::Start { ids, .. } => ids,
         };
         image.fresh = image.ids().change_since(before).given.into_iter().map(|(_, id)| id).collect();
-        for (key, rank, atoms) in hosts {
-            let identity = image.identities.take(&atoms);
-            image.claim(key, Claim { rank, owner: "".into(), identity });
-        }
+        image.put_hosts(hosts);
         image.regions = Arc::new(regions.into_iter().map(|(cidr, atoms)| (cidr, image.identities.take(&atoms))).collect());
         for group in image.program.rules.quarantine_groups().cloned().collect::<Vec<_>>() {
-            let combination: Combination = (Arc::new([]), Arc::clone(&group));
+            let combination = Combination::of(&group);
             let set = image.set(&combination, &format!("quarantine group `{group}`"))?;
             image.quarantine.insert(group, set);
         }
@@ -94,6 +96,16 @@ impl Image {
 
     /// The same with some endpoints added or changed, and others gone.
     pub fn with(&self, changed: Vec<Subject>, gone: &[Arc<str>]) -> Result<Self, Refused> {
+        self.with_hosts(changed, gone, None)
+    }
+
+    /// The same, with other addresses of hosts.
+    pub fn with_hosts(
+        &self,
+        changed: Vec<Subject>,
+        gone: &[Arc<str>],
+        hosts: Option<&[(IpAddr, HostKind)]>,
+    ) -> Result<Self, Refused> {
         let mut image = Self { fresh: Vec::new(), ..self.clone() };
         let keys = |placed: &Arc<Placed>| placed.claims.iter().map(|(key, _)| *key).collect::<Vec<_>>();
         let names = changed.iter().map(|s| &s.name).chain(gone).cloned().collect::<Vec<_>>();
@@ -105,6 +117,9 @@ impl Image {
             before.iter().for_each(|b| image.unclaim(b));
             image.place(draft)?;
             before.iter().for_each(|b| image.give_back(b));
+        }
+        if let Some(hosts) = hosts {
+            touched.extend(image.put_hosts(image.program.hosts(hosts)));
         }
         for before in gone.iter().filter_map(|name| image.subjects.remove(name)).collect::<Vec<_>>() {
             image.unclaim(&before);
@@ -119,7 +134,7 @@ impl Image {
     }
 
     fn place(&mut self, draft: Draft) -> Result<(), Refused> {
-        let Draft { subject, addresses, combination, faults } = draft;
+        let Draft { subject, addresses, held, combination, faults } = draft;
         let about = || format!("endpoint `{}`", subject.name);
         let local = match combination {
             Some(combination) => Some(Local { set: self.set(&combination, &about())?, combination }),
@@ -127,12 +142,13 @@ impl Image {
         };
         let mut claims = Vec::with_capacity(addresses.len());
         for (key, rank, atoms) in addresses {
-            let claim = Claim { rank, owner: Arc::clone(&subject.name), identity: self.identities.take(&atoms) };
+            let claim = Claim { rank, held, owner: Arc::clone(&subject.name), identity: self.identities.take(&atoms) };
             claims.push((key, claim.identity));
             self.claim(key, claim);
         }
         let identity = claims.first().map_or(identity::UNKNOWN, |(_, identity)| *identity);
-        let placed = Placed { identity, claims, local, faults, subject };
+        let placed = Placed { identity, claims, local, held, faults, subject };
+        self.held += u32::from(placed.is_held_off());
         let (name, placed) = (Arc::clone(&placed.subject.name), Arc::new(placed));
         match placed.local {
             Some(_) => self.locals.insert(Arc::clone(&name), Arc::clone(&placed)),
@@ -162,6 +178,7 @@ impl Image {
 
     /// One fewer has what an endpoint had.
     fn give_back(&mut self, placed: &Placed) {
+        self.held -= u32::from(placed.is_held_off());
         placed.claims.iter().for_each(|(_, identity)| self.identities.give_back(*identity));
         if let Some(Local { combination, .. }) = &placed.local
             && let Some((_, users)) = self.sets.get_mut(combination)
@@ -176,58 +193,104 @@ impl Image {
     fn claim(&mut self, key: AddressKey, claim: Claim) {
         let mut all: Vec<Claim> = self.addresses.get(&key).map(|claims| claims.to_vec()).unwrap_or_default();
         all.push(claim);
-        all.sort_unstable_by(|a, b| (a.rank, &a.owner).cmp(&(b.rank, &b.owner)));
+        all.sort_unstable_by(|a, b| (a.rank, !a.held, &a.owner).cmp(&(b.rank, !b.held, &b.owner)));
         self.addresses.insert(key, all.into());
     }
 
     fn unclaim(&mut self, placed: &Placed) {
         for (key, _) in &placed.claims {
-            let others = self.addresses.get(key).into_iter().flat_map(|claims| claims.iter());
-            let left: Vec<Claim> = others.filter(|c| c.rank.is_host() || c.owner != placed.subject.name).cloned().collect();
-            if left.is_empty() {
-                self.addresses.remove(key);
-            } else {
-                self.addresses.insert(*key, left.into());
+            self.leave(key, |c| c.rank.is_host() || c.owner != placed.subject.name);
+        }
+    }
+
+    /// Only these claims of an address stay.
+    fn leave(&mut self, key: &AddressKey, stays: impl Fn(&Claim) -> bool) {
+        let claims = self.addresses.get(key).into_iter().flat_map(|claims| claims.iter());
+        let left: Vec<Claim> = claims.filter(|c| stays(c)).cloned().collect();
+        if left.is_empty() {
+            self.addresses.remove(key);
+        } else {
+            self.addresses.insert(*key, left.into());
+        }
+    }
+
+    /// Makes these the hosts' addresses; gives those of which that is new, or is so no more.
+    fn put_hosts(&mut self, hosts: Hosts) -> Vec<AddressKey> {
+        let before = Arc::clone(&self.hosts);
+        let (mut after, mut touched) = (BTreeMap::new(), Vec::new());
+        for (key, (rank, atoms)) in hosts {
+            // As with endpoints: what stays the same takes its number before that is given back.
+            let identity = self.identities.take(&atoms);
+            after.insert(key, (rank, identity));
+            if before.get(&key) != Some(&(rank, identity)) {
+                self.leave(&key, |c| !c.rank.is_host());
+                self.claim(key, Claim { rank, held: false, owner: "".into(), identity });
+                touched.push(key);
             }
         }
+        for (key, (_, identity)) in before.iter() {
+            self.identities.give_back(*identity);
+            if !after.contains_key(key) {
+                self.leave(key, |c| !c.rank.is_host());
+                touched.push(*key);
+            }
+        }
+        self.hosts = Arc::new(after);
+        touched
     }
 }
 
 impl Program {
     fn draft(&self, subject: Subject) -> Result<Draft, Refused> {
-        if !self.rules.has_group(&subject.group) {
+        let group = Some(&subject.group).filter(|group| self.rules.has_group(group));
+        if group.is_none() && subject.local {
             return Err(Refused::Group { endpoint: subject.name.to_string(), group: subject.group.to_string() });
         }
         let candidate = Candidate { name: &subject.name, labels: &subject.labels };
-        let (atoms, mut faults) = self.atoms.of_endpoint(candidate, &subject.group);
+        let (atoms, mut faults) = self.atoms.of_endpoint(candidate, group);
+        let quarantine = Some(&*subject.group).filter(|group| self.rules.is_quarantine(group));
+        let held = !subject.local && (subject.held || quarantine.is_some());
+        let [given, learned] =
+            if subject.local { [Rank::Given, Rank::Learned] } else { [Rank::GivenElsewhere, Rank::LearnedElsewhere] };
+        let given = subject.addresses.iter().map(|a| (*a, given));
+        let mut addresses: Vec<(AddressKey, Rank, Arc<[AtomId]>)> = Vec::new();
+        for (address, rank) in given.chain(subject.learned.iter().map(|a| (*a, learned))) {
+            let key = address_key(subject.network, address);
+            if addresses.iter().all(|(k, ..)| *k != key) {
+                let atom = if held { self.atoms.id(&held_in(quarantine, address.is_ipv4())) } else { None };
+                addresses.push((key, rank, self.at(&atoms, atom, address)));
+            }
+        }
         let combination = subject.local.then(|| {
-            let (combination, more) = self.rules.about(candidate, &subject.group);
+            let at: Vec<(AddressKey, &[AtomId])> = addresses.iter().map(|(key, _, atoms)| (*key, &**atoms)).collect();
+            let own = Own { atoms: &atoms, addresses: &at };
+            let (combination, more) = self.rules.about(candidate, &subject.group, own);
             faults.extend(more);
             combination
         });
-        let given = subject.addresses.iter().map(|a| (*a, Rank::Given));
-        let mut addresses: Vec<(AddressKey, Rank, Arc<[AtomId]>)> = Vec::new();
-        for (address, rank) in given.chain(subject.learned.iter().map(|a| (*a, Rank::Learned))) {
-            let key = address_key(subject.network, address);
-            if addresses.iter().all(|(k, ..)| *k != key) {
-                addresses.push((key, rank, self.at(&atoms, address)));
-            }
-        }
-        Ok(Draft { subject, addresses, combination, faults })
+        Ok(Draft { subject, addresses, held, combination, faults })
     }
 
-    fn host(&self, address: IpAddr, kind: HostKind) -> (AddressKey, Rank, Arc<[AtomId]>) {
-        let (rank, what) = match kind {
-            HostKind::This => (Rank::ThisHost, Entity::Host),
-            HostKind::Remote => (Rank::RemoteHost, Entity::RemoteHost),
-        };
-        (address_key(0, address), rank, self.at(&[entity(what)], address))
+    /// The addresses of hosts. One that this host and another have is this one's.
+    fn hosts(&self, hosts: &[(IpAddr, HostKind)]) -> Hosts {
+        let mut all = Hosts::new();
+        for (address, kind) in hosts {
+            let (rank, what) = match kind {
+                HostKind::This => (Rank::ThisHost, Entity::Host),
+                HostKind::Remote => (Rank::RemoteHost, Entity::RemoteHost),
+            };
+            let key = address_key(0, *address);
+            if all.get(&key).is_none_or(|(there, _)| rank < *there) {
+                all.insert(key, (rank, self.at(&[entity(what)], None, *address)));
+            }
+        }
+        all
     }
 
     /// These atoms, and those of the networks that an address is in.
-    fn at(&self, atoms: &[AtomId], address: IpAddr) -> Arc<[AtomId]> {
+    fn at(&self, atoms: &[AtomId], more: Option<AtomId>, address: IpAddr) -> Arc<[AtomId]> {
         let networks = self.networks.find(address).map(|(_, region)| &region.atoms[..]).unwrap_or_default();
-        let mut all = [atoms, networks].concat();
+        let mut all = [atoms, more.as_slice(), networks].concat();
         all.sort_unstable();
         all.into()
     }
@@ -255,7 +318,7 @@ fn program(written: &Written<'_>, networks: &[Cidr], previous: Previous<'_>) -> 
 fn numbers(
     program: &Program,
     drafts: &[Draft],
-    hosts: &[(AddressKey, Rank, Arc<[AtomId]>)],
+    hosts: &Hosts,
     regions: &[(Cidr, Vec<AtomId>)],
     previous: Previous<'_>,
 ) -> Identities {
@@ -263,7 +326,8 @@ fn numbers(
     let mut holds = |atoms: Arc<[AtomId]>, number: Option<u32>| {
         classes.entry(atoms).or_default().extend(number.filter(|n| *n >= identity::FIRST));
     };
-    for (key, _, atoms) in drafts.iter().flat_map(|d| &d.addresses).chain(hosts) {
+    let hosts = hosts.iter().map(|(key, (_, atoms))| (key, atoms));
+    for (key, atoms) in drafts.iter().flat_map(|d| &d.addresses).map(|(key, _, atoms)| (key, atoms)).chain(hosts) {
         let number = match previous {
             Previous::Start { tables, .. } => tables.addresses.get(key).copied(),
             Previous::Image(image) => image.addresses.get(key).and_then(|claims| claims.first()).map(|c| c.identity),

@@ -12,7 +12,7 @@ pub const MAX_ID: u32 = 1 << 16;
 /// What a rule is known by.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct RuleKey {
-    /// `Policy`, `SecurityGroup` or `built-in`.
+    /// `Policy`, `SecurityGroup`, `PeerQuarantine` or `built-in`.
     pub kind: String,
     /// The resource's name.
     pub resource: String,

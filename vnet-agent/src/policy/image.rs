@@ -48,6 +48,10 @@ pub struct Image {
     /// Sets, and how many endpoints and quarantine groups have them.
     pub(super) sets: HashMap<Combination, (Arc<Set>, u32)>,
     pub(super) quarantine: BTreeMap<Arc<str>, Arc<Set>>,
+    /// Hosts' addresses, with their identities.
+    pub(super) hosts: Arc<BTreeMap<AddressKey, (Rank, u32)>>,
+    /// How many endpoints with addresses are held on other hosts.
+    pub(super) held: u32,
     /// Numbers that rules have for the first time.
     pub(super) fresh: Vec<u32>,
     /// Tells images apart.
@@ -68,10 +72,14 @@ pub enum Rank {
     ThisHost,
     /// It is another host's.
     RemoteHost,
-    /// An endpoint was given it.
+    /// An endpoint of this host was given it.
     Given,
-    /// An endpoint uses it.
+    /// One of another host was.
+    GivenElsewhere,
+    /// An endpoint of this host uses it.
     Learned,
+    /// One of another host does.
+    LearnedElsewhere,
 }
 
 impl Rank {
@@ -86,6 +94,8 @@ impl Rank {
 pub struct Claim {
     /// How good it is.
     pub rank: Rank,
+    /// The endpoint is held on another host: of equal claims the stricter counts.
+    pub held: bool,
     /// The endpoint; empty for hosts.
     pub owner: Arc<str>,
     /// What it is there.
@@ -101,10 +111,19 @@ pub struct Placed {
     pub identity: u32,
     /// If it is on this host, its rules.
     pub local: Option<Local>,
+    /// It is held on another host.
+    pub held: bool,
     /// Its addresses, with their identities.
     pub claims: Vec<(AddressKey, u32)>,
     /// Selectors that could not be asked.
     pub faults: Vec<String>,
+}
+
+impl Placed {
+    /// Are there addresses of which packets must be held off, because the endpoint is held on another host?
+    pub(super) fn is_held_off(&self) -> bool {
+        self.held && !self.claims.is_empty()
+    }
 }
 
 /// What is only of endpoints on this host.
@@ -127,6 +146,8 @@ impl Image {
             regions: Arc::default(),
             sets: HashMap::new(),
             quarantine: BTreeMap::new(),
+            hosts: Arc::default(),
+            held: 0,
             fresh: Vec::new(),
             version: Arc::default(),
         }
@@ -161,7 +182,7 @@ impl Image {
         &self.program.ids
     }
 
-    /// A rule as somebody wrote it, and its tier: `quarantine`, a tier, `group` or `default`.
+    /// A rule as somebody wrote it, and its tier: `quarantine`, `peer-quarantine`, a tier, `group` or `default`.
     pub fn rule(&self, id: u32) -> Option<(&RuleRef, &'static str)> {
         self.program.rules.reference(id).map(|(rule, tier)| (rule, *tier))
     }
@@ -246,10 +267,16 @@ impl Image {
         self.identities.iter()
     }
 
+    /// Is somebody held on another host? Then every endpoint is policed.
+    pub fn holds_elsewhere(&self) -> bool {
+        self.held != 0
+    }
+
     /// Things worth knowing that do not stop anything: policies whose order is only that of their names, selectors that could not be
-    /// asked, addresses that several endpoints claim.
+    /// asked, addresses that several endpoints claim, security groups that only other hosts have.
     pub fn warnings(&self) -> Vec<String> {
         let mut warnings = self.ties();
+        warnings.extend(self.unknown_groups());
         let mut faults: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for placed in self.subjects.values() {
             placed.faults.iter().for_each(|why| faults.entry(why).or_default().push(&placed.subject.name));
@@ -267,10 +294,34 @@ impl Image {
         warnings
     }
 
+    /// Groups that endpoints of other hosts are in, and that are not there, or hold nobody here.
+    fn unknown_groups(&self) -> Vec<String> {
+        let rules = &self.program.rules;
+        let mut unknown: BTreeMap<(&str, bool), Vec<&str>> = BTreeMap::new();
+        for placed in self.subjects.values().filter(|placed| placed.local.is_none()) {
+            let group = &placed.subject.group;
+            let known = if placed.held { rules.is_quarantine(group) } else { rules.has_group(group) };
+            if !known {
+                unknown.entry((group, placed.held)).or_default().push(&placed.subject.name);
+            }
+        }
+        let warn = |((group, held), names): ((&str, bool), Vec<&str>)| match held {
+            true => format!(
+                "this host has no quarantine group `{group}`, which holds {} on other hosts: nothing passes to or from there",
+                some(names)
+            ),
+            false => format!(
+                "this host has no security group `{group}`, in which {} of other hosts are: to rules here they are in none",
+                some(names)
+            ),
+        };
+        unknown.into_iter().map(warn).collect()
+    }
+
     fn ties(&self) -> Vec<String> {
         let mut tied: BTreeMap<_, (Vec<&str>, Vec<&str>)> = BTreeMap::new();
-        for (placed, Local { combination: (policies, _), .. }) in self.locals() {
-            for (tier, priority, names) in self.program.rules.ties(policies) {
+        for (placed, Local { combination, .. }) in self.locals() {
+            for (tier, priority, names) in self.program.rules.ties(&combination.policies) {
                 let (policies, endpoints) = tied.entry((tier, priority)).or_default();
                 policies.extend(names);
                 endpoints.push(&placed.subject.name);

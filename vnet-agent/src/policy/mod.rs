@@ -30,6 +30,7 @@ mod tests;
 pub use compile::{Image, Inputs, Previous};
 pub use image::{Claim, Local, Placed, Rank};
 pub use refused::Refused;
+pub use rules::held::{Led, PEER_QUARANTINE};
 pub use rules::{Target, Written};
 pub use set::Set;
 pub use subject::{HostKind, Subject};

@@ -20,6 +20,9 @@ pub enum Atom {
     Network(Cidr, Vec<Cidr>),
     /// Something reserved.
     Entity(Entity),
+    /// The endpoints of other hosts that a quarantine group holds, `None`: one that this host does not have; at their IPv4 or their IPv6
+    /// addresses.
+    Held(Option<Arc<str>>, bool),
 }
 
 /// The number of a reserved peer's atom: these are always there.
@@ -103,11 +106,12 @@ impl Atoms {
         })
     }
 
-    /// Those that match an endpoint, whatever its addresses are, in order; and selectors that could not be asked.
-    pub fn of_endpoint(&self, candidate: Candidate<'_>, group: &Arc<str>) -> (Vec<AtomId>, Vec<String>) {
+    /// Those that match an endpoint, whatever its addresses are, in order; and selectors that could not be asked. `group`: `None` for one
+    /// that is not known.
+    pub fn of_endpoint(&self, candidate: Candidate<'_>, group: Option<&Arc<str>>) -> (Vec<AtomId>, Vec<String>) {
         let (mut atoms, faults) = self.selectors.matching(candidate);
         atoms.push(entity(Entity::Endpoints));
-        atoms.extend(self.id(&Atom::Group(Arc::clone(group))));
+        atoms.extend(group.and_then(|group| self.id(&Atom::Group(Arc::clone(group)))));
         atoms.sort_unstable();
         (atoms, faults.into_iter().map(|(_, why)| why).collect())
     }

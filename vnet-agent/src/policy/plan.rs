@@ -29,7 +29,7 @@ pub struct Assignment {
     pub set: u32,
     /// Its identity.
     pub identity: u32,
-    /// Whether its rules do anything but allow everything.
+    /// Whether its rules do anything but allow everything: also those about peers that are held elsewhere, while somebody is.
     pub policed: bool,
 }
 
@@ -301,7 +301,8 @@ impl Planner<'_> {
         for (placed, local) in self.image.locals().filter(|(placed, _)| scope.has(&placed.subject.name)) {
             let Some(set) = rows.get(&local.set).copied() else { continue };
             let name = Arc::clone(&placed.subject.name);
-            let assignment = Assignment { name: Arc::clone(&name), set, identity: placed.identity, policed: local.set.decides() };
+            let policed = local.set.decides() || self.image.holds_elsewhere();
+            let assignment = Assignment { name: Arc::clone(&name), set, identity: placed.identity, policed };
             self.out.assigned.insert(name, assignment);
         }
     }

@@ -1,8 +1,10 @@
 //! Rules in their order.
 //!
-//! About an endpoint are, in this order: the policies that apply to it, by tier, priority and name; its security group's rules; that
-//! group's default. One in a quarantine group has that group's rules and defaults only.
+//! About an endpoint are, in this order: what quarantine groups mean for the peers of whom they hold elsewhere ([`held`]); the policies
+//! that apply to it, by tier, priority and name; its security group's rules; that group's default. One in a quarantine group has that
+//! group's rules and defaults only.
 
+pub mod held;
 mod make;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -17,6 +19,7 @@ use super::peers::{Atom, AtomId, Atoms, atom};
 use super::refused::rule_name;
 use super::selector::{Candidate, Known, Selectors};
 use crate::resource::{self, Cidr, DEFAULT_GROUP, Origin, Policy, Protocol, SecurityGroup, Tier};
+use held::{Led, Mirrored, Own, PEER_QUARANTINE, UNKNOWN_GROUP, UNKNOWN_RULE, held_in};
 use make::Maker;
 
 /// The rule that matches everything, at the end of a group's.
@@ -24,10 +27,14 @@ pub const DEFAULT_RULE: &str = "default";
 /// What sends a quarantined endpoint's flows elsewhere.
 pub const REDIRECT_RULE: &str = "redirect";
 
+/// What is about peers that are held elsewhere comes before all tiers.
+pub const HELD_RANK: u8 = 0;
+/// The rank of the first tier.
+const FIRST_TIER: u8 = 1;
 /// A group's rules come after all tiers.
-const GROUP_RANK: u8 = 5;
+const GROUP_RANK: u8 = 6;
 /// Its default comes last.
-const DEFAULT_RANK: u8 = 6;
+const DEFAULT_RANK: u8 = 7;
 const _: () = assert!((DEFAULT_RANK as u32) < MAX_TIERS);
 
 /// A member group of a load balancer that a quarantine may send flows to.
@@ -55,6 +62,8 @@ pub struct Written<'a> {
     pub origins: &'a HashMap<(String, String), Origin>,
     /// The groups of a load balancer that are loaded, in the order of its ports.
     pub targets: &'a dyn Fn(&str) -> Vec<Target>,
+    /// Where a load balancer leads flows to, if there are other hosts: who is held there is held off by rules of those here.
+    pub elsewhere: Option<&'a dyn Fn(&str) -> Vec<Led>>,
 }
 
 /// A rule.
@@ -110,10 +119,27 @@ pub struct Rules {
     everywhere: Vec<u32>,
     by_group: HashMap<Arc<str>, Vec<u32>>,
     groups: HashMap<Arc<str>, GroupRules>,
+    /// By [`Direction`]: about peers that are held elsewhere.
+    mirrored: [Vec<Mirrored>; 2],
 }
 
-/// What the rules about an endpoint follow from: policies in their order, and the group.
-pub type Combination = (Arc<[u32]>, Arc<str>);
+/// What the rules about an endpoint follow from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Combination {
+    /// By [`Direction`], the rules about peers that are held elsewhere: places in the table.
+    mirrored: [Arc<[usize]>; 2],
+    /// The policies, in their order.
+    pub policies: Arc<[u32]>,
+    /// The group.
+    group: Arc<str>,
+}
+
+impl Combination {
+    /// Only a group.
+    pub fn of(group: &Arc<str>) -> Self {
+        Self { mirrored: [Arc::new([]), Arc::new([])], policies: Arc::new([]), group: Arc::clone(group) }
+    }
+}
 
 impl Rules {
     /// From resources. `ids` has the number of every rule.
@@ -121,6 +147,7 @@ impl Rules {
         let mut make = Maker { ids, atoms, origins: written.origins, table: Vec::new(), refs: Vec::new() };
         let mut policies: Vec<&Policy> = written.policies.clone();
         policies.sort_by_key(|p| (p.spec.tier, p.spec.priority, p.metadata.name.clone()));
+        let mirrored = written.elsewhere.map(|led| mirrored(&mut make, written, led)).unwrap_or_default();
         let (mut everywhere, mut by_group, mut selecting) = (Vec::new(), HashMap::<_, Vec<u32>>::new(), Vec::new());
         let mut ordered = Vec::new();
         for (at, policy) in policies.into_iter().enumerate() {
@@ -142,13 +169,23 @@ impl Rules {
         groups.entry(DEFAULT_GROUP.into()).or_insert_with(|| GroupRules { quarantine: false, lists: make.built_in() });
         let Maker { table, refs, .. } = make;
         let by_id = table.iter().enumerate().map(|(at, rule)| (rule.id, at)).collect();
-        Self { table, refs, by_id, policies: ordered, selecting: Selectors::new(selecting), everywhere, by_group, groups }
+        Self {
+            table,
+            refs,
+            by_id,
+            policies: ordered,
+            selecting: Selectors::new(selecting),
+            everywhere,
+            by_group,
+            groups,
+            mirrored,
+        }
     }
 
-    /// The policies that apply to an endpoint, in order, with its group; and selectors that could not be asked.
-    pub fn about(&self, candidate: Candidate<'_>, group: &Arc<str>) -> (Combination, Vec<String>) {
+    /// What the rules about an endpoint of this host follow from; and selectors that could not be asked.
+    pub fn about(&self, candidate: Candidate<'_>, group: &Arc<str>, own: Own<'_>) -> (Combination, Vec<String>) {
         if self.is_quarantine(group) {
-            return ((Arc::new([]), Arc::clone(group)), Vec::new());
+            return (Combination::of(group), Vec::new());
         }
         let (selected, faults) = self.selecting.matching(candidate);
         let in_group = |at: &u32| {
@@ -158,7 +195,9 @@ impl Rules {
         let mut policies: Vec<u32> = selected.into_iter().filter(in_group).collect();
         policies.extend(self.everywhere.iter().chain(self.by_group.get(group).into_iter().flatten()));
         policies.sort_unstable();
-        ((policies.into(), Arc::clone(group)), faults.into_iter().map(|(_, why)| why).collect())
+        let mirrored = DIRECTIONS.map(|d| self.mirrored[d as usize].iter().filter_map(|rule| rule.row(own)).collect());
+        let combination = Combination { mirrored, policies: policies.into(), group: Arc::clone(group) };
+        (combination, faults.into_iter().map(|(_, why)| why).collect())
     }
 
     /// Is it a quarantine group?
@@ -177,10 +216,11 @@ impl Rules {
     }
 
     /// The rules of one direction, in order.
-    pub fn list(&self, (policies, group): &Combination, direction: Direction) -> Vec<&Rule> {
-        let policies = policies.iter().filter_map(|at| self.policies.get(*at as usize)).map(|p| &p.lists);
-        let lists = policies.chain(self.groups.get(group).map(|g| &g.lists));
-        lists.flat_map(|lists| &lists[direction as usize]).filter_map(|at| self.table.get(*at)).collect()
+    pub fn list(&self, about: &Combination, direction: Direction) -> Vec<&Rule> {
+        let policies = about.policies.iter().filter_map(|at| self.policies.get(*at as usize)).map(|p| &p.lists);
+        let lists = policies.chain(self.groups.get(&about.group).map(|g| &g.lists));
+        let places = about.mirrored[direction as usize].iter().chain(lists.flat_map(|lists| &lists[direction as usize]));
+        places.filter_map(|at| self.table.get(*at)).collect()
     }
 
     /// A rule as somebody wrote it, and its tier.
@@ -210,6 +250,19 @@ impl Rules {
     }
 }
 
+/// The rules about peers that are held elsewhere.
+fn mirrored(make: &mut Maker<'_>, written: &Written<'_>, led: &dyn Fn(&str) -> Vec<Led>) -> [Vec<Mirrored>; 2] {
+    let mut all = <[Vec<Mirrored>; 2]>::default();
+    let mut add = |lists: [Vec<Mirrored>; 2]| all.iter_mut().zip(lists).for_each(|(all, list)| all.extend(list));
+    for group in &written.groups {
+        let Some(quarantine) = &group.spec.quarantine else { continue };
+        let led: Vec<Led> = quarantine.redirect_to.iter().flat_map(|lb| led(lb)).collect();
+        add(make.mirrored(group, &led));
+    }
+    add(make.unknown().map(|rule| vec![rule]));
+    all
+}
+
 /// Every rule's key, defaults among them: a key that several rows share comes once.
 pub fn keys(written: &Written<'_>) -> Vec<RuleKey> {
     let mut keys = Vec::new();
@@ -229,12 +282,22 @@ pub fn keys(written: &Written<'_>) -> Vec<RuleKey> {
         add("SecurityGroup", &g.metadata.name, [&g.spec.egress, &g.spec.ingress], &more[..2 + usize::from(redirects)]);
     }
     add("built-in", DEFAULT_GROUP, [&[], &[]], &defaults);
+    if written.elsewhere.is_some() {
+        for g in &written.groups {
+            let Some(quarantine) = &g.spec.quarantine else { continue };
+            let more = [defaults[0], defaults[1], (Direction::Ingress, REDIRECT_RULE)];
+            let more = &more[..2 + usize::from(!quarantine.redirect_to.is_empty())];
+            add(PEER_QUARANTINE, &g.metadata.name, [&g.spec.ingress, &g.spec.egress], more);
+        }
+        add("built-in", UNKNOWN_GROUP, [&[], &[]], &DIRECTIONS.map(|d| (d, UNKNOWN_RULE)));
+    }
     keys
 }
 
 /// A rule that there is no number for, as people know it.
 pub fn unnumbered(written: &Written<'_>, key: RuleKey) -> String {
-    let origin = written.origins.get(&(key.kind.clone(), key.resource.clone()));
+    let kind = if key.kind == PEER_QUARANTINE { "SecurityGroup" } else { &key.kind };
+    let origin = written.origins.get(&(kind.to_owned(), key.resource.clone()));
     let place = origin.map(|o| o.place(o.line)).unwrap_or_default();
     rule_name(&RuleRef { kind: key.kind, resource: key.resource, rule: key.rule, place, ..RuleRef::default() })
 }
@@ -246,6 +309,10 @@ pub fn atoms(written: &Written<'_>) -> BTreeSet<Atom> {
     let mut atoms: BTreeSet<Atom> = policies.chain(groups).flat_map(|rule| &rule.peers).filter_map(atom).collect();
     if written.groups.iter().any(|g| g.spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty())) {
         atoms.extend([family(true), family(false)]);
+    }
+    if written.elsewhere.is_some() {
+        let quarantines = written.groups.iter().filter(|g| g.spec.quarantine.is_some()).map(|g| Some(g.metadata.name.as_str()));
+        atoms.extend(quarantines.chain([None]).flat_map(|group| [held_in(group, true), held_in(group, false)]));
     }
     atoms
 }

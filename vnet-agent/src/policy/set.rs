@@ -8,7 +8,7 @@ use vnet_common::policy::{MAX_PORT_ROWS, MAX_RULES, RuleRow, action, rule_flags}
 use vnet_common::verdict::Direction;
 
 use super::peers::AtomId;
-use super::rules::Rule;
+use super::rules::{HELD_RANK, Rule};
 
 /// A row of bits: one for each rule of a list, 64 in a word.
 pub type Bits = Arc<[u64]>;
@@ -43,6 +43,8 @@ impl Hash for SideImage {
 pub struct Set {
     /// Of the sides.
     hash: u64,
+    /// See [`Set::decides`].
+    decides: bool,
     /// By [`Direction`].
     pub sides: [SideImage; 2],
 }
@@ -70,13 +72,13 @@ impl Set {
         let sides = [SideImage::new(egress, Direction::Egress)?, SideImage::new(ingress, Direction::Ingress)?];
         let mut hasher = DefaultHasher::new();
         sides.iter().for_each(|side| side.hash(&mut hasher));
-        Ok(Self { hash: hasher.finish(), sides })
+        let decides = [egress, ingress].into_iter().any(|rules| decides(rules));
+        Ok(Self { hash: hasher.finish(), decides, sides })
     }
 
-    /// Whether there is anything that it does not just allow.
+    /// Whether there is anything that it does not just allow, as long as nobody is held elsewhere.
     pub fn decides(&self) -> bool {
-        let trivial = |side: &SideImage| matches!(side.rules.as_slice(), [only] if only.action == action::ALLOW && only.flags == rule_flags::DEFAULT);
-        !self.sides.iter().all(trivial)
+        self.decides
     }
 }
 
@@ -122,6 +124,11 @@ impl SideImage {
         }
         bits.filter(|bits| bits[..] != self.any_peer[..])
     }
+}
+
+fn decides(rules: &[&Rule]) -> bool {
+    let own: Vec<&&Rule> = rules.iter().filter(|rule| rule.rank != HELD_RANK).collect();
+    !matches!(own.as_slice(), [only] if only.action == action::ALLOW && only.flags == rule_flags::DEFAULT)
 }
 
 fn row(rules: &[&Rule], at: usize, rule: &Rule) -> RuleRow {

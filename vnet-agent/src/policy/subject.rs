@@ -19,6 +19,8 @@ pub struct Subject {
     pub group: Arc<str>,
     /// Whether it is on this host: then it needs a set.
     pub local: bool,
+    /// If it is on another: that group holds it, in quarantine.
+    pub held: bool,
     /// The network that its addresses are in.
     pub network: u32,
 }

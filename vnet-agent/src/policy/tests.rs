@@ -1,6 +1,7 @@
 //! Whatever the rules are, rows of bits decide as a walk over the rules does; and on the way from one image to another nothing is
-//! decided that neither of them would.
+//! decided that neither of them would. Who is held on another host is held off here.
 
+mod elsewhere;
 mod limits;
 mod naive;
 mod steps;

@@ -5,19 +5,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use vnet_agent::datapath::Datapath;
+use vnet_agent::elsewhere::RemoteEndpoint;
 use vnet_agent::observe::Names;
 use vnet_agent::policy::apply::Applier;
 use vnet_agent::policy::ids::RuleIds;
 use vnet_agent::policy::live::Tables;
 use vnet_agent::policy::plan::Assignment;
-use vnet_agent::policy::{HostKind, Image, Inputs, Previous, Subject, Written};
+use vnet_agent::policy::{HostKind, Image, Inputs, Led, Previous, Subject, Written};
 use vnet_agent::resource::{self, Resource};
 use vnet_common::api::File;
 use vnet_common::endpoint::{EndpointRow, flags};
 use vnet_common::lb::LocalKey;
 use vnet_common::policy::AddressKey;
 
-/// An endpoint: name, device (0: elsewhere), address and group.
+/// An endpoint: name, device (0: elsewhere), address and group; with `!` after it, that holds it.
 pub type Endpoint<'a> = (&'a str, u32, IpAddr, &'a str);
 
 pub fn subject((name, device, address, group): &Endpoint<'_>) -> Subject {
@@ -26,8 +27,9 @@ pub fn subject((name, device, address, group): &Endpoint<'_>) -> Subject {
         labels: Arc::default(),
         addresses: vec![*address],
         learned: Vec::new(),
-        group: (*group).into(),
+        group: group.trim_end_matches('!').into(),
         local: *device != 0,
+        held: group.ends_with('!'),
         network: 0,
     }
 }
@@ -44,19 +46,30 @@ pub fn compile(yaml: &str, subjects: Vec<Subject>, hosts: &[IpAddr]) -> Image {
             other => panic!("{} is no policy", other.kind()),
         }
     }
-    let written = Written { groups, policies, origins: &HashMap::new(), targets: &|_| Vec::new() };
+    let led = |_: &str| Vec::new();
+    let elsewhere = subjects.iter().any(|s| s.held).then_some(&led as &dyn Fn(&str) -> Vec<Led>);
+    let written = Written { groups, policies, origins: &HashMap::new(), targets: &|_| Vec::new(), elsewhere };
     let hosts = hosts.iter().map(|a| (*a, HostKind::This)).collect();
     let inputs = Inputs { written, subjects, hosts, networks: vec![] };
     let start = Previous::Start { ids: &RuleIds::default(), tables: &Tables::default() };
     Image::compile(&inputs, start).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// What everything is called.
+/// The number of the identity that endpoints elsewhere have there.
+pub const THERE: u32 = 0x0002_0010;
+
+/// What everything is called. Who is elsewhere is on host `b`.
 pub fn names(image: &Image, endpoints: &[Endpoint<'_>], id: impl Fn(&str) -> u32) -> Names {
-    let here = endpoints.iter().filter(|e| e.1 != 0);
+    let (here, there): (Vec<&Endpoint<'_>>, Vec<&Endpoint<'_>>) = endpoints.iter().partition(|e| e.1 != 0);
+    let far = |e: &&Endpoint<'_>| {
+        let Subject { labels, addresses, group, held, .. } = subject(e);
+        let (host, quarantined) = ("b".into(), held);
+        Arc::new(RemoteEndpoint { host, labels, addresses, given: true, group, quarantined, identity: THERE })
+    };
     Names {
-        endpoints: Arc::new(here.map(|e| (id(e.0), e.0.into())).collect()),
-        addresses: Arc::new(endpoints.iter().map(|e| (e.2, e.0.into())).collect()),
+        endpoints: Arc::new(here.iter().map(|e| (id(e.0), e.0.into())).collect()),
+        addresses: Arc::new(here.iter().map(|e| (e.2, e.0.into())).collect()),
+        elsewhere: Arc::new(there.iter().map(|e| (e.2, (e.0.into(), far(e)))).collect()),
         rules: image.rules_by_number(),
         ..Names::default()
     }

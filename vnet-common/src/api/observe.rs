@@ -67,7 +67,8 @@ pub struct PacketRef {
 pub struct RuleRef {
     /// Its number in the datapath.
     pub id: u32,
-    /// `Policy`, `SecurityGroup`, or `built-in`.
+    /// `Policy`, `SecurityGroup`, `PeerQuarantine` (what the SecurityGroup means for peers of those that it holds on other hosts), or
+    /// `built-in`.
     pub kind: String,
     /// The resource's name.
     pub resource: String,
@@ -90,7 +91,7 @@ pub struct RuleRef {
 pub struct RuleStatus {
     /// The rule.
     pub rule: RuleRef,
-    /// `system`, `quarantine`, a tier, `group` or `default`.
+    /// `system`, `quarantine`, `peer-quarantine`, a tier, `group` or `default`.
     pub tier: String,
     /// Flows decided; of denied ones every packet.
     pub hits: u64,

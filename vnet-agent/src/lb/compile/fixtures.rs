@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
+use crate::elsewhere::Elsewhere;
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
 use crate::lb::eject::Ejected;
 use crate::lb::health::{Check, Health};
@@ -59,13 +61,14 @@ pub struct Input {
     pub overrides: HashMap<(String, String), MemberOverride>,
     pub endpoints: Vec<Local>,
     pub neighbours: HashMap<IpAddr, Neighbour>,
+    pub elsewhere: Elsewhere,
     pub down: HashSet<Check>,
     pub ejected: Ejected,
 }
 
 /// What follows from it.
 pub fn compile(input: &Input) -> Desired {
-    let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours);
+    let surroundings = Surroundings::new(input.endpoints.clone(), &input.neighbours, Arc::new(input.elsewhere.clone()));
     let health = input.down.iter().map(|c| (c.clone(), (Health::Down, None))).collect();
     let find = |name: &str| input.load_balancers.iter().find(|lb| lb.metadata.name == name);
     let context = Context {

@@ -105,6 +105,46 @@ fn selectors_take_endpoints_with_all_the_labels() {
 }
 
 #[test]
+fn endpoints_of_other_hosts_are_members_like_those_of_this_one() {
+    use crate::elsewhere::fixtures::{elsewhere, endpoint};
+    use crate::elsewhere::{RemoteEndpoint, RemoteHost};
+    let mut x = lb("x", &["10.0.0.1"], vec![member("10.9.0.9")]);
+    let match_labels = BTreeMap::from([("app".to_string(), "web".to_string())]);
+    x.spec.member_selector = Some(MemberSelector { match_labels, port: None });
+    let mut input = input(x);
+    input.endpoints = vec![local("vm1", &["10.9.0.1"], 4, 77)];
+    let remote = |host: &str, address: &str, labels: &[(&str, &str)]| {
+        let labels = labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        RemoteEndpoint { labels: std::sync::Arc::new(labels), ..endpoint(host, "default", &[address]) }
+    };
+    input.elsewhere = elsewhere(vec![
+        ("b/tap0", remote("b", "10.9.0.2", &[("app", "web")])),
+        ("vm1", remote("b", "10.9.0.3", &[("app", "web")])),
+        ("vm4", remote("c", "10.9.0.4", &[("app", "web"), ("zone", "own")])),
+        ("vm5", remote("c", "10.9.0.5", &[("app", "db")])),
+        ("vm9", remote("c", "10.9.0.9", &[])),
+    ]);
+    let in_zone = |zone: &str| RemoteHost { zone: Some(zone.into()), ..RemoteHost::default() };
+    input.elsewhere.hosts = BTreeMap::from([("b".into(), in_zone("zb")), ("c".into(), in_zone("zc"))]);
+    input.neighbours = HashMap::from([(ip("10.9.0.4"), Neighbour { segment: 77, mac: [9; 6] })]);
+    let got = |input: &Input| -> Vec<(String, Option<String>, u8, u32, u32)> {
+        let members = compile(input).groups()[0].members.clone();
+        members.into_iter().map(|m| (m.name, m.zone, m.state, m.place.ifindex, m.place.segment)).collect()
+    };
+    let is = |name: &str, zone: Option<&str>, ifindex, segment| {
+        (name.to_owned(), zone.map(str::to_owned), state::ACTIVE, ifindex, segment)
+    };
+    let all = [is("vm1", None, 4, 77), is("b/tap0", Some("zb"), 0, 0), is("vm4", Some("own"), 0, 77), is("10.9.0.9", None, 0, 0)];
+    assert_eq!(got(&input), all, "the vm1 of host b is not the one that is meant");
+    let states = |input: &Input| got(input).into_iter().map(|m| m.2).collect::<Vec<_>>();
+    input.elsewhere.hosts.get_mut("c").unwrap().drained = true;
+    let (on, off) = (state::ACTIVE, state::DRAINING);
+    assert_eq!(states(&input), [on, on, off, off], "also one whose address is written in the load balancer");
+    input.elsewhere.drained = true;
+    assert_eq!(states(&input), [off, on, off, off]);
+}
+
+#[test]
 fn places_come_from_endpoints_then_neighbours_then_the_resource() {
     let mut x = lb("x", &["10.0.0.1"], ["10.9.0.1", "10.9.0.2", "10.9.0.3", "10.9.0.4", "10.9.0.5"].map(member).into());
     x.spec.delivery = Delivery::Redirect;

@@ -8,21 +8,23 @@ use vnet_common::policy::{action, port_key, rule_flags};
 use vnet_common::verdict::Direction;
 
 use super::super::ids::{RuleIds, RuleKey};
-use super::super::peers::{Atoms, atom};
-use super::{DEFAULT_RANK, DEFAULT_RULE, DIRECTIONS, GROUP_RANK, Lists, REDIRECT_RULE, Rule, Target, family, tier_name};
+use super::super::peers::{AtomId, Atoms, atom};
+use super::{
+    DEFAULT_RANK, DEFAULT_RULE, DIRECTIONS, FIRST_TIER, GROUP_RANK, Lists, REDIRECT_RULE, Rule, Target, family, tier_name,
+};
 use crate::resource::{
     self, Action, DEFAULT_GROUP, DefaultAction, Origin, Policy, PolicyMode, PortMatch, Protocol, SecurityGroup, SecurityGroupSpec,
 };
 
 /// Whose rules are being made.
 #[derive(Clone, Copy)]
-struct Owner<'a> {
-    kind: &'static str,
-    name: &'a str,
-    origin: Option<&'a Origin>,
-    tier: &'static str,
-    rank: u8,
-    flags: u8,
+pub(super) struct Owner<'a> {
+    pub(super) kind: &'static str,
+    pub(super) name: &'a str,
+    pub(super) origin: Option<&'a Origin>,
+    pub(super) tier: &'static str,
+    pub(super) rank: u8,
+    pub(super) flags: u8,
 }
 
 /// Makes rules.
@@ -37,7 +39,7 @@ pub(super) struct Maker<'a> {
 }
 
 impl<'a> Maker<'a> {
-    fn origin(&self, kind: &str, name: &str) -> Option<&'a Origin> {
+    pub(super) fn origin(&self, kind: &str, name: &str) -> Option<&'a Origin> {
         self.origins.get(&(kind.to_owned(), name.to_owned()))
     }
 
@@ -46,7 +48,7 @@ impl<'a> Maker<'a> {
         let name = policy.metadata.name.as_str();
         let flags = if policy.spec.mode == PolicyMode::Staged { rule_flags::STAGED } else { 0 };
         let origin = self.origin("Policy", name);
-        let (tier, rank) = (tier_name(policy.spec.tier), policy.spec.tier as u8);
+        let (tier, rank) = (tier_name(policy.spec.tier), FIRST_TIER + policy.spec.tier as u8);
         let owner = Owner { kind: "Policy", name, origin, tier, rank, flags };
         [(Direction::Egress, &policy.spec.egress), (Direction::Ingress, &policy.spec.ingress)]
             .map(|(direction, list)| self.written(owner, direction, list))
@@ -77,11 +79,9 @@ impl<'a> Maker<'a> {
     fn written(&mut self, owner: Owner<'_>, direction: Direction, list: &[resource::Rule]) -> Vec<usize> {
         let lines = owner.origin.map(|o| if direction == Direction::Egress { &o.egress } else { &o.ingress });
         let each = list.iter().enumerate().map(|(at, rule)| {
-            let peers = (!rule.peers.is_empty())
-                .then(|| rule.peers.iter().filter_map(atom).filter_map(|atom| self.atoms.id(&atom)).collect());
             let made = Rule {
                 id: 0,
-                peers,
+                peers: self.peers(rule),
                 ports: merged(rule.ports.iter().filter_map(range).collect()),
                 action: action_number(rule.action),
                 flags: owner.flags | if rule.log { rule_flags::LOG } else { 0 },
@@ -91,6 +91,12 @@ impl<'a> Maker<'a> {
             self.add(owner, direction, &rule.name, lines.and_then(|lines| lines.get(at)).copied(), made)
         });
         each.collect()
+    }
+
+    /// The atoms of a rule's peers.
+    pub(super) fn peers(&self, rule: &resource::Rule) -> Option<Vec<AtomId>> {
+        let atoms = || rule.peers.iter().filter_map(atom).filter_map(|atom| self.atoms.id(&atom));
+        (!rule.peers.is_empty()).then(|| atoms().collect())
     }
 
     fn default(&mut self, owner: Owner<'_>, direction: Direction, action: u8) -> usize {
@@ -119,7 +125,7 @@ impl<'a> Maker<'a> {
         rows
     }
 
-    fn add(&mut self, owner: Owner<'_>, direction: Direction, name: &str, line: Option<u32>, rule: Rule) -> usize {
+    pub(super) fn add(&mut self, owner: Owner<'_>, direction: Direction, name: &str, line: Option<u32>, rule: Rule) -> usize {
         let id = self.ids.id(&RuleKey::new(owner.kind, owner.name, direction, name)).unwrap_or_default();
         let reference = RuleRef {
             id,
@@ -138,7 +144,7 @@ impl<'a> Maker<'a> {
 }
 
 /// What becomes of flows that no rule of a group matches, by [`Direction`].
-fn defaults(spec: &SecurityGroupSpec) -> [u8; 2] {
+pub(super) fn defaults(spec: &SecurityGroupSpec) -> [u8; 2] {
     let otherwise = if spec.quarantine.is_some() { DefaultAction::Deny } else { DefaultAction::Allow };
     [spec.defaults.egress, spec.defaults.ingress].map(|given| match given.unwrap_or(otherwise) {
         DefaultAction::Allow => action::ALLOW,
@@ -154,7 +160,7 @@ fn direction_name(direction: Direction) -> &'static str {
     }
 }
 
-fn action_number(a: Action) -> u8 {
+pub(super) fn action_number(a: Action) -> u8 {
     match a {
         Action::Allow => action::ALLOW,
         Action::Deny => action::DENY,
@@ -173,7 +179,7 @@ fn action_name(number: u8) -> &'static str {
     }
 }
 
-fn range(ports: &PortMatch) -> Option<(u32, u32)> {
+pub(super) fn range(ports: &PortMatch) -> Option<(u32, u32)> {
     let number = resource::protocol_number(&ports.protocol)?;
     Some(match (ports.icmp_type, ports.code) {
         (Some(kind), Some(code)) => (port_key(number, [kind, code]), port_key(number, [kind, code])),
@@ -182,13 +188,13 @@ fn range(ports: &PortMatch) -> Option<(u32, u32)> {
     })
 }
 
-fn port_range(number: u8, first: Option<u16>, last: Option<u16>) -> (u32, u32) {
+pub(super) fn port_range(number: u8, first: Option<u16>, last: Option<u16>) -> (u32, u32) {
     let key = |port: u16| port_key(number, port.to_be_bytes());
     (key(first.unwrap_or(0)), key(last.unwrap_or(u16::MAX)))
 }
 
 /// The same ranges in order, none touching another.
-fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
+pub(super) fn merged(mut ranges: Vec<(u32, u32)>) -> Vec<(u32, u32)> {
     ranges.sort_unstable();
     let mut out: Vec<(u32, u32)> = Vec::new();
     for (first, last) in ranges {

@@ -15,7 +15,7 @@ fn world() -> World {
     world.groups = vec![group(&mut random, "g0", false), group(&mut random, "q0", true)];
     world.subjects = (1..9).map(|at| subject(&mut random, at)).collect();
     for s in &mut world.subjects {
-        (s.local, s.group) = (true, "g0".into());
+        (s.local, s.held, s.group) = (true, false, "g0".into());
     }
     world
 }
@@ -35,8 +35,8 @@ fn rule(name: String) -> Rule {
 
 fn compile(world: &World, origins: &HashMap<(String, String), Origin>) -> Result<Image, Refused> {
     let targets = |_: &str| vec![];
-    let written =
-        Written { groups: world.groups.iter().collect(), policies: world.policies.iter().collect(), origins, targets: &targets };
+    let (groups, policies) = (world.groups.iter().collect(), world.policies.iter().collect());
+    let written = Written { groups, policies, origins, targets: &targets, elsewhere: None };
     let inputs = Inputs { written, subjects: world.subjects.clone(), hosts: vec![], networks: vec![] };
     let (ids, tables) = (RuleIds::default(), Tables::default());
     Image::compile(&inputs, Previous::Start { ids: &ids, tables: &tables })
@@ -134,6 +134,9 @@ fn room_that_was_in_use_a_moment_ago_is_used_when_it_is_needed() {
 #[test]
 fn warnings_say_what_should_be_known() {
     let mut world = world();
+    for group in &mut world.groups {
+        (group.spec.ingress, group.spec.egress) = (vec![], vec![]);
+    }
     for name in ["b", "a"] {
         let at = named(&mut world, name);
         (world.policies[at].spec.priority, world.policies[at].spec.tier) = (5, crate::resource::Tier::Ops);

@@ -7,6 +7,7 @@ use vnet_common::policy::evaluate::{Judged, Question, evaluate};
 use vnet_common::verdict::Direction;
 
 use super::super::compile::address_key;
+use super::super::rules::held::{UNKNOWN_GROUP, UNKNOWN_RULE};
 use super::super::subject::{HostKind, Subject};
 use super::world::{EXPRESSIONS, World};
 use super::*;
@@ -57,6 +58,73 @@ impl World {
         self.subjects.iter().filter(|_| !host).find(|s| s.addresses.contains(&a) || s.learned.contains(&a))
     }
 
+    /// The group that holds the owner of an address on another host; `None` inside: one that is not known here.
+    fn held(&self, a: IpAddr) -> Option<Option<&str>> {
+        let o = self.owner(a).filter(|o| !o.local)?;
+        let quarantine = self.groups.iter().find(|g| *g.metadata.name == *o.group && g.spec.quarantine.is_some());
+        (o.held || quarantine.is_some()).then(|| quarantine.map(|g| g.metadata.name.as_str()))
+    }
+
+    /// Does a rule of a quarantine group elsewhere count for this endpoint, for flows of one family? `passes`: it lets through.
+    fn is_about(&self, rule: &Rule, e: &Subject, v4: bool, passes: bool) -> bool {
+        if rule.peers.is_empty() {
+            return true;
+        }
+        let own: Vec<IpAddr> = e.addresses.iter().chain(&e.learned).copied().filter(|a| a.is_ipv4() == v4).collect();
+        let at = |a: &IpAddr| rule.peers.iter().any(|peer| self.is_peer(peer, *a));
+        if own.is_empty() {
+            let anywhere = |p: &Peer| match (&p.group, &p.selector, p.entity) {
+                (Some(group), ..) => *e.group == **group,
+                (_, Some(selector), _) => selects(selector, e),
+                (.., entity) => entity == Some(Entity::Endpoints),
+            };
+            return !passes || rule.peers.iter().any(anywhere);
+        }
+        if passes { own.iter().all(at) } else { own.iter().any(at) }
+    }
+
+    /// What quarantine groups say of peers that they hold elsewhere.
+    fn mirrored<'a>(&'a self, e: &'a Subject, direction: Direction) -> Vec<Step<'a>> {
+        let mut steps = Vec::new();
+        let mut add = |group: Option<&'a str>, rule: &str, action: u8, matches: Box<dyn Fn(&Packet) -> bool + 'a>| {
+            let matches = Box::new(move |p: &Packet| self.held(p.peer) == Some(group) && matches(p));
+            let name = (group.unwrap_or(UNKNOWN_GROUP).to_owned(), rule.to_owned());
+            let action = if action == action::ALLOW { action::PASS } else { action };
+            steps.push(Step { name, tier: 0, staged: false, action, target: (0, 0), matches });
+        };
+        for group in self.groups.iter().filter(|g| g.spec.quarantine.is_some()) {
+            let (spec, name) = (&group.spec, Some(group.metadata.name.as_str()));
+            // What opens to the endpoint is opened by who is held.
+            let opened = direction == Direction::Ingress;
+            for rule in if opened { &spec.egress } else { &spec.ingress } {
+                let action = match rule.action {
+                    Action::Reject => action::REJECT,
+                    Action::Allow => action::ALLOW,
+                    _ => action::DENY,
+                };
+                let passes = action == action::ALLOW;
+                let ports = |p: &Packet| rule.ports.is_empty() || rule.ports.iter().any(|ports| is_port(ports, p));
+                let about = [false, true].map(|v4| self.is_about(rule, e, v4, passes));
+                add(name, &rule.name, action, Box::new(move |p| about[usize::from(p.peer.is_ipv4())] && ports(p)));
+            }
+            let redirects = spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty());
+            let own = |a: IpAddr| e.addresses.contains(&a) || e.learned.contains(&a);
+            for led in self.led.iter().filter(|led| opened && redirects && own(led.address)) {
+                let matches = move |p: &Packet| p.peer.is_ipv4() && p.protocol == 6 && (led.port == 0 || led.port == p.port);
+                add(name, "redirect", action::ALLOW, Box::new(matches));
+            }
+            let given = if opened { spec.defaults.egress } else { spec.defaults.ingress };
+            let default = match given {
+                Some(DefaultAction::Allow) => action::ALLOW,
+                Some(DefaultAction::Reject) => action::REJECT,
+                _ => action::DENY,
+            };
+            add(name, "default", default, Box::new(|_| true));
+        }
+        add(None, UNKNOWN_RULE, action::DENY, Box::new(|_| true));
+        steps
+    }
+
     fn is_peer(&self, p: &Peer, a: IpAddr) -> bool {
         let owner = self.owner(a);
         let host = self.hosts.iter().find(|(h, _)| *h == a).map(|(_, kind)| *kind);
@@ -90,7 +158,7 @@ impl World {
         let egress = direction == Direction::Egress;
         let group = self.groups.iter().find(|g| *g.metadata.name == *e.group);
         let quarantine = group.is_some_and(|g| g.spec.quarantine.is_some());
-        let mut steps = Vec::new();
+        let mut steps = if self.fleet && !quarantine { self.mirrored(e, direction) } else { Vec::new() };
         let mut add = |resource: &str, tier: usize, staged: bool, rules: &'a [Rule]| {
             for rule in rules {
                 let name = (resource.to_owned(), rule.name.clone());
@@ -111,12 +179,12 @@ impl World {
                 && to.selector.as_ref().is_none_or(|s| selects(s, e))
             {
                 let rules = if egress { &policy.spec.egress } else { &policy.spec.ingress };
-                add(&policy.metadata.name, policy.spec.tier as usize, policy.spec.mode == PolicyMode::Staged, rules);
+                add(&policy.metadata.name, 1 + policy.spec.tier as usize, policy.spec.mode == PolicyMode::Staged, rules);
             }
         }
         let last = |name: &str, rule: &str, action, target, matches| Step {
             name: (name.to_owned(), rule.to_owned()),
-            tier: 9,
+            tier: 10,
             staged: false,
             action,
             target,
@@ -126,7 +194,7 @@ impl World {
             steps.push(last("default", "default", action::ALLOW, (0, 0), Box::new(|_| true)));
             return steps;
         };
-        add(&group.metadata.name, 8, false, if egress { &group.spec.egress } else { &group.spec.ingress });
+        add(&group.metadata.name, 9, false, if egress { &group.spec.egress } else { &group.spec.ingress });
         let redirects = egress && group.spec.quarantine.as_ref().is_some_and(|q| !q.redirect_to.is_empty());
         for exact in [true, false] {
             for t in self.targets.iter().filter(|_| redirects) {

@@ -211,7 +211,9 @@ fn numbers_stay_with_those_who_did_not_change() {
             assert_eq!(
                 image
                     .rules()
-                    .find(|(r, _)| (&r.resource, &r.direction, &r.rule) == (&rule.resource, &rule.direction, &rule.rule))
+                    .find(|(r, _)| {
+                        (&r.kind, &r.resource, &r.direction, &r.rule) == (&rule.kind, &rule.resource, &rule.direction, &rule.rule)
+                    })
                     .unwrap()
                     .0
                     .id,

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::super::rules::held::Led;
 use super::super::rules::{Target, Written};
 use super::super::subject::{HostKind, Subject};
 use super::{Image, Inputs, Previous};
@@ -18,6 +19,8 @@ const NETWORKS: [&str; 9] =
     ["10.0.0.0/8", "10.0.0.0/24", "10.0.0.0/28", "10.0.0.4", "0.0.0.0/0", "::/0", "fd00::/64", "10.0.1.0/24", "192.168.0.0/16"];
 const ENTITIES: [Entity; 6] =
     [Entity::Host, Entity::RemoteHost, Entity::World, Entity::Unknown, Entity::Health, Entity::Endpoints];
+/// Those that there are, and one that only other hosts have.
+const GROUPS: [&str; 7] = ["g0", "g1", "g2", "default", "q0", "q1", "gone"];
 
 #[derive(Clone, Debug)]
 pub struct World {
@@ -27,6 +30,10 @@ pub struct World {
     pub hosts: Vec<(IpAddr, HostKind)>,
     pub networks: Vec<Cidr>,
     pub targets: Vec<Target>,
+    /// Where the load balancer of those leads to.
+    pub led: Vec<Led>,
+    /// There are other hosts.
+    pub fleet: bool,
 }
 
 fn pick<'a, T>(random: &mut Random, all: &'a [T]) -> &'a T {
@@ -136,13 +143,16 @@ pub fn subject(random: &mut Random, at: u8) -> Subject {
     (v6[0], v6[15]) = (0xfd, at);
     let mut addresses: Vec<IpAddr> = vec![IpAddr::from([10, 0, 0, at]), IpAddr::from(v6)];
     addresses.truncate(random.index(4).min(2));
+    let local = random.one_in(2);
+    let groups: &[&str] = if local { &GROUPS[..6] } else { &GROUPS };
     Subject {
         name: format!("e{at}").into(),
         labels: Arc::new(labels(&pairs)),
         addresses,
         learned: if random.one_in(3) { vec![[10, 0, 1, at].into()] } else { vec![] },
-        group: (*pick(random, &["g0", "g1", "g2", "default", "q0", "q1"])).into(),
-        local: random.one_in(2),
+        group: (*pick(random, groups)).into(),
+        local,
+        held: !local && random.one_in(4),
         network: 0,
     }
 }
@@ -150,6 +160,7 @@ pub fn subject(random: &mut Random, at: u8) -> Subject {
 impl World {
     pub fn new(random: &mut Random) -> Self {
         let target = |v4, port, group| Target { v4, protocol: Protocol::Tcp, port, group, serial: 7 };
+        let led = |at: [u8; 4], port| Led { address: at.into(), protocol: Protocol::Tcp, port };
         let networks = ["10.0.0.0/24", "fd00::/64", "10.0.1.0/28"];
         Self {
             groups: [("g0", false), ("g1", false), ("g2", false), ("q0", true), ("q1", true)]
@@ -160,14 +171,16 @@ impl World {
             hosts: vec![([10, 0, 0, 250].into(), HostKind::This), ([192, 168, 0, 2].into(), HostKind::Remote)],
             networks: networks[..random.index(4)].iter().map(|n| Cidr::parse(n).unwrap()).collect(),
             targets: vec![target(true, 80, 3), target(true, 443, 4), target(false, 80, 5)],
+            led: vec![led([10, 0, 0, 3], 443), led([10, 0, 0, 5], 0), led([10, 0, 0, 7], 80), led([10, 0, 1, 7], 80)],
+            fleet: true,
         }
     }
 
     pub fn compile(&self, previous: Previous<'_>) -> Image {
-        let (origins, targets) = (HashMap::new(), |_: &str| self.targets.clone());
+        let (origins, targets, led) = (HashMap::new(), |_: &str| self.targets.clone(), |_: &str| self.led.clone());
         let (groups, policies) = (self.groups.iter().collect(), self.policies.iter().collect());
         let inputs = Inputs {
-            written: Written { groups, policies, origins: &origins, targets: &targets },
+            written: Written { groups, policies, origins: &origins, targets: &targets, elsewhere: self.fleet.then_some(&led) },
             subjects: self.subjects.clone(),
             hosts: self.hosts.clone(),
             networks: self.networks.clone(),

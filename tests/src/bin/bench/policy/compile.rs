@@ -26,6 +26,7 @@ use vnet_tests::{Host, TempDir};
 const SUITE: &str = "policy at scale";
 const FULL: &str = "full compile, and what is to be written";
 const ONE: &str = "one endpoint has other labels, to the maps";
+const HELD: &str = "an endpoint elsewhere is held or let go, to the maps";
 const EXPLAIN: &str = "an explanation";
 const STEADY: &str = "policy maps";
 const CHANGING: &str = "policy maps, a rule for everyone not yet swept";
@@ -37,7 +38,7 @@ const FIRST_DEVICE: u32 = 1000;
 /// Measures, if any of it is wanted.
 pub fn run(options: &Options) -> Result<Vec<Row>> {
     let wanted = |case: &&str| options.wants(SUITE, case);
-    if ![FULL, ONE, EXPLAIN, STEADY, CHANGING].iter().any(wanted) {
+    if ![FULL, ONE, HELD, EXPLAIN, STEADY, CHANGING].iter().any(wanted) {
         return Ok(Vec::new());
     }
     let (host, dir) = (Host::new("scale")?, TempDir::new()?);
@@ -98,6 +99,14 @@ impl Laden {
             one.push(millis(start)?);
         }
 
+        let mut held = Vec::new();
+        for round in 0..rounds * 10 {
+            let start = cpu()?;
+            image = image.with(vec![self.held(round)?], &[])?;
+            self.enforce(&image)?;
+            held.push(millis(start)?);
+        }
+
         let (scene, rehearsals, mut explained) = (self.scene(&image), Rehearsals::default(), Vec::new());
         for place in &scene.places {
             let request =
@@ -117,6 +126,7 @@ impl Laden {
         Ok(vec![
             Row::new(SUITE, FULL, "ms of one CPU", &full).with_most(Of::Max, 2000.0),
             Row::new(SUITE, ONE, "ms of one CPU", &one).with_most(Of::P99, 10.0),
+            Row::new(SUITE, HELD, "ms of one CPU", &held).with_most(Of::P99, 10.0),
             Row::new(SUITE, EXPLAIN, "ms of one CPU", &explained).with_most(Of::P99, 10.0),
             Row::new(SUITE, STEADY, "MiB", &[steady]).with_most(Of::Max, 128.0),
             Row::new(SUITE, CHANGING, "MiB", &[self.mib()?]).with_most(Of::Max, 256.0),
@@ -146,6 +156,12 @@ impl Laden {
         labels.insert("team".to_owned(), format!("team-{}", round % 50));
         subject.labels = labels.into();
         Ok(subject)
+    }
+
+    /// One of another host, which holds it in every other round: then everyone here is policed.
+    fn held(&self, round: u32) -> Result<Subject> {
+        let subject = self.world.subjects.get(200 + round as usize / 2).context("an endpoint of another host")?.clone();
+        Ok(Subject { held: round % 2 == 0, ..subject })
     }
 
     fn scene(&self, image: &Image) -> Scene {
