@@ -1,7 +1,6 @@
 //! The other hosts and their endpoints, as this host was told of them.
 //!
-//! Whoever follows the fleet puts one of these together and hands it over whole ([`Agent::elsewhere_changed`](crate::control::Agent)).
-//! Endpoints are shared: a copy in which one of 10,000 is another is cheap to make, and what differs is found without a look into the rest.
+//! What follows the fleet (`control::fleet`) puts one of these together and hands it over whole. Endpoints are shared: a copy in which one of 10,000 is another is cheap to make, and what differs is found without a look into the rest.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};

@@ -3,32 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::{Agent, State};
+use super::State;
 use crate::elsewhere::{Elsewhere, RemoteEndpoint};
 use crate::policy::{Image, Subject};
 
-impl Agent {
+impl State {
     /// What is known of other hosts and their endpoints changed: this is all of it. Rules, load balancers and names follow.
     ///
-    /// Call it with what was known last before the first [`Agent::devices_changed`], too: what is in force is made from what is known by
-    /// then, and nobody held elsewhere is to be let in meanwhile. Nothing is written before that.
-    pub fn elsewhere_changed(&self, elsewhere: Elsewhere) {
-        self.event(|s| {
-            if *s.policy.inputs().elsewhere == elsewhere {
-                return;
-            }
-            let elsewhere = Arc::new(elsewhere);
-            let here = s.policy.set_elsewhere(Arc::clone(&elsewhere));
-            if s.policy.known().is_some() {
-                s.follow_elsewhere(here);
-            }
-            let by_address = elsewhere.by_address();
-            s.parts.observer.names.update(|names| names.elsewhere = Arc::new(by_address));
-        });
+    /// It is called with what was known last before the first look at devices, too: what is in force is made from what is known by then,
+    /// and nobody held elsewhere is to be let in meanwhile. Nothing is written before that.
+    pub(super) fn elsewhere_changed(&mut self, elsewhere: Elsewhere) {
+        if *self.policy.inputs().elsewhere == elsewhere {
+            return;
+        }
+        let elsewhere = Arc::new(elsewhere);
+        let here = self.policy.set_elsewhere(Arc::clone(&elsewhere));
+        if self.policy.known().is_some() {
+            self.follow_elsewhere(here);
+        }
+        let by_address = elsewhere.by_address();
+        self.parts.observer.names.update(|names| names.elsewhere = Arc::new(by_address));
     }
-}
 
-impl State {
     /// Brings what depends on other hosts after it. `here`: other endpoints are on this host.
     fn follow_elsewhere(&mut self, here: bool) {
         if here {

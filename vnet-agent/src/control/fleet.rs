@@ -6,6 +6,7 @@
 
 mod desired;
 mod moving;
+mod others;
 mod probing;
 mod propose;
 mod saying;
@@ -32,8 +33,7 @@ pub(super) struct Sharing {
     numbers: Numbers,
     probing: Probing,
     moves: moving::Moves,
-    /// Endpoints that several hosts claim, as they were told last.
-    conflicts: BTreeSet<String>,
+    others: others::Others,
 }
 
 impl Sharing {
@@ -46,7 +46,7 @@ impl Sharing {
             let _all_of_it = view.update(&mirror, &all);
         }
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
-        Self { fleet, view, desired, numbers, probing, moves: moving::Moves::default(), conflicts: BTreeSet::new() }
+        Self { fleet, view, desired, numbers, probing, moves: moving::Moves::default(), others: others::Others::default() }
     }
 }
 
@@ -89,13 +89,12 @@ impl State {
             let mirror = sharing.fleet.mirror();
             sharing.view.update(&mirror, keys)
         };
-        let own = sharing.fleet.host().to_owned();
         self.sharing = Some(sharing);
         if touched.desired || self.desired_is_behind() {
             self.follow_desired();
         }
         if touched.hosts || touched.endpoints || touched.desired {
-            self.follow_others(&own);
+            self.follow_others();
         }
         if touched.hosts || touched.health {
             self.share_checks();
@@ -116,32 +115,6 @@ impl State {
             self.share_checks();
             self.say_what_is_here();
         }
-    }
-
-    /// Where other hosts are, and what is there.
-    fn follow_others(&mut self, _own: &str) {
-        self.look_for_conflicts();
-    }
-
-    fn look_for_conflicts(&mut self) {
-        let Some(sharing) = self.sharing.as_mut() else { return };
-        let inputs = self.policy.inputs();
-        let conflicts = sharing.view.conflicts(|name| inputs.placed(name).map(str::to_owned));
-        let own = sharing.fleet.host();
-        let said: BTreeSet<String> = conflicts
-            .iter()
-            .map(|(name, owner, others)| {
-                format!("endpoint {name} is claimed by {owner} and {}: {owner}'s counts, since it was there first or the resource names it", others.join(", "))
-            })
-            .collect();
-        for (name, owner, others) in &conflicts {
-            let text = said.iter().find(|s| s.starts_with(&format!("endpoint {name} is"))).cloned().unwrap_or_default();
-            if !sharing.conflicts.contains(&text) && (owner == own || others.iter().any(|o| o == own)) {
-                log::warn!("{text}");
-                self.parts.observer.events.say(Saying::Store, name, "conflict", text);
-            }
-        }
-        sharing.conflicts = said;
     }
 }
 

@@ -168,7 +168,7 @@ impl Agent {
             policy.store().set_joined(false)?;
         }
         let (blind, drops, passive) = (None, Drops::default(), members::Passive::default());
-        let state = State {
+        let mut state = State {
             datapath,
             policy,
             security,
@@ -181,6 +181,7 @@ impl Agent {
             sharing,
             parts: parts.clone(),
         };
+        state.follow_others();
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
