@@ -3,9 +3,9 @@
 use crate::{Host, Process, TempDir, wait_for};
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
-use std::ffi::OsString;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 use vnet_common::api::GroupStatus;
 
@@ -17,6 +17,7 @@ pub struct Agent<'host> {
     program: PathBuf,
     attach: Vec<String>,
     more: Vec<String>,
+    for_ctl: Vec<(&'static str, PathBuf)>,
     dir: TempDir,
 }
 
@@ -48,7 +49,8 @@ impl<'host> Agent<'host> {
     fn make(host: &'host Host, program: &Path, attach: &[&str], more: &[&str]) -> Result<Self> {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (attach, more) = (owned(attach), owned(more));
-        let mut agent = Self { host, process: None, program: program.to_owned(), attach, more, dir: TempDir::new()? };
+        let mut agent =
+            Self { host, process: None, program: program.to_owned(), attach, more, for_ctl: Vec::new(), dir: TempDir::new()? };
         agent.begin()?;
         Ok(agent)
     }
@@ -146,13 +148,18 @@ impl<'host> Agent<'host> {
         &self.dir
     }
 
+    /// What [`Agent::ctl`] is to have in its environment from now on.
+    pub fn set_ctl_environment(&mut self, variables: Vec<(&'static str, PathBuf)>) {
+        self.for_ctl = variables;
+    }
+
     /// Runs `vnet-ctl` in the host and gives its standard output.
     ///
     /// # Errors
     /// It fails; the message has what it printed and what the agent logged.
     pub fn ctl(&self, args: &[&str]) -> Result<String> {
         self.host
-            .output(bin_dir()?.join("vnet-ctl"), &self.with_socket(args))
+            .output_of(self.ctl_command(args)?)
             .with_context(|| format!("vnet-ctl {}; the agent's log:\n{}", args.join(" "), self.logged()))
     }
 
@@ -161,12 +168,13 @@ impl<'host> Agent<'host> {
     /// # Errors
     /// It cannot be started.
     pub fn ctl_printed(&self, args: &[&str]) -> Result<String> {
-        self.host.printed(bin_dir()?.join("vnet-ctl"), &self.with_socket(args))
+        self.host.printed_of(self.ctl_command(args)?)
     }
 
-    fn with_socket(&self, args: &[&str]) -> Vec<OsString> {
-        let socket = [OsString::from("--socket"), self.socket().into_os_string()];
-        socket.into_iter().chain(args.iter().map(Into::into)).collect()
+    fn ctl_command(&self, args: &[&str]) -> Result<Command> {
+        let mut command = self.host.command(bin_dir()?.join("vnet-ctl"))?;
+        command.arg("--socket").arg(self.socket()).args(args).envs(self.for_ctl.iter().cloned());
+        Ok(command)
     }
 
     /// Applies YAML with `vnet-ctl apply`.

@@ -40,6 +40,15 @@ impl Host {
         Ok(host)
     }
 
+    /// A second handle of the same host, which lives as long as either.
+    ///
+    /// # Errors
+    /// This process has no descriptors left.
+    pub fn try_clone(&self) -> Result<Self> {
+        let (net, mounts) = (self.net.try_clone()?, self.mounts.try_clone()?);
+        Ok(Self { name: self.name.clone(), net, mounts })
+    }
+
     /// Its name, for messages.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -110,6 +119,14 @@ impl Host {
     pub fn output<A: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, args: &[A]) -> Result<String> {
         let mut command = self.command(program)?;
         command.args(args);
+        self.output_of(command)
+    }
+
+    /// The same for a command made by [`Host::command`].
+    ///
+    /// # Errors
+    /// See [`Host::output`].
+    pub fn output_of(&self, command: Command) -> Result<String> {
         self.run_to_end(command, "")
     }
 
@@ -120,6 +137,14 @@ impl Host {
     pub fn printed<A: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, args: &[A]) -> Result<String> {
         let mut command = self.command(program)?;
         command.args(args);
+        self.printed_of(command)
+    }
+
+    /// The same for a command made by [`Host::command`].
+    ///
+    /// # Errors
+    /// It cannot be started.
+    pub fn printed_of(&self, command: Command) -> Result<String> {
         Ok(String::from_utf8_lossy(&self.finish(command, "")?.stdout).into_owned())
     }
 

@@ -49,14 +49,23 @@ pub fn machine_behind(host: &Host, device: &str, name: &str, last: u8) -> Result
     // fd00:1::11 is to look like 10.0.1.11.
     let digits = u16::from(last / 10) << 4 | u16::from(last % 10);
     let machine = Machine::new(name, Ipv4Addr::new(10, 0, 1, last), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, digits))?;
+    plug(&machine, host, device, (Ipv4Addr::new(10, 0, 1, 1), Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 1)))?;
+    Ok(machine)
+}
+
+/// Connects a machine alone to a device of the host, which routes for it and is its gateway at these addresses.
+///
+/// # Errors
+/// The device's name is taken.
+pub fn plug(machine: &Machine, host: &Host, device: &str, (gateway4, gateway6): (Ipv4Addr, Ipv6Addr)) -> Result<()> {
     let (v4, v6) = (machine.v4, machine.v6);
     connect(
-        (host, device, &["10.0.1.1/32", "fd00:1::1/128"]),
+        (host, device, &[&format!("{gateway4}/32"), &format!("{gateway6}/128")]),
         (&machine.host, "eth0", &[&format!("{v4}/32"), &format!("{v6}/128")]),
     )?;
     host.ip(&format!("route add {v4} dev {device}\nroute add {v6} dev {device}"))?;
-    machine.host.ip(
-        "route add 10.0.1.1 dev eth0\nroute add default via 10.0.1.1\nroute add fd00:1::1 dev eth0\nroute add default via fd00:1::1",
-    )?;
-    Ok(machine)
+    machine.host.ip(&format!(
+        "route add {gateway4} dev eth0\nroute add default via {gateway4}\n\
+         route add {gateway6} dev eth0\nroute add default via {gateway6}"
+    ))
 }

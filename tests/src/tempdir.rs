@@ -1,11 +1,15 @@
 //! Temporary directories.
 
 use anyhow::{Context as _, Result};
+use nix::sys::statvfs::statvfs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Followed by the process and a number.
 const PREFIX: &str = "vnet-";
+
+/// What is here is in memory.
+const MEMORY: &str = "/dev/shm";
 
 /// A directory that is removed with this value.
 #[derive(Debug)]
@@ -17,10 +21,25 @@ impl TempDir {
     /// # Errors
     /// It cannot be made.
     pub fn new() -> Result<Self> {
+        Self::make(&std::env::temp_dir())
+    }
+
+    /// The same in memory, for a program that waits for the disk each time it writes; on disk if there is no such room.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn in_memory() -> Result<Self> {
+        // What programs reserve for their logs counts. Containers have 64 MiB, unless they were told otherwise.
+        const ROOM: u64 = 2 << 30;
+        let has_room = statvfs(MEMORY).is_ok_and(|fs| fs.blocks_available() * fs.fragment_size() >= ROOM);
+        if has_room { Self::make(Path::new(MEMORY)) } else { Self::new() }
+    }
+
+    fn make(parent: &Path) -> Result<Self> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         remove_of(|process| !Path::new(&format!("/proc/{process}")).exists());
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("{PREFIX}{}-{number}", std::process::id()));
+        let path = parent.join(format!("{PREFIX}{}-{number}", std::process::id()));
         std::fs::create_dir(&path).with_context(|| format!("making {}", path.display()))?;
         Ok(Self(path))
     }
@@ -57,8 +76,8 @@ impl Drop for TempDir {
 
 /// Removes those of the processes that are meant.
 fn remove_of(meant: impl Fn(u32) -> bool) {
-    let Ok(entries) = std::fs::read_dir(std::env::temp_dir()) else { return };
-    for entry in entries.flatten() {
+    let entries = [std::env::temp_dir(), MEMORY.into()].into_iter().filter_map(|parent| std::fs::read_dir(parent).ok());
+    for entry in entries.flatten().flatten() {
         let name = entry.file_name();
         let process = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split_once('-')?.0.parse().ok());
         if process.is_some_and(&meant) {

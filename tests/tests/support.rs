@@ -114,16 +114,17 @@ fn a_process_outlives_the_thread_that_started_it() -> Result<()> {
 #[test]
 fn temporary_directories_are_removed_even_those_of_the_dead() -> Result<()> {
     let mut short = Command::new("true").spawn()?;
-    let stale = std::env::temp_dir().join(format!("vnet-{}-0", short.id()));
+    let stale = [std::env::temp_dir(), "/dev/shm".into()].map(|parent| parent.join(format!("vnet-{}-0", short.id())));
     short.wait()?;
-    std::fs::create_dir_all(stale.join("state"))?;
-    let dir = TempDir::new()?;
-    dir.write("file", "text")?;
-    let path = dir.path().to_owned();
-    ensure!(path.is_dir());
-    drop(dir);
-    ensure!(!path.exists());
-    ensure!(!stale.exists());
+    stale.iter().try_for_each(|stale| std::fs::create_dir_all(stale.join("state")))?;
+    for dir in [TempDir::new()?, TempDir::in_memory()?] {
+        dir.write("file", "text")?;
+        let path = dir.path().to_owned();
+        ensure!(path.is_dir());
+        drop(dir);
+        ensure!(!path.exists());
+    }
+    ensure!(!stale.iter().any(|stale| stale.exists()));
     Ok(())
 }
 

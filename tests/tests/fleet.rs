@@ -1,0 +1,6 @@
+//! Many hosts that share an etcd, end to end.
+
+#[path = "fleet/etcd.rs"]
+mod etcd;
+#[path = "fleet/network.rs"]
+mod network;
