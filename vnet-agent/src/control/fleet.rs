@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::fleet::identity::Numbers;
+use crate::fleet::others::Others;
 use crate::fleet::probing::Probing;
 use crate::fleet::view::View;
 use crate::fleet::{Consumer, Fleet, Link};
@@ -33,7 +34,9 @@ pub(super) struct Sharing {
     numbers: Numbers,
     probing: Probing,
     moves: moving::Moves,
-    others: others::Others,
+    others: Others,
+    /// Endpoints that several hosts claim, as they were told last.
+    conflicts: BTreeSet<String>,
 }
 
 impl Sharing {
@@ -46,7 +49,16 @@ impl Sharing {
             let _all_of_it = view.update(&mirror, &all);
         }
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
-        Self { fleet, view, desired, numbers, probing, moves: moving::Moves::default(), others: others::Others::default() }
+        Self {
+            fleet,
+            view,
+            desired,
+            numbers,
+            probing,
+            moves: moving::Moves::default(),
+            others: Others::default(),
+            conflicts: BTreeSet::new(),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod disk;
 mod follow;
 pub mod identity;
 pub mod mirror;
+pub mod others;
 pub mod probing;
 mod publish;
 pub mod view;

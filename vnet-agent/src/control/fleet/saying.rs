@@ -1,6 +1,7 @@
 //! What this host says of itself.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use anyhow::Result;
 use vnet_common::fleet::{EndpointState, HostState, IdentityLabels, Key, STATE};
@@ -9,6 +10,14 @@ use super::super::State;
 use super::now;
 use crate::fleet::Hold;
 use crate::resource::DEFAULT_GROUP;
+
+/// Others can mean this host by it.
+fn is_shared(address: &IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    }
+}
 
 impl State {
     /// Says what is here, if it is not what was said before.
@@ -46,7 +55,7 @@ impl State {
         let state = HostState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             zone: inputs.zone.clone(),
-            addresses: inputs.world.addresses.clone(),
+            addresses: inputs.world.addresses.iter().copied().filter(is_shared).collect(),
             capacity,
         };
         fleet.say(&Key::Alive(host.to_owned()), Some(&state), Hold::Alive)?;

@@ -53,7 +53,7 @@ impl State {
             refused: sharing.desired.refused.clone(),
             elected: view.elected().map(str::to_owned),
             hosts: names.into_iter().map(host).collect(),
-            conflicts: sharing.others.conflicts.iter().cloned().collect(),
+            conflicts: sharing.conflicts.iter().cloned().collect(),
             rollouts: rollouts.collect(),
         })
     }
@@ -81,7 +81,7 @@ impl State {
         alarms.extend(
             refused.map(|why| format!("what the store says is not in force on this host, which keeps what it had: {why}")),
         );
-        alarms.extend(sharing.others.conflicts.iter().cloned());
+        alarms.extend(sharing.conflicts.iter().cloned());
         alarms.extend(sharing.desired.unknown.iter().cloned());
         let host = sharing.fleet.host();
         if sharing.fleet.mirror().revision() > 0 && !sharing.view.registered.contains_key(host) {
