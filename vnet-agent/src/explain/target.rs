@@ -71,7 +71,7 @@ impl Scene {
                 false => Ok(place.addresses.clone()),
             };
         }
-        let known = self.names.addresses.iter().map(|(a, name)| (a, name));
+        let known = self.names.addresses.iter();
         let known = known.chain(self.names.elsewhere.iter().map(|(a, (name, _))| (a, name)));
         let mut found: Vec<IpAddr> = known.filter(|(_, name)| name.as_ref() == who).map(|(a, _)| *a).collect();
         found.sort_unstable();

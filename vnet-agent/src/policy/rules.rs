@@ -19,7 +19,7 @@ use super::peers::{Atom, AtomId, Atoms, atom};
 use super::refused::rule_name;
 use super::selector::{Candidate, Known, Selectors};
 use crate::resource::{self, Cidr, DEFAULT_GROUP, Origin, Policy, Protocol, SecurityGroup, Tier};
-use held::{Led, Mirrored, Own, PEER_QUARANTINE, UNKNOWN_GROUP, UNKNOWN_RULE, held_in};
+use held::{Leads, Led, Mirrored, Own, PEER_QUARANTINE, UNKNOWN_GROUP, UNKNOWN_RULE, held_in};
 use make::Maker;
 
 /// The rule that matches everything, at the end of a group's.
@@ -63,7 +63,7 @@ pub struct Written<'a> {
     /// The groups of a load balancer that are loaded, in the order of its ports.
     pub targets: &'a dyn Fn(&str) -> Vec<Target>,
     /// Where a load balancer leads flows to, if there are other hosts: who is held there is held off by rules of those here.
-    pub elsewhere: Option<&'a dyn Fn(&str) -> Vec<Led>>,
+    pub elsewhere: Option<&'a Leads<'a>>,
 }
 
 /// A rule.
@@ -251,7 +251,7 @@ impl Rules {
 }
 
 /// The rules about peers that are held elsewhere.
-fn mirrored(make: &mut Maker<'_>, written: &Written<'_>, led: &dyn Fn(&str) -> Vec<Led>) -> [Vec<Mirrored>; 2] {
+fn mirrored(make: &mut Maker<'_>, written: &Written<'_>, led: &Leads<'_>) -> [Vec<Mirrored>; 2] {
     let mut all = <[Vec<Mirrored>; 2]>::default();
     let mut add = |lists: [Vec<Mirrored>; 2]| all.iter_mut().zip(lists).for_each(|(all, list)| all.extend(list));
     for group in &written.groups {

@@ -72,7 +72,7 @@ impl Set {
         let sides = [SideImage::new(egress, Direction::Egress)?, SideImage::new(ingress, Direction::Ingress)?];
         let mut hasher = DefaultHasher::new();
         sides.iter().for_each(|side| side.hash(&mut hasher));
-        let decides = [egress, ingress].into_iter().any(|rules| decides(rules));
+        let decides = [egress, ingress].into_iter().any(decides);
         Ok(Self { hash: hasher.finish(), decides, sides })
     }
 

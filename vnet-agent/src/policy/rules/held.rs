@@ -42,6 +42,9 @@ pub struct Led {
     pub port: u16,
 }
 
+/// Where the load balancer of a name leads flows to.
+pub type Leads<'a> = dyn Fn(&str) -> Vec<Led> + 'a;
+
 /// A rule for peers.
 #[derive(Debug)]
 pub struct Mirrored {
