@@ -43,6 +43,7 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         on_member_removed: OnMemberRemoved::Reset,
         health_check: None,
         passive_health: None,
+        feedback: None,
     };
     LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
 }
