@@ -6,6 +6,7 @@ pub mod datapath;
 pub mod device;
 pub mod explain;
 pub mod expression;
+pub mod fleet;
 pub mod lb;
 pub mod object;
 pub mod observe;

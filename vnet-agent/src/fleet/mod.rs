@@ -1,0 +1,3 @@
+//! Many hosts with one network.
+
+pub mod load;
