@@ -10,6 +10,7 @@ use super::world::World;
 use crate::device::Device;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::eject::Ejected;
+use crate::lb::feedback::Hints;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
@@ -48,6 +49,8 @@ pub struct Inputs {
     pub zone: Option<String>,
     /// Members that are out, since their connections failed.
     pub ejected: Ejected,
+    /// What load feedback says of members.
+    pub feedback: Hints,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -201,6 +204,7 @@ impl Inputs {
             overrides: &self.overrides,
             health: &self.health,
             ejected: &self.ejected,
+            feedback: &self.feedback,
             surroundings,
             zone: self.zone.as_deref(),
             load_balancer: &|name| self.load_balancer(name),

@@ -11,6 +11,7 @@ mod diff;
 mod drops;
 mod effects;
 mod explain;
+mod feedback;
 pub mod glob;
 pub mod inputs;
 mod members;

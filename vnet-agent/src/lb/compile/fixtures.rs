@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
 use crate::lb::eject::Ejected;
+use crate::lb::feedback::Hints;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     API_VERSION, Algorithm, Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata,
@@ -62,6 +63,7 @@ pub struct Input {
     pub neighbours: HashMap<IpAddr, Neighbour>,
     pub down: HashSet<Check>,
     pub ejected: Ejected,
+    pub feedback: Hints,
 }
 
 /// What follows from it.
@@ -73,6 +75,7 @@ pub fn compile(input: &Input) -> Desired {
         overrides: &input.overrides,
         health: &health,
         ejected: &input.ejected,
+        feedback: &input.feedback,
         surroundings: &surroundings,
         zone: None,
         load_balancer: &find,
