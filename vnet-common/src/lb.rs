@@ -143,8 +143,10 @@ pub struct MemberRow {
     pub pad: [u8; 3],
     /// Its share of new flows against the others' (for [`flags::LEAST_CONNECTIONS`]); 0: none.
     pub share: u32,
+    /// Its flows of other hosts' clients, about (for [`flags::LEAST_CONNECTIONS`]).
+    pub elsewhere: u32,
     /// Zero.
-    pub pad_more: [u8; 16],
+    pub pad_more: [u8; 12],
 }
 
 /// Whose new flows stick to a member; see [`flags::AFFINITY`].

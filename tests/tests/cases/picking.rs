@@ -71,6 +71,13 @@ fn the_fewest_connections() {
         let firsts = flows("fewest", f, w, &[(f.client(), FIRST, 1)]);
         firsts.host_only()
     }));
+    // What the members have from other hosts counts like their own.
+    run(each(|f| {
+        let mut w = three(f, LEAST_CONNECTIONS);
+        w.edit(0).elsewhere = 3;
+        w.edit(2).elsewhere = 2;
+        flows("fewest of all hosts", f, w, &[(f.client(), FIRST, 1), (f.client(), FIRST + 1, 1)])
+    }));
     let mut counts = BTreeMap::new();
     for f in FAMILIES {
         let mut w = three(f, LEAST_CONNECTIONS);

@@ -12,6 +12,7 @@ use crate::device::Device;
 use crate::elsewhere::Elsewhere;
 use crate::lb::compile::{Context, Group, Local, Mac, Neighbour, Surroundings, compile};
 use crate::lb::eject::Ejected;
+use crate::lb::feedback::Hints;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     AntiSpoofing, Endpoint, EndpointSpec, LoadBalancer, Origin, Policy, Resource, SecurityGroup, TagSource, parse_mac,
@@ -54,6 +55,8 @@ pub struct Inputs {
     pub ejected: Ejected,
     /// The other hosts, and their endpoints.
     pub elsewhere: Arc<Elsewhere>,
+    /// What load feedback says of members.
+    pub feedback: Hints,
 }
 
 /// An endpoint, discovered or configured, whether its device is there or not.
@@ -222,6 +225,7 @@ impl Inputs {
             overrides: &self.overrides,
             health: &self.health,
             ejected: &self.ejected,
+            feedback: &self.feedback,
             surroundings,
             zone: self.zone.as_deref(),
             load_balancer: &|name| self.load_balancer(name),

@@ -12,6 +12,7 @@ mod drops;
 mod effects;
 mod elsewhere;
 mod explain;
+mod feedback;
 mod fleet;
 pub mod glob;
 pub mod inputs;

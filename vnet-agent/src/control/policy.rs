@@ -47,6 +47,8 @@ pub struct Policy<R: Rows> {
     trouble: Option<String>,
     /// Why the last change could not be stored.
     store_trouble: Option<String>,
+    /// Why weights do not follow the members' load.
+    feedback_trouble: Option<String>,
 }
 
 /// A change of what is desired.
@@ -96,6 +98,7 @@ impl<R: Rows> Policy<R> {
             warming: Warming::default(),
             checks: HashSet::new(),
             store_trouble: None,
+            feedback_trouble: None,
         };
         policy.look_around();
         Ok(policy)
@@ -471,5 +474,6 @@ fn describe(k: &Key, old: Option<&Resource>, new: Option<&Resource>) -> Change {
     Change { kind: k.0.clone(), name: k.1.clone(), action, diff: diff::unified(&text(old), &text(new)) }
 }
 
+mod feedback;
 #[cfg(test)]
 mod tests;

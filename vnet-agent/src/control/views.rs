@@ -48,7 +48,8 @@ pub fn status(agent: &Agent) -> Result<Status, Refusal> {
 }
 
 fn summary(s: &State) -> Status {
-    let troubles = [s.blind.as_deref(), s.policy.trouble(), s.security.trouble(), s.policy.store_trouble()];
+    let troubles =
+        [s.blind.as_deref(), s.policy.trouble(), s.security.trouble(), s.policy.store_trouble(), s.policy.feedback_trouble()];
     let mut alarms: Vec<String> = troubles.into_iter().flatten().map(str::to_owned).collect();
     alarms.extend(s.parts.quarantine.alarms());
     alarms.extend(s.parts.sources.status().iter().filter_map(source_alarm));

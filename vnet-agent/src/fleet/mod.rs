@@ -16,6 +16,7 @@
 pub mod disk;
 mod follow;
 pub mod identity;
+pub mod load;
 pub mod mirror;
 pub mod others;
 pub mod probing;

@@ -169,6 +169,7 @@ mod tests {
 
     use super::*;
     use crate::lb::compile::{Member, Place};
+    use crate::lb::feedback::Hint;
     use crate::resource::Protocol;
 
     /// Maps in memory, of which a write can fail.
@@ -215,6 +216,7 @@ mod tests {
             port: 80,
             weight: 1,
             share: 100,
+            hint: Hint::default(),
             zone: None,
             backup: false,
             state: state::ACTIVE,

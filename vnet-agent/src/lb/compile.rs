@@ -9,6 +9,7 @@ use std::time::Duration;
 use vnet_common::lb::{flags, state};
 
 use super::eject::Ejected;
+use super::feedback::{Hint, Hints};
 use super::health::{Check, Health, Kind};
 use super::share::share;
 use crate::resource::{
@@ -27,6 +28,8 @@ pub struct Context<'a> {
     pub health: &'a HashMap<Check, (Health, Option<String>)>,
     /// Members that are out, since their connections failed.
     pub ejected: &'a Ejected,
+    /// What load feedback says of members.
+    pub feedback: &'a Hints,
     /// Where members may be.
     pub surroundings: &'a Surroundings,
     /// This host's zone.
@@ -79,6 +82,8 @@ pub struct Member {
     pub weight: u16,
     /// Its share of new flows against those of the others, in hundredths of weight 1; 0: none. See [`super::share`].
     pub share: u32,
+    /// What load feedback says of it.
+    pub hint: Hint,
     /// Its zone.
     pub zone: Option<String>,
     /// It serves only while no other member does.
@@ -237,27 +242,30 @@ fn group(
     let is_down = |check: &Check| context.health.get(check).is_some_and(|(health, _)| *health == Health::Down);
     let checked = lb.spec.health_check.as_ref().map(|h| (h, Kind::of(h)));
     let ejected = context.ejected.get(&lb.metadata.name);
+    let hints = lb.spec.active_feedback().and_then(|_| context.feedback.get(&lb.metadata.name));
     let mut members = BTreeMap::new();
     for c in candidates {
         let port = c.port.unwrap_or(own_port);
         let check = checked.as_ref().map(|(h, kind)| check(h, kind, c.address, port));
+        let at = (first_port, SocketAddr::new(c.address, port));
         let state = match &check {
             _ if c.drained || c.weight == 0 || context.surroundings.is_drained(&c.address) => state::DRAINING,
             Some(check) if is_down(check) => state::DOWN,
-            _ if ejected.is_some_and(|out| out.contains_key(&(first_port, SocketAddr::new(c.address, port)))) => state::DOWN,
+            _ if ejected.is_some_and(|out| out.contains_key(&at)) => state::DOWN,
             _ => state::ACTIVE,
         };
-        let place = context.surroundings.find(&c.address, c.mac);
+        let hint = hints.and_then(|hints| hints.get(&at)).copied().unwrap_or_default();
         let member = Member {
             name: c.name.clone(),
             address: c.address,
             port,
             weight: c.weight,
             share: 0,
+            hint,
             zone: c.zone.clone(),
             backup: c.backup,
             state,
-            place,
+            place: context.surroundings.find(&c.address, c.mac),
             check,
         };
         members.entry((c.address, port)).or_insert(member);

@@ -399,6 +399,7 @@ fn member_row(m: &Member, group: u32, serial: u32) -> MemberRow {
         segment: m.place.segment,
         state: m.state,
         share: m.share,
+        elsewhere: m.hint.elsewhere,
         ..MemberRow::default()
     }
 }

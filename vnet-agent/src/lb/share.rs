@@ -1,4 +1,4 @@
-//! Who of a group gets new flows, and how many: preference, health, backups and slow start.
+//! Who of a group gets new flows, and how many: preference, health, backups, load feedback and slow start.
 //!
 //! The preferred members serve while enough of them are healthy; else the next wider circle is asked, and at last everyone.
 //! Where even of all members too few are healthy it is rather the check that is wrong: health is ignored then.
@@ -12,7 +12,7 @@ use vnet_common::lb::state;
 use super::compile::{Group, Member};
 use crate::resource::{LoadBalancerSpec, Preference};
 
-/// What a member of weight 1 has of [`Member::share`]: slow start divides it.
+/// What a member of weight 1 has of [`Member::share`]: slow start and load feedback divide it.
 pub const WHOLE: u32 = 100;
 /// What a member begins a slow start with, in percent.
 const FIRST_PERCENT: u32 = 10;
@@ -21,7 +21,7 @@ const FIRST_PERCENT: u32 = 10;
 pub fn share(members: &mut [Member], spec: &LoadBalancerSpec, zone: Option<&str>) {
     let serving: BTreeSet<usize> = choose(members, spec, zone).into_iter().collect();
     for (i, m) in members.iter_mut().enumerate() {
-        m.share = if serving.contains(&i) { u32::from(m.weight) * WHOLE } else { 0 };
+        m.share = if serving.contains(&i) { u32::from(m.weight) * m.hint.whole_percent() * WHOLE / 100 } else { 0 };
     }
 }
 

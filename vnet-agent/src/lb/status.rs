@@ -75,10 +75,12 @@ pub fn status(
 ) -> Result<LbStatus> {
     let mut members: BTreeMap<(IpAddr, &str), MemberStatus> = BTreeMap::new();
     for group in s.groups.iter().filter(|g| g.lb == lb.metadata.name) {
-        let all: u32 = group.members.iter().map(|m| m.share).sum();
+        let all: u64 = group.members.iter().map(|m| u64::from(m.share)).sum();
         for m in &group.members {
             let status = members.entry((m.address, &m.name)).or_insert_with(|| describe(lb, m, s));
-            status.target_percent = f64::from(m.share * 1000 / all.max(1)) / 10.0;
+            status.target_percent = (u64::from(m.share) * 1000 / all.max(1)) as f64 / 10.0;
+            status.factor_percent = lb.spec.active_feedback().map(|_| m.hint.percent);
+            status.flows_elsewhere += u64::from(m.hint.elsewhere);
             let ejected = s.ejected.get(&group.lb).and_then(|out| out.get(&(group.port, SocketAddr::new(m.address, m.port))));
             add_state(status, m, m.check.as_ref().and_then(|c| s.health.get(c)), ejected);
             if let Some((row, serial)) = s.rows.find(group, m) {

@@ -1,6 +1,7 @@
 //! What a schema cannot say: how the values of a resource fit together, and how resources do.
 
 mod alone;
+mod feedback;
 mod group;
 mod health;
 mod reference;

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::feedback::Feedback;
 use super::health_check::{HealthCheck, PassiveHealth};
 use super::{Metadata, format};
 
@@ -86,6 +87,17 @@ pub struct LoadBalancerSpec {
     /// Take a member out for a while when the connections that it is given fail. Default: never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passive_health: Option<PassiveHealth>,
+    /// Let the members' load, as all hosts see it, adjust their weights. Default: weights are as configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub feedback: Option<Feedback>,
+}
+
+impl LoadBalancerSpec {
+    /// The load feedback, if there is any that does something.
+    #[must_use]
+    pub fn active_feedback(&self) -> Option<&Feedback> {
+        self.feedback.as_ref().filter(|feedback| feedback.is_on())
+    }
 }
 
 fn one_percent() -> u8 {
@@ -117,7 +129,8 @@ pub enum Algorithm {
     Maglev,
     /// The members in turn, each as often as its weight says. Each host has turns of its own.
     RoundRobin,
-    /// Who has the fewest connections of this host for its weight: of all, or of 16 at random where there are more.
+    /// Who has the fewest connections for its weight, of this host (with `feedback`, of all hosts): of all members, or of 16 at random
+    /// where there are more.
     LeastConnections,
     /// By a hash of the client's address: all flows of a client go to one member while members do not change.
     SourceHash,

@@ -3,6 +3,7 @@
 mod check;
 mod cidr;
 mod endpoint;
+mod feedback;
 mod format;
 mod health_check;
 mod load_balancer;
@@ -30,6 +31,7 @@ use serde::{Deserialize, Serialize};
 pub use check::{check, needed};
 pub use cidr::Cidr;
 pub use endpoint::{AntiSpoofing, Endpoint, EndpointSpec};
+pub use feedback::{Feedback, FeedbackMode};
 pub use format::{is_name, is_tag_name, parse_mac, protocol_number};
 pub use health_check::{HealthCheck, HttpCheck, IcmpCheck, Match, PassiveHealth, StatusRange, UdpCheck, probe_data};
 pub use load_balancer::{

@@ -283,6 +283,9 @@ pub struct MemberStatus {
     /// What part of new flows it is to get now, in percent: 0 while others are preferred, less than its weight says in a slow start.
     #[serde(default)]
     pub target_percent: f64,
+    /// By what its load multiplies its weight, in percent, where load feedback is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub factor_percent: Option<u32>,
     /// Its zone, if one is given.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub zone: Option<String>,
@@ -297,6 +300,9 @@ pub struct MemberStatus {
     pub device: Option<String>,
     /// Flows in the table now.
     pub active_flows: u64,
+    /// Those that it has from other hosts, about, where `leastConnections` count them.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flows_elsewhere: u64,
     /// Flows given to it.
     pub new_flows: u64,
     /// Of those, handshakes completed, and UDP flows.
@@ -316,6 +322,10 @@ pub struct MemberStatus {
     pub packets: [u64; 2],
     /// Bytes to it, from it.
     pub bytes: [u64; 2],
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// How long a member took to answer connections: from SYN to SYN-ACK, as seen at the client's device.

@@ -125,23 +125,38 @@ pub struct MemberKey {
     pub at: SocketAddr,
 }
 
-/// What became of a member's flows within a window.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+/// What became of a member's flows within a window. What is 0 is left out of the text.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct MemberLoad {
     /// Flows that began.
+    #[serde(skip_serializing_if = "is_zero")]
     pub new: u64,
+    /// Flows that ended.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub ended: u64,
     /// Flows that are open at its end.
+    #[serde(skip_serializing_if = "is_zero")]
     pub active: u64,
     /// Packets, both ways.
+    #[serde(skip_serializing_if = "is_zero")]
     pub packets: u64,
     /// Bytes, both ways.
+    #[serde(skip_serializing_if = "is_zero")]
     pub bytes: u64,
     /// Connections that the member reset.
+    #[serde(skip_serializing_if = "is_zero")]
     pub resets: u64,
     /// Connections that it accepted.
+    #[serde(skip_serializing_if = "is_zero")]
     pub connected: u64,
     /// From SYN to SYN-ACK, all of these together, in µs.
+    #[serde(skip_serializing_if = "is_zero")]
     pub connect_us: u64,
+}
+
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// What one host's clients did with members.
@@ -162,6 +177,9 @@ pub struct Global {
     pub serial: u64,
     /// The hosts whose reports are in it.
     pub hosts: Vec<String>,
+    /// The serials of these reports, in the same order.
+    #[serde(default)]
+    pub serials: Vec<u64>,
     /// The window's length in ms.
     pub window_ms: u64,
     /// By member: the sum of what the hosts reported.

@@ -228,7 +228,7 @@ fn compare<A: Address, M: LbMaps>(m: &M, w: &mut Work<A>, slot: u32) -> bool {
         return false;
     }
     // One more than it has: of two that have none, the heavier.
-    let (flows, share) = (u64::from(m.active(index)) + 1, u64::from(row.share));
+    let (flows, share) = (u64::from(m.active(index)) + u64::from(row.elsewhere) + 1, u64::from(row.share));
     if g.best != u32::MAX && flows * u64::from(g.share) >= g.flows * share {
         return false;
     }

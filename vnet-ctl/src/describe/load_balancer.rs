@@ -38,6 +38,7 @@ fn text_of(lb: &LbStatus, resource: Option<&Value>, session: &Session) -> String
         ("Member removed", "onMemberRemoved"),
         ("Health check", "healthCheck"),
         ("Passive health", "passiveHealth"),
+        ("Load feedback", "feedback"),
         ("Member selector", "memberSelector"),
         ("Member groups", "memberGroups"),
     ];

@@ -17,6 +17,7 @@ use crate::{human, lb};
 /// less than, BY MEMBER those of RESETS that it sent, UNREACHABLE the flows about which ICMP said so, TARGET the part of new flows that
 /// it is to get now, and ESTABLISHED are those of NEW that it answered. States: active, draining, down (its health check fails), ejected
 /// (too many of its connections failed), unknown (not checked yet; takes flows). HEALTH says why a member is down or ejected.
+/// Where load feedback is on, FACTOR is what WEIGHT is multiplied by, and ELSEWHERE are the flows that leastConnections counts of other hosts.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -47,7 +48,13 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 /// The members of `lb`, with rates since `before`.
 pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     let health = lb.members.iter().any(|member| member.health.is_some());
-    let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT", "STATE", ">FLOWS", ">NEW"];
+    let feedback = lb.members.iter().any(|member| member.factor_percent.is_some());
+    let elsewhere = lb.members.iter().any(|member| member.flows_elsewhere > 0);
+    let mut columns = vec!["MEMBER", "ADDRESS", ">WEIGHT"];
+    columns.extend(feedback.then_some(">FACTOR"));
+    columns.extend(["STATE", ">FLOWS"]);
+    columns.extend(elsewhere.then_some(">ELSEWHERE"));
+    columns.push(">NEW");
     columns.extend(before.is_some().then_some(">NEW/S"));
     columns.extend([">SHARE", ">CONNECT", ">RESETS", ">TO", ">FROM"]);
     columns.extend(
@@ -69,7 +76,7 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
     let mut table = Table::new(&columns);
     let all = lb.members.iter().map(|member| member.new_flows).sum();
     for member in &lb.members {
-        let mut row = own(member);
+        let mut row = own(member, feedback, elsewhere);
         if let Some((was, time)) = before {
             let was = was.members.iter().find(|was| was.name == member.name).map(|was| was.new_flows);
             row.push(human::rate(member.new_flows, was, time).into());
@@ -93,15 +100,15 @@ pub fn table(lb: &LbStatus, before: Before<'_, LbStatus>, wide: bool) -> Table {
 }
 
 /// What comes before the rates.
-fn own(member: &MemberStatus) -> Vec<Cell> {
-    vec![
-        (&member.name).into(),
-        address(member).into(),
-        member.weight.into(),
-        Cell::new(&member.state, of_state(&member.state)),
-        member.active_flows.into(),
-        member.new_flows.into(),
-    ]
+fn own(member: &MemberStatus, feedback: bool, elsewhere: bool) -> Vec<Cell> {
+    let mut row = vec![(&member.name).into(), address(member).into(), member.weight.into()];
+    if feedback {
+        row.push(member.factor_percent.map(|percent| format!("{percent}%")).unwrap_or_default().into());
+    }
+    row.extend([Cell::new(&member.state, of_state(&member.state)), member.active_flows.into()]);
+    row.extend(elsewhere.then(|| member.flows_elsewhere.into()));
+    row.push(member.new_flows.into());
+    row
 }
 
 /// Below which 99 % of its connections are answered.

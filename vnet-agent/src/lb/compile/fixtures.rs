@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::elsewhere::Elsewhere;
 use crate::lb::compile::{Context, Desired, Local, Neighbour, Surroundings};
 use crate::lb::eject::Ejected;
+use crate::lb::feedback::Hints;
 use crate::lb::health::{Check, Health};
 use crate::resource::{
     API_VERSION, Algorithm, Delivery, HealthCheck, LoadBalancer, LoadBalancerSpec, Member as MemberSpec, Metadata,
@@ -45,6 +46,7 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         on_member_removed: OnMemberRemoved::Reset,
         health_check: None,
         passive_health: None,
+        feedback: None,
     };
     LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
 }
@@ -64,6 +66,7 @@ pub struct Input {
     pub elsewhere: Elsewhere,
     pub down: HashSet<Check>,
     pub ejected: Ejected,
+    pub feedback: Hints,
 }
 
 /// What follows from it.
@@ -75,6 +78,7 @@ pub fn compile(input: &Input) -> Desired {
         overrides: &input.overrides,
         health: &health,
         ejected: &input.ejected,
+        feedback: &input.feedback,
         surroundings: &surroundings,
         zone: None,
         load_balancer: &find,

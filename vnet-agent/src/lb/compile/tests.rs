@@ -191,3 +191,24 @@ fn members_of_members_are_drained_where_they_come_from_and_where_they_are() {
     assert_eq!(got("inner"), [(state::DRAINING, 1), (state::ACTIVE, 1), (state::ACTIVE, 1)]);
     assert_eq!(got("outer"), [(state::DRAINING, 5), (state::DRAINING, 1), (state::ACTIVE, 7)]);
 }
+
+#[test]
+fn load_feedback_multiplies_weights_where_it_is_on() {
+    let mut x = lb("x", &["10.0.0.1"], vec![member("10.9.0.1"), member("10.9.0.2"), member("10.9.0.3"), member("10.9.0.4")]);
+    (x.spec.members[1].weight, x.spec.members[3].weight) = (10, 0);
+    let mut input = input(x);
+    let hint = |m: &str, percent, elsewhere| ((80, SocketAddr::new(ip(m), 80)), Hint { percent, elsewhere });
+    let hints = [hint("10.9.0.1", 151, 0), hint("10.9.0.2", 30, 7), hint("10.9.0.4", 200, 0)];
+    input.feedback = HashMap::from([("x".to_owned(), HashMap::from(hints))]);
+    let mut got = |feedback: Option<&str>| -> Vec<(u32, u32)> {
+        input.load_balancers[0].spec.feedback = feedback.map(|yaml| serde_saphyr::from_str(yaml).unwrap());
+        compile(&input).groups()[0].members.iter().map(|m| (m.share, m.hint.elsewhere)).collect()
+    };
+    assert_eq!(got(Some("{ mode: leastLoad }")), [(150, 0), (300, 7), (100, 0), (0, 0)]);
+    for off in [None, Some("{}"), Some("{ mode: off }")] {
+        assert_eq!(got(off), [(100, 0), (1000, 0), (100, 0), (0, 0)], "{off:?}");
+    }
+    input.feedback = HashMap::from([("x".to_owned(), HashMap::from([hint("10.9.0.1", 0, 0)]))]);
+    input.load_balancers[0].spec.feedback = Some(serde_saphyr::from_str("{ mode: leastLoad }").unwrap());
+    assert_eq!(compile(&input).groups()[0].members[0].share, 1, "never nothing");
+}

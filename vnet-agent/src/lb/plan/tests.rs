@@ -7,6 +7,7 @@ use vnet_common::map::MAGLEV_BLOCK;
 
 use super::*;
 use crate::lb::compile::Place;
+use crate::lb::feedback::Hint;
 use crate::lb::live::{MemberKey, length_bit};
 use crate::random::Random;
 use crate::resource::Protocol;
@@ -179,6 +180,7 @@ impl Random {
                 port: 8080,
                 weight,
                 share,
+                hint: Hint { percent: 100, elsewhere: self.below(2) as u32 * 7 },
                 zone: None,
                 backup: false,
                 state,
@@ -260,6 +262,7 @@ fn group_of(members: &[u8]) -> Group {
         port: 8080,
         weight: 1,
         share: 100,
+        hint: Hint::default(),
         zone: None,
         backup: false,
         state: state::ACTIVE,

@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use super::super::source::Faults;
 use super::super::{Endpoint, LoadBalancer, LoadBalancerSpec, Located, PortRange, Resource};
-use super::{group, health, source};
+use super::{feedback, group, health, source};
 
 /// Looks at one resource. One that is not `whole` lacks something that was faulty: nothing is said of what it lacks.
 pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Faults) {
@@ -20,6 +20,7 @@ pub(in super::super) fn alone(located: &Located, whole: bool, faults: &mut Fault
                 served(spec, &mut report);
                 health::health_check(spec, &mut report);
                 health::passive_health(spec, &mut report);
+                feedback::feedback(spec, &mut report);
             }
         }
         Resource::Endpoint(endpoint) => addresses(endpoint, &mut report),

@@ -72,6 +72,13 @@ spec:
     baseEjectMs: 30000
     maxEjectMs: 300000
     maxEjectedPercent: 50
+  feedback:
+    mode: latencyTarget
+    gainPercent: 60
+    dampingPercent: 40
+    minPercent: 20
+    maxPercent: 300
+    targetMilliseconds: 50
 ";
 
 pub(super) const UDP: &str = "\
@@ -308,6 +315,16 @@ const HTTP_ROWS: &[Row] = &[
     ("maxEjectMs: 300000", "maxEjectMs: 0", 22, 17, "`maxEjectMs` must be a whole number from 1000 to 86400000, but is `0`"),
     ("maxEjectMs: 300000", "maxEjectMs: 29999", 22, 17, "at most 29999 ms out is less than the 30000 ms of the first time"),
     ("maxEjectedPercent: 50", "maxEjectedPercent: 0", 23, 24, "`maxEjectedPercent` must be a whole number from 1 to 100"),
+    ("feedback:\n", "feedback: on\n  x:\n", 24, 13, "`feedback` must be a group of fields"),
+    ("mode: latencyTarget", "mode: latency", 25, 11, "`mode` must be `off`, `leastLoad` or `latencyTarget`, but is `latency`"),
+    ("mode: latencyTarget", "mode: leastLoad", 30, 25, "`targetMilliseconds` is for `mode: latencyTarget`"),
+    ("gainPercent: 60", "gainPercent: 0", 26, 18, "`gainPercent` must be a whole number from 1 to 100, but is `0`"),
+    ("dampingPercent: 40", "dampingPercent: 96", 27, 21, "`dampingPercent` must be a whole number from 0 to 95, but is `96`"),
+    ("minPercent: 20", "minPercent: 101", 28, 17, "`minPercent` must be a whole number from 1 to 100, but is `101`"),
+    ("maxPercent: 300", "maxPercent: 99", 29, 17, "`maxPercent` must be a whole number from 100 to 1000, but is `99`"),
+    ("50\n  feedback", "50\n  fedback", 24, 3, "`spec` has no field `fedback`: did you mean `feedback`?"),
+    ("    targetMilliseconds: 50\n", "", 25, 11, "`mode: latencyTarget` needs a target: give `targetMilliseconds`"),
+    ("Milliseconds: 50", "Milliseconds: 0", 30, 25, "`targetMilliseconds` must be a whole number from 1 to 60000, but is `0`"),
 ];
 
 const UDP_ROWS: &[Row] = &[
