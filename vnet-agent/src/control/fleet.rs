@@ -5,6 +5,7 @@
 //! on with that.
 
 mod desired;
+pub mod load;
 mod moving;
 mod others;
 mod probing;

@@ -65,6 +65,7 @@ pub async fn run(
     let mut watchdog = interval(watchdog_period());
     let collector = tokio::spawn(collect(Arc::clone(agent)));
     let mut groups = agent.parts().quarantine.changes();
+    let feedback = tokio::spawn(super::fleet::load::feed_back(Arc::clone(agent)));
     let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -96,6 +97,7 @@ pub async fn run(
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     collector.abort();
     telling.abort();
+    feedback.abort();
     agent.end();
     Ok(())
 }

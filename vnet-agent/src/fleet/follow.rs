@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
@@ -54,6 +54,7 @@ impl Fleet {
                 Ok(client) => {
                     let began = Instant::now();
                     let end = self.session(client, consumer.as_ref()).await;
+                    *lock(&self.client) = None;
                     if began.elapsed() > PATIENCE.1 {
                         (wait, failed) = (PATIENCE.0, 0);
                     }
@@ -98,6 +99,7 @@ impl Fleet {
                 Ok(watch) => watch,
                 Err(e) => return End::Broken(e),
             };
+            *lock(&self.client) = Some(client.clone());
             self.found(client.endpoint(), consumer);
             tokio::select! {
                 end = self.watch(watch) => match end {
@@ -211,8 +213,8 @@ impl Fleet {
     /// # Errors
     /// The store does not answer.
     pub async fn loads(&self) -> Result<BTreeMap<String, Entry>> {
-        let Some(endpoint) = self.link().connected else { bail!("the store is not connected") };
-        let mut client = self.settings.access.connect(&endpoint).await?;
+        let client = lock(&self.client).clone();
+        let mut client = client.context("the store is not connected")?;
         Ok(client.read(vnet_common::fleet::LOAD).await?.entries)
     }
 }

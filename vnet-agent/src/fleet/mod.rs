@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::sync::Notify;
-use vnet_common::etcd::Access;
+use vnet_common::etcd::{Access, Client};
 use vnet_common::fleet::Key;
 
 use disk::Disk;
@@ -100,6 +100,8 @@ pub struct Fleet {
     untold: Mutex<BTreeSet<String>>,
     told: Notify,
     disk: Disk,
+    /// The connection, while there is one.
+    client: Mutex<Option<Client>>,
     /// Which store it was that the mirror is of.
     cluster: AtomicU64,
 }
@@ -131,6 +133,7 @@ impl Fleet {
             untold: Mutex::default(),
             told: Notify::new(),
             disk,
+            client: Mutex::default(),
             cluster: AtomicU64::new(0),
         }))
     }
