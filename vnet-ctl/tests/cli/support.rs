@@ -71,7 +71,7 @@ spec:
 /// Keeps resources, the members of `web`, and what `fake` keeps.
 pub struct Memory {
     resources: Mutex<Vec<Value>>,
-    members: Mutex<Vec<MemberStatus>>,
+    pub members: Mutex<Vec<MemberStatus>>,
     /// Grows with each look at counters, and they with it.
     pub looks: AtomicU64,
     pub tags: Mutex<Vec<Tag>>,

@@ -56,6 +56,7 @@ pub fn random_world(r: &mut Random) -> World {
                 row.ifindex = [NEAR, FAR, 0][usize::from(m)];
                 row.segment = segment;
                 row.mac = r.of(&[[0; 6], [2, 0, 0, 0, 1, 2 + m]]);
+                row.elsewhere = r.of(&[0, 0, 5]);
                 w.set_state(index, r.of(&[state::ACTIVE, state::ACTIVE, state::ACTIVE, state::DRAINING, state::NONE]));
             }
         }
