@@ -35,6 +35,7 @@ fn agent(runtime: &tokio::runtime::Runtime) -> Agent {
         networks: Vec::new(),
         own: Own { run_dir: RUN.into(), state_dir: RUN.into() },
         clock: Arc::new(SystemClock::new().unwrap()),
+        fleet: None,
     });
     let agent = agent.unwrap();
     let snapshot = runtime.block_on(async {

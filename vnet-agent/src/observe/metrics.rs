@@ -15,6 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::exemplar::Exemplar;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+use vnet_common::api::fleet::FleetBrief;
 use vnet_common::api::{ConnectTimes, EndpointStatus, LbStatus, QuarantineStatus, RuleStatus, SourceStatus, Status};
 
 pub use prometheus_text::CONTENT_TYPE;
@@ -200,6 +201,18 @@ fn busiest<T>(list: &[T], count: impl Fn(&T) -> u64) -> Vec<&T> {
     all
 }
 
+/// The store that a fleet shares, and its hosts.
+fn shared(w: &mut Writer<'_>, fleet: &FleetBrief) -> fmt::Result {
+    w.gauge("vnet_store_connected", "Whether the shared store is heard of", [([], u64::from(fleet.connected.is_some()))])?;
+    w.gauge("vnet_store_silent_seconds", "For how long the shared store has not been heard of", [([], fleet.silent_seconds)])?;
+    let applied = u64::try_from(fleet.applied).unwrap_or(0);
+    w.gauge("vnet_store_applied_revision", "The newest revision of what is desired that is in force here", [([], applied)])?;
+    w.gauge("vnet_store_refused", "Whether a newer revision was refused here", [([], u64::from(fleet.refused))])?;
+    let states = [("alive", fleet.alive), ("silent", fleet.hosts.saturating_sub(fleet.alive))];
+    let hosts = states.map(|(state, n)| ([("state", state.to_owned())], u64::from(n)));
+    w.gauge("vnet_fleet_hosts", "Hosts of the fleet", hosts)
+}
+
 struct Member<'a> {
     lb: &'a LbStatus,
     status: &'a vnet_common::api::MemberStatus,
@@ -231,7 +244,8 @@ impl Snapshot {
         w.gauge("vnet_flows", "Flows in the tables", flows)?;
         w.counter("vnet_events_reported", "Events that the datapath reported", [([], self.events.reported)])?;
         w.counter("vnet_events_suppressed", "Events that were too many to be reported", [([], self.events.suppressed)])?;
-        w.gauge("vnet_event_followers", "Readers that follow events", [([], self.events.followers as u64)])
+        w.gauge("vnet_event_followers", "Readers that follow events", [([], self.events.followers as u64)])?;
+        s.fleet.as_ref().map_or(Ok(()), |fleet| shared(w, fleet))
     }
 
     fn endpoints(&self, w: &mut Writer<'_>, endpoints: &[&EndpointStatus]) -> fmt::Result {

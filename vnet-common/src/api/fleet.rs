@@ -160,6 +160,12 @@ pub struct FleetBrief {
     pub connected: Option<String>,
     /// For how long the store has not been heard of; 0 while it is connected.
     pub silent_seconds: u64,
+    /// The newest revision of what is desired that is in force on this host.
+    #[serde(default)]
+    pub applied: i64,
+    /// A newer one was refused here.
+    #[serde(default)]
+    pub refused: bool,
     /// Hosts that are alive.
     pub alive: u32,
     /// Hosts that are registered or were heard of.

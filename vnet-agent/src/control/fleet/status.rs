@@ -68,6 +68,8 @@ impl State {
             store: sharing.fleet.access().to_string(),
             silent_seconds: link.silent().as_secs(),
             connected: link.connected,
+            applied: sharing.desired.applied,
+            refused: sharing.desired.refused.is_some(),
             alive: view.alive.len() as u32,
             hosts: names.len() as u32,
         })
