@@ -91,6 +91,8 @@ impl RoleSet<'_> {
                 let mut client = access.connect_as(&endpoint, &rescuer, &password).await?;
                 let disabled = client.inner.auth_disable().await.map_err(Told::from);
                 disabled.context("making the store check nobody again")?;
+                // The rescuer's token is worth nothing any more.
+                let mut client = access.connect(&endpoint).await?;
                 RoleSet(&mut client).remove_user(&rescuer).await?;
                 bail!(
                     "the store did not take this certificate for {ROOT_USER}'s, and checks nobody, as before ({error:#}): \
