@@ -95,6 +95,7 @@ async fn serve(options: Options) -> Result<()> {
     agent.start_events(options.events())?;
     let routes = Routes::from(Arc::clone(&agent) as Arc<dyn api::Control>)
         .with(Arc::clone(&agent) as Arc<dyn api::Observe>)
+        .with(Arc::clone(&agent) as Arc<dyn api::Fleet>)
         .with(Arc::clone(&agent) as Arc<dyn api::Quarantine>)
         .with(Arc::clone(&agent.parts().sources) as Arc<dyn api::Sources>);
     let server = tokio::spawn(api::serve_on(socket, routes, shutdown));

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 
+use crate::fleet::StoreOptions;
 use crate::style::Color;
 use crate::{
-    apply, completions, delete, describe, detach, diff, endpoint, events, explain, flows, get, group, lb, man, policy,
-    quarantine, tag, time, top,
+    apply, completions, delete, describe, detach, diff, endpoint, events, explain, flows, get, group, host, lb, man, policy,
+    quarantine, rollout, store, tag, time, top,
 };
 
 /// Looks at and changes what the vnet agent of this host does
@@ -61,6 +62,18 @@ pub struct Global {
     /// How long to wait for an answer of the agent, in seconds or as 2m [default: 30s; for scans and measurements 1h]
     #[arg(long, global = true, value_name = "DURATION", value_parser = patience)]
     pub timeout: Option<Duration>,
+    /// The store that the hosts share, as etcd://HOST:PORT,… [env: VNET_STORE] [default: the agent's]
+    #[arg(long, global = true, value_name = "STORE")]
+    pub store: Option<String>,
+    /// Authorities of the store's certificates [env: VNET_STORE_CA] [default: ~/.config/vnet/operator/ca.crt]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub store_ca: Option<PathBuf>,
+    /// Your certificate for the store [env: VNET_STORE_CERT] [default: ~/.config/vnet/operator/tls.crt]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub store_cert: Option<PathBuf>,
+    /// Its key [env: VNET_STORE_KEY] [default: ~/.config/vnet/operator/tls.key]
+    #[arg(long, global = true, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub store_key: Option<PathBuf>,
 }
 
 /// From a second to a day.
@@ -75,9 +88,26 @@ fn patience(text: &str) -> Result<Duration, String> {
 impl Global {
     /// The agent's socket: as the option says, or the environment, or where it usually is.
     pub fn socket(&self) -> PathBuf {
-        let variable = || std::env::var_os("VNET_SOCKET").filter(|value| !value.is_empty()).map(PathBuf::from);
-        self.socket.clone().or_else(variable).unwrap_or_else(|| PathBuf::from("/run/vnet/agent.sock"))
+        self.socket.clone().or_else(|| variable("VNET_SOCKET")).unwrap_or_else(|| PathBuf::from("/run/vnet/agent.sock"))
     }
+
+    /// The fleet's store, and the files with which we get into it: as the options say, or the environment.
+    pub fn store(&self) -> StoreOptions {
+        let file = |option: &Option<PathBuf>, name| option.clone().or_else(|| variable(name));
+        StoreOptions {
+            address: self.store.clone().or_else(|| std::env::var("VNET_STORE").ok().filter(|value| !value.is_empty())),
+            files: [
+                file(&self.store_ca, "VNET_STORE_CA"),
+                file(&self.store_cert, "VNET_STORE_CERT"),
+                file(&self.store_key, "VNET_STORE_KEY"),
+            ],
+        }
+    }
+}
+
+/// A path in the environment; one that is empty is none.
+fn variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
 /// How to print.
@@ -110,6 +140,9 @@ pub enum Verb {
     Endpoint(endpoint::Args),
     Group(group::Args),
     Policy(policy::Args),
+    Host(host::Args),
+    Rollout(rollout::Args),
+    Store(Box<store::Args>),
     Tag(tag::Args),
     Quarantine(quarantine::Args),
     Events(events::Args),

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
+use vnet_common::api::fleet::ProposeRequest;
 use vnet_common::api::{ApplyResponse, DeleteRequest, File};
 
 use crate::client::segment;
 use crate::failure::{Misused, is_not_found};
+use crate::fleet::{self, Made, WaitArgs, Wanted};
 use crate::output::Session;
 use crate::target::{Kind, Target, TargetParser};
 use crate::{apply, files, near};
@@ -15,7 +17,8 @@ use crate::{apply, files, near};
 /// Delete resources, by name or as files name them
 ///
 /// New connections to a deleted load balancer are not balanced any more; what its open connections get is its onMemberRemoved.
-/// All of them are deleted, or none: if one is not there, nothing is deleted.
+/// All of them are deleted, or none: if one is not there, nothing is deleted. In a fleet they are deleted for all its hosts, as `apply`
+/// does it.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -35,6 +38,8 @@ pub struct Args {
     /// That something is not there is no error
     #[arg(long)]
     ignore_not_found: bool,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Of a resource in a file, all that matters here.
@@ -55,15 +60,20 @@ struct Metadata {
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let request = DeleteRequest { resources: wanted(&args)?, ignore_not_found: args.ignore_not_found };
-    let done: ApplyResponse = match session.agent.post("/v1/delete", &request).await {
+    let done = match fleet::status(&session.agent).await? {
+        Some(fleet) => {
+            let DeleteRequest { resources, ignore_not_found } = request.clone();
+            let request = ProposeRequest::Delete { resources, ignore_not_found };
+            fleet::make(session, &fleet, &Wanted { request, what: "delete".to_owned(), instead: None }, |_| Ok(())).await
+        }
+        None => session.agent.post("/v1/delete", &request).await.map(|response: ApplyResponse| Made { response, revision: None }),
+    };
+    let done = match done {
         Err(error) if is_not_found(&error) => return Err(absent(session, &request.resources, error).await?),
         result => result?,
     };
-    for warning in &done.warnings {
-        session.warn(warning);
-    }
-    session.show(&done, |done| apply::lines(&done.changes, "", session.paint))?;
-    Ok(0)
+    let force = fleet::wait(session, done.revision, args.wait.wait).await;
+    apply::show(session, &done.response, false, force)
 }
 
 fn wanted(args: &Args) -> Result<Vec<(String, String)>> {

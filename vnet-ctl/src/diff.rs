@@ -3,16 +3,18 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
+use similar::TextDiff;
 use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change};
 
 use crate::output::Session;
 use crate::style::{Look, Paint};
-use crate::{apply, effects, files};
+use crate::{apply, effects, files, fleet};
 
 /// Show what `apply` would change, as a unified diff, and which live flows it would cut
 ///
 /// After the diff come the rules that come and go, the endpoints that get other rules or another group, and the flows alive now
-/// that would be cut (with the rule that does it), or moved to another member. -o json has all of it.
+/// that would be cut (with the rule that does it), or moved to another member. -o json has all of it. In a fleet, the diff is to what all
+/// hosts share, and the rest is about this host.
 ///
 /// Exit codes: 0 no differences, 1 differences, 2 an error.
 #[derive(Debug, clap::Args)]
@@ -32,8 +34,12 @@ pub struct Args {
 
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
-    let request = ApplyRequest { files: files::read(&args.files)?, dry_run: true };
-    let response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
+    let files = files::read(&args.files)?;
+    // In a fleet, what others have may not be what is in force on this host.
+    let response: ApplyResponse = match fleet::status(&session.agent).await? {
+        Some(_) => apply::propose(session, files).await?.response,
+        None => session.agent.post("/v1/apply", &ApplyRequest { files, dry_run: true }).await?,
+    };
     if response.changes.is_empty() {
         bail!("there are no resources in what was given");
     }
@@ -65,7 +71,17 @@ fn one(change: &Change, paint: Paint) -> String {
         text +=
             &format!("{}\n{}\n", paint.paint(Look::Bold, &format!("--- {old}")), paint.paint(Look::Bold, &format!("+++ {new}")));
     }
-    text + &change.diff.lines().map(|line| paint.paint(look(line), line) + "\n").collect::<String>()
+    text + &self::paint(&change.diff, paint)
+}
+
+/// What changed between two texts, with three lines around each change; empty if nothing did.
+pub fn unified(old: &str, new: &str) -> String {
+    TextDiff::from_lines(old, new).unified_diff().context_radius(3).to_string()
+}
+
+/// A unified diff in colours.
+pub fn paint(text: &str, paint: Paint) -> String {
+    text.lines().map(|line| paint.paint(look(line), line) + "\n").collect()
 }
 
 fn look(line: &str) -> Look {

@@ -15,9 +15,11 @@ mod events;
 mod explain;
 mod failure;
 mod files;
+mod fleet;
 mod flows;
 mod get;
 mod group;
+mod host;
 mod human;
 mod lb;
 mod link;
@@ -27,8 +29,10 @@ mod output;
 mod policy;
 mod progress;
 mod quarantine;
+mod rollout;
 mod rule;
 mod status;
+mod store;
 mod style;
 mod table;
 mod tag;
@@ -77,6 +81,9 @@ async fn dispatch(session: &Session, verb: Verb) -> Result<u8> {
         Verb::Endpoint(args) => endpoint::run(session, args.verb).await,
         Verb::Group(args) => group::run(session, args.verb).await,
         Verb::Policy(args) => policy::run(session, args.verb).await,
+        Verb::Host(args) => host::run(session, args.verb).await,
+        Verb::Rollout(args) => rollout::run(session, args.verb).await,
+        Verb::Store(args) => store::run(session, *args).await,
         Verb::Tag(args) => tag::run(session, args.verb).await,
         Verb::Quarantine(args) => quarantine::run(session, args.verb).await,
         Verb::Events(args) => events::run(session, args).await,

@@ -8,7 +8,9 @@ use serde::Serialize;
 
 use crate::cli::{Format, Global};
 use crate::client::Agent;
+use crate::diff;
 use crate::failure::ReaderGone;
+use crate::fleet::StoreOptions;
 use crate::human;
 use crate::style::{Look, Paint};
 
@@ -21,6 +23,8 @@ pub struct Session {
     pub format: Format,
     /// For what goes to standard output.
     pub paint: Paint,
+    /// Where the fleet's store is, and who we are to it.
+    pub store: StoreOptions,
     errors: Paint,
     patience: Option<Duration>,
 }
@@ -38,6 +42,7 @@ impl Session {
             agent: Agent::new(global.socket(), patience.unwrap_or(PATIENCE)),
             format: global.output,
             paint: global.color.on_stdout(),
+            store: global.store(),
             errors: global.color.on_stderr(),
             patience,
         }
@@ -76,6 +81,19 @@ impl Session {
     pub fn warn(&self, text: &str) {
         // What cannot be told to nobody is not worth failing for.
         let _ = writeln!(std::io::stderr(), "{} {}", self.errors.paint(Look::Yellow, "warning:"), human::clean(text));
+    }
+
+    /// A line of an explanation, on standard error.
+    pub fn beside(&self, text: &str) {
+        // As in `warn`.
+        let _ = writeln!(std::io::stderr(), "{}", human::clean(text));
+    }
+
+    /// A unified diff, on standard error.
+    pub fn beside_diff(&self, text: &str) {
+        let text: String = text.lines().map(|line| human::clean(line) + "\n").collect();
+        // As in `warn`.
+        let _ = std::io::stderr().write_all(diff::paint(&text, self.errors).as_bytes());
     }
 
     /// Something said beside the output, on standard error.

@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use vnet_common::api::Status;
+use vnet_common::api::fleet::FleetBrief;
 
 use crate::human;
 use crate::output::Session;
@@ -32,12 +33,24 @@ fn text(status: &Status, paint: Paint) -> String {
     for (title, value) in lines {
         text += &format!("  {title:<18} {value}\n");
     }
+    text += &status.fleet.as_ref().map(|fleet| self::fleet(fleet, paint)).unwrap_or_default();
     text += &alarms(&status.alarms, paint);
     if !status.maps.is_empty() {
         text += "\n";
         text += &maps(status).render(paint);
     }
     text
+}
+
+fn fleet(fleet: &FleetBrief, paint: Paint) -> String {
+    let look = if fleet.alive < fleet.hosts { Look::Yellow } else { Look::Green };
+    let alive = paint.paint(look, &format!("{} of {} alive", fleet.alive, human::count(fleet.hosts.into(), "host")));
+    let heard = match &fleet.connected {
+        Some(member) => format!("connected to {member}"),
+        None => paint.paint(Look::Red, &format!("not heard of for {}", human::seconds(fleet.silent_seconds))),
+    };
+    let host = format!("this host is {}, {alive}", fleet.host);
+    format!("  {:<18} {host}\n  {:<18} {}, {heard}\n", "Fleet", "Store", fleet.store)
 }
 
 fn alarms(alarms: &[String], paint: Paint) -> String {

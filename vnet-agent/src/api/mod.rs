@@ -6,6 +6,7 @@ mod access;
 mod connection;
 mod error;
 mod extract;
+mod fleet;
 mod metrics;
 mod observe;
 mod quarantine;
@@ -22,7 +23,6 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::sync::oneshot;
-use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
@@ -30,6 +30,7 @@ use vnet_common::api::{
 };
 
 pub use error::{Class, Refusal};
+pub use fleet::Fleet;
 pub use metrics::serve_metrics;
 pub use observe::Observe;
 pub use quarantine::Quarantine;
@@ -68,12 +69,6 @@ pub trait Control: Send + Sync + 'static {
     fn export_flows(&self, endpoint: &str) -> Result<FlowExport, Refusal>;
     /// Takes the flows of an endpoint over that moved here.
     fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal>;
-    /// The fleet; [`Class::NotFound`] without one.
-    fn fleet(&self) -> Result<FleetStatus, Refusal>;
-    /// What a change of what is desired would be, for whoever writes it to the store that the fleet shares.
-    fn propose(&self, request: ProposeRequest) -> Result<Proposal, Refusal>;
-    /// All that operators wrote.
-    fn content(&self) -> Result<Content, Refusal>;
     /// Takes the datapath off this host. The agent is to end afterwards: what implements this resolves the `shutdown` that
     /// [`serve`] was given; this answer is still sent.
     fn detach(&self) -> Result<DetachResponse, Refusal>;

@@ -9,7 +9,6 @@ use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
 use serde::Deserialize;
 use serde_json::Value;
-use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, FlowList, LbStatus, MemberChange,
@@ -89,9 +88,6 @@ fn router(control: Arc<dyn Control>) -> Router {
         .route("/v1/lb/{name}", get(lb))
         .route("/v1/lb/{name}/members/{member}", post(change_member))
         .route("/v1/flows", get(flows))
-        .route("/v1/fleet", get(fleet))
-        .route("/v1/fleet/propose", post(propose))
-        .route("/v1/store/content", get(content))
         .route("/v1/detach", post(detach))
         .with_state(control)
 }
@@ -188,7 +184,7 @@ async fn change_member(
     ask(control, move |control| control.change_member(&lb, &member, change)).await
 }
 
-fn check_change(change: &MemberChange) -> Result<(), Refusal> {
+pub(super) fn check_change(change: &MemberChange) -> Result<(), Refusal> {
     match change {
         MemberChange { drained: None, weight: None } => {
             Err(Refusal::bad_request("nothing to change: give 'drained', 'weight' or both"))
@@ -221,27 +217,6 @@ async fn flows(State(control): Agent, Query(query): Query<FlowQuery>) -> Answer<
     ask(control, move |control| control.flows(query.lb.as_deref(), limit)).await
 }
 
-async fn fleet(State(control): Agent) -> Answer<FleetStatus> {
-    ask(control, |control| control.fleet()).await
-}
-
-async fn propose(State(control): Agent, Body(mut request): Body<ProposeRequest>) -> Answer<Proposal> {
-    match &mut request {
-        ProposeRequest::Delete { resources, .. } => {
-            for (kind, _) in resources {
-                *kind = known(kind)?.to_owned();
-            }
-        }
-        ProposeRequest::Member { change, .. } => check_change(change)?,
-        ProposeRequest::Apply { .. } => {}
-    }
-    ask(control, move |control| control.propose(request)).await
-}
-
-async fn content(State(control): Agent) -> Answer<Content> {
-    ask(control, |control| control.content()).await
-}
-
 async fn detach(State(control): Agent) -> Answer<DetachResponse> {
     ask(control, |control| control.detach()).await
 }
@@ -254,7 +229,7 @@ async fn no_such_method(method: Method, uri: Uri) -> Response {
     response(StatusCode::METHOD_NOT_ALLOWED, format!("{method} cannot be done to {}", uri.path()))
 }
 
-fn known(kind: &str) -> Result<&'static str, Refusal> {
+pub(super) fn known(kind: &str) -> Result<&'static str, Refusal> {
     KINDS.into_iter().find(|known| known.eq_ignore_ascii_case(kind)).ok_or_else(|| {
         Refusal::bad_request(format!("there is no kind '{kind}' of resource; there are {}, and all", KINDS.join(", ")))
     })

@@ -14,7 +14,6 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
-use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::*;
 
@@ -80,15 +79,6 @@ impl Control for Known {
     }
     fn import_flows(&self, endpoint: &str, export: &FlowExport) -> Result<FlowImport, Refusal> {
         Ok(FlowImport { endpoint: endpoint.to_owned(), taken: export.flows.len() as u64, ..FlowImport::default() })
-    }
-    fn fleet(&self) -> Result<FleetStatus, Refusal> {
-        Err(Refusal::not_found("no fleet"))
-    }
-    fn propose(&self, _: ProposeRequest) -> Result<Proposal, Refusal> {
-        Err(Refusal::not_found("no fleet"))
-    }
-    fn content(&self) -> Result<Content, Refusal> {
-        Ok(Content::default())
     }
     fn detach(&self) -> Result<DetachResponse, Refusal> {
         Ok(DetachResponse { devices: vec!["tap0".to_owned()], flows: 1 })

@@ -38,7 +38,6 @@ use anyhow::{Context, Result};
 use serde_json::Value;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::moving::{FlowExport, FlowImport};
 use vnet_common::api::{
     ApplyRequest, ApplyResponse, AttachRequest, DeleteRequest, DetachResponse, EndpointStatus, Fault, File, FlowList, LbStatus,
@@ -446,19 +445,6 @@ impl Control for Agent {
             let delete = s.policy.deletable(request)?;
             s.change(Edit { delete, ..Edit::default() }, false)
         })
-    }
-
-    fn fleet(&self) -> Result<FleetStatus, Refusal> {
-        let none = || Refusal::not_found("this agent shares no store with others: it was started without --store");
-        self.ask(|s| s.fleet_status().ok_or_else(none))
-    }
-
-    fn propose(&self, request: ProposeRequest) -> Result<Proposal, Refusal> {
-        self.ask(|s| s.propose(request))
-    }
-
-    fn content(&self) -> Result<Content, Refusal> {
-        self.ask(|s| s.content())
     }
 
     fn endpoints(&self) -> Result<Vec<EndpointStatus>, Refusal> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use etcd_client::{Certificate, ConnectOptions, Identity, TlsOptions};
 
-use super::Client;
+use super::{Client, certificate};
 
 /// Until a member that does not answer is given up.
 const CONNECT: Duration = Duration::from_secs(2);
@@ -66,23 +66,39 @@ impl Access {
         &self.endpoints
     }
 
+    /// The files; `None`: without TLS.
+    #[must_use]
+    pub fn tls(&self) -> Option<&Tls> {
+        self.tls.as_ref()
+    }
+
     /// Connects to one member, which has a leader.
     ///
     /// # Errors
     /// A file cannot be read, or is none of its kind; the member does not answer, is not whom it should be, or does not let us in.
     pub async fn connect(&self, endpoint: &str) -> Result<Client> {
-        let mut options = ConnectOptions::new()
+        let (url, options) = self.options(endpoint)?;
+        Client::open(&url, endpoint, options).await
+    }
+
+    /// The same, as a user who has a password.
+    pub(super) async fn connect_as(&self, endpoint: &str, user: &str, password: &str) -> Result<Client> {
+        let (url, options) = self.options(endpoint)?;
+        Client::open(&url, endpoint, options.with_user(user, password)).await
+    }
+
+    /// The member's URL, and what a connection to it is like.
+    fn options(&self, endpoint: &str) -> Result<(String, ConnectOptions)> {
+        let options = ConnectOptions::new()
             .with_connect_timeout(CONNECT)
             .with_timeout(REQUEST)
             .with_keep_alive(PING.0, PING.1)
             .with_keep_alive_while_idle(true)
             .with_require_leader(true);
-        let mut url = format!("http://{endpoint}");
-        if let Some(tls) = &self.tls {
-            options = options.with_tls(tls.read()?);
-            url = format!("https://{endpoint}");
-        }
-        Client::open(&url, endpoint, options).await
+        Ok(match &self.tls {
+            Some(tls) => (format!("https://{endpoint}"), options.with_tls(tls.read()?)),
+            None => (format!("http://{endpoint}"), options),
+        })
     }
 
     /// The newest change of the files, to see that they were replaced; `None` without TLS, or while one is not there.
@@ -107,6 +123,14 @@ impl fmt::Debug for Access {
 }
 
 impl Tls {
+    /// Who the certificate says that we are: the user, to a store that checks its clients.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is no certificate with a common name.
+    pub fn user(&self) -> Result<String> {
+        certificate::user(&self.cert)
+    }
+
     fn read(&self) -> Result<TlsOptions> {
         let read = |file: &Path, what: &str| std::fs::read(file).with_context(|| format!("reading {what} {}", file.display()));
         let ca = Certificate::from_pem(read(&self.ca, "the store's certificate authority")?);

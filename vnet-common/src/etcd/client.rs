@@ -50,6 +50,21 @@ pub struct Snapshot {
     pub entries: BTreeMap<String, Entry>,
 }
 
+/// What a member says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Member {
+    /// The version of its etcd.
+    pub version: String,
+    /// What its database takes on its disk, in bytes.
+    pub bytes: u64,
+    /// It leads the others.
+    pub leads: bool,
+    /// The store's revision up to which it has come.
+    pub revision: i64,
+    /// What it complains of.
+    pub alarms: Vec<String>,
+}
+
 /// What becomes of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
@@ -149,6 +164,23 @@ impl Client {
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    /// What the member says of itself.
+    ///
+    /// # Errors
+    /// It does not answer, or we may not ask this.
+    pub async fn member(&mut self) -> Result<Member> {
+        let answer = self.inner.status().await.map_err(Told::from);
+        let answer = answer.with_context(|| format!("asking the store at {} how it is", self.endpoint))?;
+        let header = answer.header();
+        Ok(Member {
+            version: answer.version().to_owned(),
+            bytes: u64::try_from(answer.db_size()).unwrap_or(0),
+            leads: header.is_some_and(|h| h.member_id() == answer.leader()),
+            revision: header.map_or(0, |h| h.revision()),
+            alarms: answer.errors().to_vec(),
+        })
     }
 
     /// Every key that begins with `prefix`, at one moment.

@@ -4,13 +4,14 @@
 //! balancing), and would hide from its user which one it talks to: whoever loses a connection takes the next endpoint ([`Rotation`]).
 
 mod access;
+mod certificate;
 mod client;
 mod error;
 mod lease;
 mod operators;
 
 pub use access::{Access, Rotation, Tls};
-pub use client::{Change, Client, Condition, Entry, Next, Outcome, Snapshot, Watch, Write};
+pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write};
 pub use error::{Failure, describe};
 pub use lease::Lease;
-pub use operators::RoleSet;
+pub use operators::{ROOT_USER, RoleSet};

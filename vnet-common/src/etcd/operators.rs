@@ -1,16 +1,19 @@
 //! Who may do what at the store: users are the common names of certificates.
 
-use anyhow::{Context, Result};
+use std::fs::File;
+use std::io::Read as _;
+
+use anyhow::{Context, Result, bail};
 use etcd_client::{Error, Permission, UserAddOptions};
 
 use super::error::Told;
-use super::{Client, describe};
+use super::{Access, Client, describe};
 use crate::fleet::{self, ROOT};
 
 /// The role of those who write what is desired.
 const OPERATORS: &str = "vnet-operators";
-/// The user whom etcd wants before it checks anybody.
-const ROOT_USER: &str = "root";
+/// The user whom etcd wants before it checks anybody, and that user's role.
+pub const ROOT_USER: &str = "root";
 
 /// Sets up users and roles. It takes a certificate of `root`, or an etcd that does not check yet.
 pub struct RoleSet<'a>(pub &'a mut Client);
@@ -47,8 +50,7 @@ impl RoleSet<'_> {
     /// # Errors
     /// See [`RoleSet::operators`]. That there are none is no error.
     pub async fn remove_host(&mut self, host: &str) -> Result<()> {
-        let user = self.0.inner.user_delete(host).await;
-        absent_is_fine(user.map(drop)).with_context(|| format!("removing the store's user {host}"))?;
+        self.remove_user(host).await?;
         let role = self.0.inner.role_delete(role_of(host)).await;
         absent_is_fine(role.map(drop)).with_context(|| format!("removing the store's role {}", role_of(host)))
     }
@@ -61,6 +63,77 @@ impl RoleSet<'_> {
         self.user(ROOT_USER, ROOT_USER).await?;
         let enabled = self.0.inner.auth_enable().await.map_err(Told::from);
         enabled.map(drop).context("making the store check its clients")
+    }
+
+    /// [`RoleSet::enable`], if the store takes `access` for root's then; else it is as before. A store that does not look at the names in
+    /// certificates could never be asked for anything again.
+    ///
+    /// # Errors
+    /// See [`RoleSet::operators`]; or the store does not take us for root.
+    pub async fn enable_for(&mut self, access: &Access) -> Result<()> {
+        let endpoint = self.0.endpoint().to_owned();
+        // Another root, with a password that nobody knows, for the way back.
+        let (rescuer, password) = (format!("vnet-rescue-{}", random()?), random()?);
+        self.role_of_root().await?;
+        let made = self.0.inner.user_add(rescuer.as_str(), password.as_str(), None).await.map_err(Told::from);
+        made.with_context(|| format!("making the store's user {rescuer}"))?;
+        let granted = self.0.inner.user_grant_role(rescuer.as_str(), ROOT_USER).await.map_err(Told::from);
+        granted.with_context(|| format!("giving the store's user {rescuer} the role {ROOT_USER}"))?;
+        self.enable().await?;
+        let is_root = async {
+            let mut client = access.connect(&endpoint).await?;
+            RoleSet(&mut client).users().await?;
+            Ok::<_, anyhow::Error>(client)
+        };
+        match is_root.await {
+            Ok(mut client) => RoleSet(&mut client).remove_user(&rescuer).await,
+            Err(error) => {
+                let mut client = access.connect_as(&endpoint, &rescuer, &password).await?;
+                let disabled = client.inner.auth_disable().await.map_err(Told::from);
+                disabled.context("making the store check nobody again")?;
+                // The rescuer's token is worth nothing any more.
+                let mut client = access.connect(&endpoint).await?;
+                RoleSet(&mut client).remove_user(&rescuer).await?;
+                bail!(
+                    "the store did not take this certificate for {ROOT_USER}'s, and checks nobody, as before ({error:#}): \
+                     its members must run with --client-cert-auth and --trusted-ca-file"
+                )
+            }
+        }
+    }
+
+    /// Does the store check who its clients are? Asked by somebody whom it does not know.
+    ///
+    /// # Errors
+    /// The member does not answer.
+    pub async fn is_enabled(access: &Access, endpoint: &str) -> Result<bool> {
+        // A question of its own came with etcd 3.5.
+        match access.connect_as(endpoint, "vnet-nobody", "-").await {
+            Ok(_) => Ok(true),
+            Err(error) => match format!("{error:#}") {
+                text if text.contains("authentication is not enabled") => Ok(false),
+                text if text.contains("authentication failed") => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// The users that there are.
+    ///
+    /// # Errors
+    /// See [`RoleSet::operators`].
+    pub async fn users(&mut self) -> Result<Vec<String>> {
+        let list = self.0.inner.user_list().await.map_err(Told::from);
+        Ok(list.context("asking for the store's users")?.users().to_vec())
+    }
+
+    async fn remove_user(&mut self, user: &str) -> Result<()> {
+        let removed = self.0.inner.user_delete(user).await;
+        absent_is_fine(removed.map(drop)).with_context(|| format!("removing the store's user {user}"))
+    }
+
+    async fn role_of_root(&mut self) -> Result<()> {
+        present_is_fine(self.0.inner.role_add(ROOT_USER).await.map(drop)).context("making the store's role root")
     }
 
     async fn role(&mut self, name: &str, permissions: Vec<Permission>) -> Result<()> {
@@ -78,7 +151,7 @@ impl RoleSet<'_> {
         let made = self.0.inner.user_add(user, "", Some(UserAddOptions::new().with_no_pwd())).await;
         present_is_fine(made.map(drop)).with_context(|| format!("making the store's user {user}"))?;
         if role == ROOT_USER {
-            present_is_fine(self.0.inner.role_add(ROOT_USER).await.map(drop)).context("making the store's role root")?;
+            self.role_of_root().await?;
         }
         let granted = self.0.inner.user_grant_role(user, role).await.map_err(Told::from);
         granted.map(drop).with_context(|| format!("giving the store's user {user} the role {role}"))
@@ -87,6 +160,13 @@ impl RoleSet<'_> {
 
 fn role_of(host: &str) -> String {
     format!("vnet-host-{host}")
+}
+
+/// What nobody guesses, in hexadecimal digits.
+fn random() -> Result<String> {
+    let mut bytes = [0; 16];
+    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 fn present_is_fine(result: Result<(), Error>) -> Result<(), Told> {

@@ -2,6 +2,7 @@
 
 mod attach;
 mod moving;
+mod relocate;
 
 use anyhow::Result;
 use vnet_common::api::EndpointStatus;
@@ -34,6 +35,7 @@ pub enum Verb {
     Attach(attach::Args),
     Export(moving::ExportArgs),
     Import(moving::ImportArgs),
+    Move(relocate::Args),
 }
 
 /// List the endpoints: device, security group, whether policy applies, traffic
@@ -63,6 +65,7 @@ pub async fn run(session: &Session, verb: Verb) -> Result<u8> {
         Verb::Attach(args) => attach::run(session, args).await,
         Verb::Export(args) => moving::export(session, args).await,
         Verb::Import(args) => moving::import(session, args).await,
+        Verb::Move(args) => relocate::run(session, args).await,
     }
 }
 

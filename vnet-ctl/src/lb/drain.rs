@@ -3,16 +3,19 @@
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use vnet_common::api::{LbStatus, MemberChange, MemberStatus};
+use vnet_common::api::{MemberChange, MemberStatus};
 
-use super::{Which, change, one};
+use super::elsewhere::Elsewhere;
+use super::{Changed, Which, change, one};
+use crate::fleet::WaitArgs;
 use crate::human;
 use crate::output::Session;
 use crate::progress::Progress;
 
 /// Give a member no new flows; those it has live on
 ///
-/// It stays so, across restarts and applies, until `lb undrain`.
+/// It stays so, across restarts and applies, until `lb undrain`. In a fleet no host gives it new flows any more, and --wait counts the
+/// flows of all hosts, by what these last reported (every few seconds).
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -34,39 +37,64 @@ Examples:
 pub struct UndrainArgs {
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 /// Runs `lb drain`.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
-    let (mut lb, mut member) = change(session, &args.which, &drained(true)).await?;
+    let mut changed = change(session, &args.which, &drained(true), WaitArgs::default()).await?;
+    if args.wait {
+        empty(session, &args.which, &mut changed).await?;
+    }
+    let left = human::count(changed.member.active_flows, "flow");
+    tell(session, &changed, &format!("{left} left"))
+}
+
+/// Waits until the last flow of a drained member has ended, on this host and in the fleet.
+async fn empty(session: &Session, which: &Which, changed: &mut Changed) -> Result<()> {
+    let mut elsewhere = Elsewhere::begin(session, &changed.lb.name, &changed.member).await?;
     let mut progress = Progress::new();
-    while args.wait && member.active_flows > 0 {
-        progress.show(&format!("{} left", human::count(member.active_flows, "flow")));
+    loop {
+        let others = match &mut elsewhere {
+            Some(elsewhere) => elsewhere.look(session).await?,
+            None => Some(0),
+        };
+        let here = changed.member.active_flows;
+        if here == 0 && others == Some(0) {
+            return Ok(());
+        }
+        progress.show(&match others {
+            Some(others) => format!("{} left", human::count(here.max(others), "flow")),
+            None => format!("{} left here, those of other hosts are being counted", human::count(here, "flow")),
+        });
         tokio::time::sleep(Duration::from_millis(500)).await;
-        lb = one(session, &args.which.lb).await?;
-        member = match lb.members.iter().find(|member| member.name == args.which.member) {
-            Some(member) if member.state == "active" => bail!("member {}/{} was undrained meanwhile", lb.name, member.name),
+        changed.lb = one(session, &which.lb).await?;
+        let member = changed.lb.members.iter().find(|member| member.name == which.member);
+        changed.member = match member {
+            Some(member) if member.state == "active" => {
+                bail!("member {}/{} was undrained meanwhile", changed.lb.name, member.name)
+            }
             Some(member) => member.clone(),
             // It was removed, and its flows with it.
-            None => MemberStatus { active_flows: 0, ..member },
+            None => MemberStatus { active_flows: 0, ..changed.member.clone() },
         };
     }
-    drop(progress);
-    let left = human::count(member.active_flows, "flow");
-    tell(session, &lb, &member, &format!("{left} left"))
 }
 
 /// Runs `lb undrain`.
 pub async fn undo(session: &Session, args: UndrainArgs) -> Result<u8> {
-    let (lb, member) = change(session, &args.which, &drained(false)).await?;
-    tell(session, &lb, &member, &format!("weight {}", member.weight))
+    let changed = change(session, &args.which, &drained(false), args.wait).await?;
+    tell(session, &changed, &format!("weight {}", changed.member.weight))
 }
 
 fn drained(drained: bool) -> MemberChange {
     MemberChange { drained: Some(drained), weight: None }
 }
 
-fn tell(session: &Session, lb: &LbStatus, member: &MemberStatus, more: &str) -> Result<u8> {
-    session.show(lb, |lb| format!("member {}/{} {} ({more})\n", lb.name, member.name, member.state))?;
+fn tell(session: &Session, changed: &Changed, more: &str) -> Result<u8> {
+    let member = &changed.member;
+    session
+        .show(&changed.lb, |lb| format!("member {}/{} {} ({more})\n{}", lb.name, member.name, member.state, changed.force()))?;
     Ok(0)
 }

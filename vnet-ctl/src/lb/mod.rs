@@ -1,16 +1,19 @@
 //! `lb`: what is only about load balancing.
 
 mod drain;
+mod elsewhere;
 mod flows;
 mod ls;
 pub mod members;
 mod weight;
 
 use anyhow::{Result, bail};
+use vnet_common::api::fleet::ProposeRequest;
 use vnet_common::api::{LbStatus, MemberChange, MemberStatus};
 
 use crate::client::segment;
 use crate::failure::is_not_found;
+use crate::fleet::{self, InForce, WaitArgs, Wanted};
 use crate::output::Session;
 use crate::table::Cell;
 use crate::target::Kind;
@@ -18,7 +21,8 @@ use crate::{get, near};
 
 /// See who gets the connections, and change it: members, draining, weights, flows
 ///
-/// What is changed here is about members at run time: it survives restarts and later applies, and is not in the files.
+/// What is changed here is about members at run time: it survives restarts and later applies, and is not in the files. In a fleet it is
+/// changed for all hosts.
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
@@ -48,7 +52,7 @@ pub enum Verb {
 }
 
 /// A member of a load balancer.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 pub struct Which {
     /// The load balancer
     #[arg(value_name = "LB")]
@@ -88,13 +92,41 @@ pub fn ready(lb: &LbStatus) -> Cell {
     Cell::new(format!("{ready}/{}", lb.members.len()), get::ready_look(ready, lb.members.len()))
 }
 
-/// Changes a member, and gives the load balancer and the member as they are then.
-async fn change(session: &Session, which: &Which, change: &MemberChange) -> Result<(LbStatus, MemberStatus)> {
-    let path = format!("/v1/lb/{}/members/{}", segment(&which.lb), segment(&which.member));
-    let changed = session.agent.post(&path, change).await;
-    let lb: LbStatus = explain_member(session, changed, which).await?;
+/// A member that was changed: the load balancer and the member as they are then on this host.
+struct Changed {
+    lb: LbStatus,
+    member: MemberStatus,
+    /// In a fleet: who has it in force.
+    force: Option<InForce>,
+}
+
+impl Changed {
+    /// `in force on 3 of 3 hosts`, where that was waited for.
+    fn force(&self) -> String {
+        self.force.as_ref().map(InForce::line).unwrap_or_default()
+    }
+}
+
+/// Changes a member, on this host or in the fleet.
+async fn change(session: &Session, which: &Which, change: &MemberChange, wait: WaitArgs) -> Result<Changed> {
+    let (lb, force): (LbStatus, _) = match fleet::status(&session.agent).await? {
+        Some(fleet) => {
+            let Which { lb, member } = which.clone();
+            let what = format!("member {lb}/{member}");
+            let request = ProposeRequest::Member { lb, member, change: change.clone() };
+            let made = fleet::make(session, &fleet, &Wanted { request, what, instead: None }, |_| Ok(())).await;
+            let made = explain_member(session, made, which).await?;
+            let force = fleet::wait(session, made.revision, wait.wait).await;
+            (one(session, &which.lb).await?, force)
+        }
+        None => {
+            let path = format!("/v1/lb/{}/members/{}", segment(&which.lb), segment(&which.member));
+            let changed = session.agent.post(&path, change).await;
+            (explain_member(session, changed, which).await?, None)
+        }
+    };
     match lb.members.iter().find(|member| member.name == which.member).cloned() {
-        Some(member) => Ok((lb, member)),
+        Some(member) => Ok(Changed { lb, member, force }),
         None => bail!("load balancer '{}' was changed, but has no member '{}' any more", which.lb, which.member),
     }
 }

@@ -4,6 +4,7 @@ use anyhow::Result;
 use vnet_common::api::MemberChange;
 
 use super::{Which, change};
+use crate::fleet::WaitArgs;
 use crate::output::Session;
 
 /// Set a member's share of new flows, against the other members' weights
@@ -20,6 +21,8 @@ pub struct Args {
     /// 0 (no new flows) to 1000; reset: as the resource has it
     #[arg(value_name = "WEIGHT|reset", value_parser = weight)]
     weight: i32,
+    #[command(flatten)]
+    wait: WaitArgs,
 }
 
 fn weight(text: &str) -> Result<i32, String> {
@@ -33,8 +36,11 @@ fn weight(text: &str) -> Result<i32, String> {
 /// Runs it.
 pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let asked = MemberChange { drained: None, weight: Some(args.weight) };
-    let (lb, member) = change(session, &args.which, &asked).await?;
+    let changed = change(session, &args.which, &asked, args.wait).await?;
     let source = if args.weight == -1 { ", as its resource has it" } else { "" };
-    session.show(&lb, |lb| format!("member {}/{} weight {}{source}\n", lb.name, member.name, member.weight))?;
+    let member = &changed.member;
+    session.show(&changed.lb, |lb| {
+        format!("member {}/{} weight {}{source}\n{}", lb.name, member.name, member.weight, changed.force())
+    })?;
     Ok(0)
 }

@@ -199,7 +199,7 @@ impl Memory {
         }
     }
 
-    fn note<T: serde::Serialize>(&self, path: &str, request: &T) {
+    pub fn note<T: serde::Serialize>(&self, path: &str, request: &T) {
         self.asked.lock().unwrap().push((path.to_owned(), serde_json::to_value(request).unwrap()));
     }
 

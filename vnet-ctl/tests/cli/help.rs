@@ -2,7 +2,7 @@
 
 use crate::support::Host;
 
-const VERBS: [&str; 50] = [
+const VERBS: [&str; 68] = [
     "apply",
     "diff",
     "get",
@@ -21,10 +21,28 @@ const VERBS: [&str; 50] = [
     "endpoint attach",
     "endpoint export",
     "endpoint import",
+    "endpoint move",
     "group",
     "group ls",
     "policy",
     "policy ls",
+    "host",
+    "host ls",
+    "host drain",
+    "host undrain",
+    "host add",
+    "host remove",
+    "rollout",
+    "rollout ls",
+    "rollout status",
+    "rollout promote",
+    "rollout rollback",
+    "store",
+    "store init",
+    "store status",
+    "store backup",
+    "store restore",
+    "store migrate",
     "tag",
     "tag add",
     "tag rm",

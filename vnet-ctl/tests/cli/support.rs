@@ -1,6 +1,7 @@
 //! A served API in a directory of its own, and the built program against it. Behind the API is a control logic that keeps
 //! resources in memory and has made-up counters. In front of it is a server with the routes of [`crate::fake`].
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ use vnet_common::api::moving::{FLOW_EXPORT, FlowExport, FlowImport, MovedFlow, R
 use vnet_common::api::*;
 
 use crate::fake;
+use crate::shared::{self, Fleet};
 
 /// The resources and members at the start.
 pub const WEB: &str = "\
@@ -71,13 +73,17 @@ spec:
 /// Keeps resources, the members of `web`, and what `fake` keeps.
 pub struct Memory {
     resources: Mutex<Vec<Value>>,
-    pub members: Mutex<Vec<MemberStatus>>,
+    members: Mutex<Vec<MemberStatus>>,
     /// Grows with each look at counters, and they with it.
     pub looks: AtomicU64,
     pub tags: Mutex<Vec<Tag>>,
     pub quarantine: Mutex<QuarantineStatus>,
     /// Requests, by what they were about.
     pub asked: Mutex<Vec<(String, Value)>>,
+    /// What was changed of members, by load balancer and member.
+    pub overrides: Mutex<BTreeMap<(String, String), Value>>,
+    /// The fleet, if there is one.
+    pub fleet: tokio::sync::Mutex<Option<Fleet>>,
 }
 
 /// Now, in milliseconds since 1970.
@@ -118,6 +124,8 @@ impl Memory {
             tags: Mutex::default(),
             quarantine: Mutex::default(),
             asked: Mutex::default(),
+            overrides: Mutex::default(),
+            fleet: tokio::sync::Mutex::default(),
         }
     }
 
@@ -134,6 +142,16 @@ impl Memory {
             delivery: "stack".to_owned(),
             members,
         }
+    }
+
+    /// Has a resource, as if it had been applied.
+    pub fn put_resource(&self, document: &Value) {
+        self.put(document, false);
+    }
+
+    /// Has none any more.
+    pub fn forget_resources(&self) {
+        self.resources.lock().unwrap().clear();
     }
 
     fn put(&self, document: &Value, dry_run: bool) -> Change {
@@ -204,6 +222,7 @@ impl Control for Memory {
             load_balancers: 1,
             alarms: vec!["the flow table is 91% full: raise --flows".to_owned()],
             maps: vec![map("flows", Some(910), 1000), map("config", None, 1)],
+            fleet: self.fleet.blocking_lock().as_ref().map(shared::brief),
             ..Status::default()
         })
     }
@@ -318,6 +337,19 @@ impl Control for Memory {
             member.weight = u16::try_from(weight).unwrap_or(1);
         }
         drop(members);
+        let mut overrides = self.overrides.lock().unwrap();
+        let key = (lb.to_owned(), wanted.to_owned());
+        let value = overrides.entry(key.clone()).or_insert_with(|| json!({"drained": false, "weight": null}));
+        if let Some(drained) = change.drained {
+            value["drained"] = drained.into();
+        }
+        if let Some(weight) = change.weight {
+            value["weight"] = if weight < 0 { Value::Null } else { weight.into() };
+        }
+        if *value == json!({"drained": false, "weight": null}) {
+            overrides.remove(&key);
+        }
+        drop(overrides);
         self.lb(lb)
     }
     fn flows(&self, lb: Option<&str>, limit: usize) -> Result<FlowList, Refusal> {
@@ -392,7 +424,9 @@ impl Host {
         let routes = Routes::from(control).with(sources).with(quarantine);
         runtime.spawn(serve_on(bound, routes, std::future::pending()));
         let inner = agent.clone();
-        let front = fake::router(memory.clone()).fallback(async move |request: Request| forward(&inner, request).await);
+        let front = fake::router(memory.clone())
+            .merge(shared::router(memory.clone()))
+            .fallback(async move |request: Request| forward(&inner, request).await);
         let listener = runtime.block_on(async { UnixListener::bind(&socket) }).unwrap();
         runtime.spawn(async move { axum::serve(listener, front).await });
         Self { directory, socket, agent, memory, _runtime: runtime }
@@ -408,8 +442,9 @@ impl Host {
     pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_vnet-ctl"));
         command.args(args).current_dir(&self.directory).env("VNET_SOCKET", &self.socket);
-        command.env("TZ", "UTC");
-        for variable in ["NO_COLOR", "CLICOLOR_FORCE", "COLUMNS"] {
+        command.env("TZ", "UTC").env("HOME", &self.directory);
+        let store = ["VNET_STORE", "VNET_STORE_CA", "VNET_STORE_CERT", "VNET_STORE_KEY"];
+        for variable in ["NO_COLOR", "CLICOLOR_FORCE", "COLUMNS", "SUDO_USER"].into_iter().chain(store) {
             command.env_remove(variable);
         }
         command
@@ -424,6 +459,16 @@ impl Host {
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         ran(child.wait_with_output().unwrap())
+    }
+
+    /// From now on this host is in a fleet.
+    pub fn join(&self, fleet: Fleet) {
+        *self.memory.fleet.blocking_lock() = Some(fleet);
+    }
+
+    /// Changes the fleet.
+    pub fn change_fleet(&self, change: impl FnOnce(&mut Fleet)) {
+        change(self.memory.fleet.blocking_lock().as_mut().unwrap());
     }
 
     /// Writes a file, by its name in the directory that the program runs in.

@@ -223,19 +223,6 @@ c        [fd00::13]:8080        1   down         0     0      0%         -      
 }
 
 #[test]
-fn load_feedback_is_shown_where_it_is_on() {
-    let host = Host::start();
-    let list = || host.run(&["lb", "members", "web"]).out.lines().take(2).collect::<Vec<_>>().join("\n");
-    host.memory.members.lock().unwrap()[0].factor_percent = Some(174);
-    let expected = "\
-MEMBER   ADDRESS           WEIGHT   FACTOR   STATE    FLOWS   NEW   SHARE   CONNECT   RESETS       TO     FROM   HEALTH
-a        10.0.0.11:8080         1     174%   active       3    30     75%    215 µs        0   4.4KiB   439KiB   -";
-    assert_eq!(list(), expected);
-    host.memory.members.lock().unwrap()[0].flows_elsewhere = 12;
-    assert!(list().contains("FLOWS   ELSEWHERE   NEW") && list().contains("active       3          12    30"), "{}", list());
-}
-
-#[test]
 fn flows_say_how_many_there_are() {
     let host = Host::start();
     let ran = host.run(&["lb", "flows", "web", "--limit", "1"]);

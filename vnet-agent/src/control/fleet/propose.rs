@@ -4,15 +4,15 @@ use std::collections::BTreeSet;
 
 use anyhow::Context;
 use serde_json::Value;
-use vnet_common::api::fleet::{Content, Proposal, ProposeRequest, Proposed};
+use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest, Proposed};
 use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
 use vnet_common::fleet::{Key as StoreKey, SERIAL, Stored};
 
 use super::super::change::Edit;
 use super::super::inputs::{Key, key};
-use super::super::{State, parse};
+use super::super::{Agent, State, parse};
 use super::Sharing;
-use crate::api::Refusal;
+use crate::api::{self, Refusal};
 use crate::resource::{Origin, Resource, keep_unknown};
 use crate::store::MemberOverride;
 
@@ -23,6 +23,24 @@ pub fn not_here() -> Refusal {
     )
 }
 
+impl api::Fleet for Agent {
+    fn fleet(&self) -> Result<FleetStatus, Refusal> {
+        self.ask(|s| s.fleet_status().ok_or_else(alone))
+    }
+
+    fn propose(&self, request: ProposeRequest) -> Result<Proposal, Refusal> {
+        self.ask(|s| s.propose(request))
+    }
+
+    fn content(&self) -> Result<Content, Refusal> {
+        self.ask(|s| s.content())
+    }
+}
+
+fn alone() -> Refusal {
+    Refusal::not_found("this agent shares no store with others: it was started without --store")
+}
+
 impl State {
     /// Is what is desired written elsewhere?
     pub(in super::super) fn refuse_if_shared(&self) -> Result<(), Refusal> {
@@ -30,7 +48,7 @@ impl State {
     }
 
     /// Checks a change against everything, and says what to write. Nothing changes.
-    pub(in super::super) fn propose(&mut self, request: ProposeRequest) -> Result<Proposal, Refusal> {
+    fn propose(&mut self, request: ProposeRequest) -> Result<Proposal, Refusal> {
         let sharing = self.sharing()?;
         let serial = {
             let mirror = sharing.fleet.mirror();
@@ -70,9 +88,7 @@ impl State {
     }
 
     fn sharing(&self) -> Result<&Sharing, Refusal> {
-        self.sharing
-            .as_ref()
-            .ok_or_else(|| Refusal::not_found("this agent shares no store with others: it was started without --store"))
+        self.sharing.as_ref().ok_or_else(alone)
     }
 
     /// `None`: the store has it like this.
@@ -153,7 +169,7 @@ impl State {
     }
 
     /// All that an operator wrote.
-    pub(in super::super) fn content(&self) -> Result<Content, Refusal> {
+    fn content(&self) -> Result<Content, Refusal> {
         if let Ok(Sharing { view, .. }) = self.sharing() {
             let overrides = view.overrides.iter().map(|((lb, member), (_, value))| (lb.clone(), member.clone(), value.clone()));
             return Ok(Content {

@@ -1,0 +1,46 @@
+//! What this program changes in the store by itself: hosts and rollouts.
+
+use anyhow::{Result, bail};
+use tokio::time::sleep;
+use vnet_common::etcd::{Condition, Outcome, Snapshot, Write};
+use vnet_common::fleet::{DESIRED, SERIAL};
+
+use super::Etcd;
+use super::change::{TRIES, pause, put, serial};
+
+/// What an edit comes to.
+#[derive(Debug)]
+pub struct Plan<T> {
+    /// What is written; nothing if it is like this already.
+    pub writes: Vec<Write>,
+    /// What is said of it.
+    pub about: T,
+}
+
+/// Writes what `plan` makes of all that is desired, if nothing of it was changed meanwhile; else it plans anew. `what` is said of it to
+/// others. Gives the store's revision, if there was something to write.
+///
+/// # Errors
+/// Those of `plan`; the store cannot be read or written.
+pub async fn edit<T>(
+    etcd: &mut Etcd,
+    what: &str,
+    mut plan: impl FnMut(&Snapshot) -> Result<Plan<T>>,
+) -> Result<(Option<i64>, T)> {
+    for again in 0..TRIES {
+        let snapshot = etcd.read(DESIRED).await?;
+        let Plan { mut writes, about } = plan(&snapshot)?;
+        if writes.is_empty() {
+            return Ok((None, about));
+        }
+        writes.push(put(SERIAL, &serial(what)));
+        // Everybody writes it with everything: as long as it stays, all of it does.
+        let revision = snapshot.entries.get(SERIAL).map_or(0, |entry| entry.modified);
+        let unchanged = Condition { key: SERIAL.to_owned(), revision };
+        match etcd.commit(&[unchanged], &writes).await? {
+            Outcome::Done(revision) => return Ok((Some(revision), about)),
+            Outcome::Conflict => sleep(pause(again)).await,
+        }
+    }
+    bail!("nothing was written: others change the store {} all the time; try again", etcd.access)
+}

@@ -1,0 +1,97 @@
+//! `apply --canary`: a rollout begins.
+
+use std::cell::OnceCell;
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed, RolloutStatus};
+use vnet_common::api::{ApplyResponse, File};
+use vnet_common::fleet::Key;
+
+use super::record;
+use crate::fleet::{self, InForce, WaitArgs, Wanted};
+use crate::output::Session;
+use crate::{apply, human};
+
+/// What was begun, for programs.
+#[derive(Serialize)]
+struct Begun {
+    rollout: String,
+    hosts: Vec<String>,
+    #[serde(flatten)]
+    response: ApplyResponse,
+    #[serde(rename = "inForce", skip_serializing_if = "Option::is_none")]
+    force: Option<InForce>,
+}
+
+/// Writes what `files` change as a rollout for `hosts`, and waits until these have it in force.
+pub async fn begin(
+    session: &Session,
+    fleet: &FleetStatus,
+    files: Vec<File>,
+    hosts: &[String],
+    name: Option<String>,
+    wait: WaitArgs,
+) -> Result<u8> {
+    fleet::known(fleet, hosts)?;
+    let chosen = OnceCell::new();
+    let name = |writes: &[Proposed]| chosen.get_or_init(|| name.clone().unwrap_or_else(|| usual(writes))).clone();
+    let instead = |writes: &[Proposed]| {
+        let name = name(writes);
+        Proposed {
+            key: Key::Rollout(name.clone()).to_string(),
+            what: format!("rollout/{name}"),
+            value: Some(record::new(hosts, writes)),
+            base: 0,
+            before: None,
+        }
+    };
+    let wanted = Wanted { request: ProposeRequest::Apply { files }, what: "apply --canary".to_owned(), instead: Some(&instead) };
+    let hear = |proposal: &Proposal| {
+        apply::hear(session, proposal, false)?;
+        if proposal.writes.is_empty() {
+            bail!("there is nothing to roll out: the fleet has all of this already");
+        }
+        alone(fleet, &name(&proposal.writes), hosts, &proposal.writes)
+    };
+    let made = fleet::make(session, fleet, &wanted, hear).await?;
+    let force = fleet::wait_for(session, made.revision, wait.wait, Some(hosts)).await;
+    let begun = Begun { rollout: name(&[]), hosts: hosts.to_vec(), response: made.response, force };
+    for warning in &begun.response.warnings {
+        session.warn(warning);
+    }
+    session.show(&begun, |begun| text(begun, session))?;
+    if session.for_people() {
+        let name = &begun.rollout;
+        session.note(&format!("for all hosts: vnet-ctl rollout promote {name}; back again: vnet-ctl rollout rollback {name}"));
+    }
+    Ok(0)
+}
+
+/// The name of a rollout that was given none.
+fn usual(writes: &[Proposed]) -> String {
+    let first = writes.first().map(|write| write.what.replace('/', "-")).unwrap_or_default();
+    // As long as a name may be.
+    first.chars().take(64).collect()
+}
+
+/// That no other rollout has its name, or changes the same on the same hosts.
+fn alone(fleet: &FleetStatus, name: &str, hosts: &[String], writes: &[Proposed]) -> Result<()> {
+    let ways = "promote it, roll it back, or";
+    if fleet.rollouts.iter().any(|other| other.name == name) {
+        bail!("there is a rollout '{name}' already: {ways} give this one another --name");
+    }
+    let same = |other: &&RolloutStatus| {
+        other.hosts.iter().any(|host| hosts.contains(host)) && writes.iter().any(|write| other.changes.contains(&write.what))
+    };
+    match fleet.rollouts.iter().find(same) {
+        Some(other) => bail!("the rollout '{}' changes the same on the same hosts: {ways} choose other hosts", other.name),
+        None => Ok(()),
+    }
+}
+
+fn text(begun: &Begun, session: &Session) -> String {
+    let note = format!(" on {}", human::list(&begun.hosts));
+    let force = begun.force.as_ref().map(InForce::line).unwrap_or_default();
+    format!("{}rollout/{} begun\n{force}", apply::lines(&begun.response.changes, &note, session.paint), begun.rollout)
+}

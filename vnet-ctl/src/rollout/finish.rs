@@ -1,0 +1,101 @@
+//! `rollout promote` and `rollout rollback`.
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use vnet_common::etcd::{Snapshot, Write};
+use vnet_common::fleet::{DESIRED, SERIAL};
+
+use super::record::{self, Change, Record};
+use super::{PromoteArgs, RollbackArgs};
+use crate::fleet::{self, Conflict, Etcd, InForce, Plan, Standing};
+use crate::output::Session;
+use crate::style::{Look, Paint};
+
+/// What became of a rollout, for programs.
+#[derive(Serialize)]
+struct Finished {
+    rollout: String,
+    /// `promoted` or `rolled back`.
+    action: &'static str,
+    /// What it changed.
+    changes: Vec<String>,
+    #[serde(rename = "inForce", skip_serializing_if = "Option::is_none")]
+    force: Option<InForce>,
+}
+
+/// Runs `rollout promote`.
+pub async fn promote(session: &Session, args: PromoteArgs) -> Result<u8> {
+    let name = &args.which.name;
+    let store = fleet::address(session).await?;
+    let mut etcd = fleet::open(session, &store).await?;
+    let record = record::find(&etcd.read(DESIRED).await?, name)?;
+    tried(session, &mut etcd, name, &record, args.force).await?;
+    let plan = |snapshot: &Snapshot| {
+        let record = record::find(snapshot, name)?;
+        let conflicts: Vec<_> = record.changes.iter().filter_map(|change| conflict(snapshot, change)).collect();
+        if !conflicts.is_empty() {
+            return Err(fleet::explain(session, &conflicts, &fleet::told(snapshot.entries.get(SERIAL))));
+        }
+        let write = |change: &Change| match &change.value {
+            Some(value) => fleet::put(&change.key, value),
+            None => Write::Delete(change.key.clone()),
+        };
+        let mut writes: Vec<_> = record.changes.iter().map(write).collect();
+        writes.push(Write::Delete(record.key.clone()));
+        Ok(Plan { writes, about: record.changes.iter().map(|change| change.what.clone()).collect() })
+    };
+    let (revision, changes): (_, Vec<String>) = fleet::edit(&mut etcd, &format!("promote {name}"), plan).await?;
+    let force = fleet::wait(session, revision, args.wait.wait).await;
+    tell(session, Finished { rollout: name.clone(), action: "promoted", changes, force })
+}
+
+/// That the hosts that were to try it have it in force, or that this does not matter.
+async fn tried(session: &Session, etcd: &mut Etcd, name: &str, record: &Record, force: bool) -> Result<()> {
+    for host in &record.hosts {
+        let standing = Standing::of(etcd, host, record.revision).await?;
+        match standing {
+            Standing::InForce => {}
+            other if force => session.warn(&format!("host {host} does not have it in force: {}", other.why())),
+            other => bail!(
+                "host {host} was to try the rollout '{name}', and does not have it in force ({}): see to it, or promote it all the same \
+                 with --force",
+                other.why()
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// What somebody else made of a resource since the rollout was begun; unless it is what this would make of it.
+fn conflict(snapshot: &Snapshot, change: &Change) -> Option<Conflict> {
+    let now = snapshot.entries.get(&change.key).and_then(|entry| serde_json::from_slice(&entry.value).ok());
+    let other = !change.fits(snapshot) && now != change.value;
+    other.then(|| Conflict { what: change.what.clone(), was: None, now, wanted: change.value.clone() })
+}
+
+/// Runs `rollout rollback`.
+pub async fn rollback(session: &Session, args: RollbackArgs) -> Result<u8> {
+    let name = &args.which.name;
+    let store = fleet::address(session).await?;
+    let mut etcd = fleet::open(session, &store).await?;
+    let plan = |snapshot: &Snapshot| {
+        let record = record::find(snapshot, name)?;
+        Ok(Plan { writes: vec![Write::Delete(record.key.clone())], about: record })
+    };
+    let (revision, record) = fleet::edit(&mut etcd, &format!("rollback {name}"), plan).await?;
+    let force = fleet::wait_for(session, revision, args.wait.wait, Some(&record.hosts)).await;
+    let changes = record.changes.into_iter().map(|change| change.what).collect();
+    tell(session, Finished { rollout: name.clone(), action: "rolled back", changes, force })
+}
+
+fn tell(session: &Session, finished: Finished) -> Result<u8> {
+    session.show(&finished, |finished| text(finished, session.paint))?;
+    Ok(0)
+}
+
+fn text(finished: &Finished, paint: Paint) -> String {
+    let action = paint.paint(Look::Yellow, finished.action);
+    let changes: String = finished.changes.iter().map(|what| format!("{what} {action}\n")).collect();
+    let force = finished.force.as_ref().map(InForce::line).unwrap_or_default();
+    format!("{changes}rollout/{} {action}\n{force}", finished.rollout)
+}

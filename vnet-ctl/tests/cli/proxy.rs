@@ -1,0 +1,63 @@
+//! A connection to the store that breaks at the worst moment.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use vnet_common::etcd::Access;
+use vnet_common::fleet::SERIAL;
+
+/// What is lost of the first change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// It never comes to the store.
+    Request,
+    /// It is done, and nobody hears of it.
+    Answer,
+}
+
+/// Passes on what goes to the store and back, but for the first change; gives its port. Other connections live on.
+pub fn start(access: &Access, lost: Lost) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let (access, armed) = (access.clone(), Arc::new(AtomicBool::new(true)));
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            let store = TcpStream::connect(&access.endpoints()[0]).unwrap();
+            let (access, there) = (access.clone(), armed.clone());
+            let is_answer = move |_: &[u8]| lost == Lost::Answer && written(&access) && there.swap(false, Ordering::Relaxed);
+            let here = armed.clone();
+            let is_change = move |bytes: &[u8]| {
+                let wanted = SERIAL.as_bytes();
+                let change = lost == Lost::Request && bytes.windows(wanted.len()).any(|window| window == wanted);
+                change && here.swap(false, Ordering::Relaxed)
+            };
+            let both = (client.try_clone().unwrap(), store.try_clone().unwrap());
+            std::thread::spawn(move || pass(client, store, is_change));
+            std::thread::spawn(move || pass(both.1, both.0, is_answer));
+        }
+    });
+    port
+}
+
+/// From one to the other, until this is to be lost: then both ends are cut off.
+fn pass(mut from: TcpStream, mut to: TcpStream, is_lost: impl Fn(&[u8]) -> bool) {
+    let mut buffer = vec![0; 1 << 16];
+    while let Ok(length @ 1..) = from.read(&mut buffer) {
+        if is_lost(&buffer[..length]) || to.write_all(&buffer[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = (from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both));
+}
+
+/// Has the change been done?
+fn written(access: &Access) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut client = access.connect(&access.endpoints()[0]).await.unwrap();
+        client.get(SERIAL).await.unwrap().is_some()
+    })
+}
