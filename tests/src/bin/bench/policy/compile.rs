@@ -161,7 +161,7 @@ impl Laden {
     /// One of another host, which holds it in every other round: then everyone here is policed.
     fn held(&self, round: u32) -> Result<Subject> {
         let subject = self.world.subjects.get(200 + round as usize / 2).context("an endpoint of another host")?.clone();
-        Ok(Subject { held: round % 2 == 0, ..subject })
+        Ok(Subject { held: round.is_multiple_of(2), ..subject })
     }
 
     fn scene(&self, image: &Image) -> Scene {
