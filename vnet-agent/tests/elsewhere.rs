@@ -48,6 +48,7 @@ fn agent() -> Agent {
         networks: Vec::new(),
         own: Own { run_dir: RUN.into(), state_dir },
         clock: Arc::new(SystemClock::new().unwrap()),
+        fleet: None,
     };
     Agent::new(ground).unwrap()
 }

@@ -3,9 +3,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::State;
+use super::{Agent, State};
 use crate::elsewhere::{Elsewhere, RemoteEndpoint};
 use crate::policy::{Image, Subject};
+
+impl Agent {
+    /// What is known of other hosts and their endpoints changed: this is all of it. Rules, load balancers and names follow.
+    ///
+    /// What follows the store calls it by itself; for whoever has no store.
+    pub fn elsewhere_changed(&self, elsewhere: Elsewhere) {
+        self.event(|s| s.elsewhere_changed(elsewhere));
+    }
+}
 
 impl State {
     /// What is known of other hosts and their endpoints changed: this is all of it. Rules, load balancers and names follow.

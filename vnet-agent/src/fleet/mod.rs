@@ -177,15 +177,15 @@ impl Fleet {
         Ok(())
     }
 
-    /// Says this of all of a kind, and nothing else of that kind: keys that begin with `prefix`.
+    /// Says this of all of a kind, and nothing else of that kind: keys that begin with `prefix`. `hold` says how long each is to stay.
     ///
     /// # Errors
     /// A value cannot be written as JSON.
-    pub fn say_all<T: Serialize>(&self, prefix: &str, values: &BTreeMap<Key, T>, hold: Hold) -> Result<()> {
+    pub fn say_all<T: Serialize>(&self, prefix: &str, values: &BTreeMap<Key, T>, hold: impl Fn(&T) -> Hold) -> Result<()> {
         let mut wanted = BTreeMap::new();
         for (key, value) in values {
             let json = serde_json::to_vec(value).with_context(|| format!("writing {key} as JSON"))?;
-            wanted.insert(key.to_string(), (json, hold));
+            wanted.insert(key.to_string(), (json, hold(value)));
         }
         let mut said = lock(&self.said);
         let old: Vec<String> =

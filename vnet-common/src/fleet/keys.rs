@@ -155,7 +155,9 @@ mod tests {
             assert_eq!(may, key.host() == Some("h1"), "{key}");
             assert_eq!(key.host().is_none(), key.is_desired());
         }
-        for unknown in ["", "/vnet/v1/", "/vnet/v1/state/alive/", "/vnet/v1/state/later/h1", "/vnet/v1/state/identities/h/x", "/other"] {
+        for unknown in
+            ["", "/vnet/v1/", "/vnet/v1/state/alive/", "/vnet/v1/state/later/h1", "/vnet/v1/state/identities/h/x", "/other"]
+        {
             assert_eq!(Key::parse(unknown), None, "{unknown}");
         }
     }

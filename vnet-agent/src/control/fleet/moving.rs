@@ -126,7 +126,7 @@ impl State {
         for name in over {
             sharing.moves.kept.remove(&name);
             let prefix = pieces_of(sharing.fleet.host(), &name);
-            let said = sharing.fleet.say_all::<MovingPiece>(&prefix, &BTreeMap::new(), Hold::Alive);
+            let said = sharing.fleet.say_all::<MovingPiece>(&prefix, &BTreeMap::new(), |_| Hold::Alive);
             said.unwrap_or_else(|e| log::error!("{e:#}"));
         }
     }
@@ -195,7 +195,7 @@ impl Agent {
                 .collect();
             log::info!("endpoint {name} went to another host: told {} flows", export.flows.len());
             sharing.moves.kept.insert(name.to_owned(), now());
-            let said = sharing.fleet.say_all(&pieces_of(&host, name), &said, Hold::Alive);
+            let said = sharing.fleet.say_all(&pieces_of(&host, name), &said, |_| Hold::Alive);
             said.unwrap_or_else(|e| log::error!("{e:#}"));
         });
         Ok(())

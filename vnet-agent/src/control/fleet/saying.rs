@@ -11,6 +11,11 @@ use super::now;
 use crate::fleet::Hold;
 use crate::resource::DEFAULT_GROUP;
 
+/// Who is held stays so for its peers, however long this host is not heard of; the others go after a while.
+fn lasting(endpoint: &EndpointState) -> Hold {
+    if endpoint.quarantined { Hold::Kept } else { Hold::Lingering }
+}
+
 /// Others can mean this host by it.
 fn is_shared(address: &IpAddr) -> bool {
     match address {
@@ -48,10 +53,10 @@ impl State {
             .iter()
             .map(|(number, labels)| (Key::Identity(host.to_owned(), *number), labels.clone()))
             .collect();
-        fleet.say_all(&format!("{STATE}identities/{}/", Key::part(host)), &numbers, Hold::Kept)?;
+        fleet.say_all(&format!("{STATE}identities/{}/", Key::part(host)), &numbers, |_| Hold::Kept)?;
         let endpoints: BTreeMap<Key, EndpointState> =
             here.into_iter().map(|(_, (name, state))| (Key::Endpoint(host.to_owned(), name), state)).collect();
-        fleet.say_all(&format!("{STATE}endpoints/{}/", Key::part(host)), &endpoints, Hold::Lingering)?;
+        fleet.say_all(&format!("{STATE}endpoints/{}/", Key::part(host)), &endpoints, lasting)?;
         let state = HostState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             zone: inputs.zone.clone(),
