@@ -11,6 +11,7 @@ use vnet_agent::fleet;
 use vnet_agent::observe::{Settings, events};
 use vnet_agent::resource::{Cidr, is_name};
 use vnet_common::etcd::{Access, Tls};
+use vnet_common::fleet::LINGER_SECONDS;
 
 /// Keeps the vnet datapath of this host: load balancing in the egress path of its VMs and containers.
 ///
@@ -94,6 +95,10 @@ struct FleetOptions {
     /// This host's name in the fleet [default: the system's host name]
     #[arg(long, value_name = "NAME", requires = "store")]
     host: Option<String>,
+    /// For how long others know of this host's endpoints when it is not heard of any more, in seconds; at least 10. Whoever is in quarantine
+    /// stays known as such.
+    #[arg(long, value_name = "SECONDS", requires = "store", default_value_t = LINGER_SECONDS, value_parser = clap::value_parser!(u32).range(10..))]
+    linger: u32,
 }
 
 impl FleetOptions {
@@ -116,7 +121,7 @@ impl FleetOptions {
                 "`{host}` cannot be a host's name: it has lower-case letters, digits, `-` and `.`, begins and ends with a letter or digit, and has at most 253 characters; give another with --host"
             );
         }
-        Ok(Some(fleet::Settings { access: Access::new(store, tls)?, host }))
+        Ok(Some(fleet::Settings { access: Access::new(store, tls)?, host, linger: self.linger }))
     }
 }
 

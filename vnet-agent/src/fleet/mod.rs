@@ -45,6 +45,8 @@ pub struct Settings {
     pub access: Access,
     /// This host's name: the common name of its certificate.
     pub host: String,
+    /// Seconds for which others know of what is here when this host is not heard of any more.
+    pub linger: u32,
 }
 
 /// Who is told what changes. The methods may block.
@@ -81,7 +83,7 @@ impl Link {
 pub enum Hold {
     /// As long as it is alive: [`ALIVE_SECONDS`](vnet_common::fleet::ALIVE_SECONDS).
     Alive,
-    /// For a while: [`LINGER_SECONDS`](vnet_common::fleet::LINGER_SECONDS).
+    /// For a while: [`Settings::linger`].
     Lingering,
     /// Until it, or an operator, takes it away.
     Kept,

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow};
 use tokio::time::{Instant, sleep_until};
 use vnet_common::etcd::{Client, Failure, Write};
-use vnet_common::fleet::{ALIVE_SECONDS, Key, LINGER_SECONDS, writable};
+use vnet_common::fleet::{ALIVE_SECONDS, Key, writable};
 
 use super::{Fleet, Hold, Said, lock};
 
@@ -27,7 +27,7 @@ impl Fleet {
 
     async fn publish(&self, mut client: Client) -> Result<Infallible> {
         let mut alive = client.lease(self.disk.number("lease alive"), ALIVE_SECONDS).await?;
-        let mut linger = client.lease(self.disk.number("lease linger"), LINGER_SECONDS).await?;
+        let mut linger = client.lease(self.disk.number("lease linger"), self.settings.linger.into()).await?;
         // Also after a restart they are the same, and what has them need not be written again.
         self.disk.set_number("lease alive", alive.id())?;
         self.disk.set_number("lease linger", linger.id())?;

@@ -6,8 +6,8 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How long what a host said of its endpoints stays when the host is not heard of any more.
-pub const LINGER_SECONDS: i64 = 300;
+/// How long what a host said of its endpoints stays when the host is not heard of any more, if its agent was not told otherwise.
+pub const LINGER_SECONDS: u32 = 300;
 /// A host that was not heard of for this long is not alive.
 pub const ALIVE_SECONDS: i64 = 10;
 
