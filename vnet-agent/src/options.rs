@@ -121,6 +121,12 @@ impl FleetOptions {
                 "`{host}` cannot be a host's name: it has lower-case letters, digits, `-` and `.`, begins and ends with a letter or digit, and has at most 253 characters; give another with --host"
             );
         }
+        // A certificate that cannot be read now may be there later; one of somebody else is a mistake.
+        if let Some(user) = tls.as_ref().and_then(|tls| tls.user().ok()).filter(|user| *user != host) {
+            bail!(
+                "the certificate for the store is that of `{user}`, and this host is `{host}`: give its own certificate, or --host {user}"
+            );
+        }
         Ok(Some(fleet::Settings { access: Access::new(store, tls)?, host, linger: self.linger }))
     }
 }

@@ -1,8 +1,10 @@
 //! Getting into the store as an operator.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
+use tokio::time::{Instant, sleep};
 use vnet_common::etcd::{Access, Client, Condition, Entry, Failure, Outcome, Rotation, Snapshot, Tls, Write};
 
 use crate::output::Session;
@@ -16,6 +18,10 @@ pub struct StoreOptions {
     pub files: [Option<PathBuf>; 3],
 }
 
+/// Until members that have no leader are given up.
+const ELECTION: Duration = Duration::from_secs(5);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(250);
 /// What the options of [`StoreOptions::files`] are called.
 const OPTIONS: [&str; 3] = ["--store-ca", "--store-cert", "--store-key"];
 /// How a missing certificate is come by.
@@ -80,11 +86,23 @@ fn usual() -> Option<Tls> {
 pub async fn open(session: &Session, store: &str) -> Result<Etcd> {
     let access = session.store.access(store)?;
     let user = access.tls().map(Tls::user).transpose()?;
-    match Rotation::new(access.clone(), 0).connect_any().await {
+    match connect(&access).await {
         Ok(client) => Ok(Etcd { client, access, user }),
         // Asked without TLS, a member that wants it does not say so.
         Err(error) if user.is_none() => Err(anyhow!("{error:#}; if the store wants a certificate, {HOW}")),
         Err(error) => Err(teach(error, user.as_deref(), Need::Read)),
+    }
+}
+
+/// Connects to any member. They may be choosing another leader, since the one they had is gone: that is over in seconds.
+async fn connect(access: &Access) -> Result<Client> {
+    let end = Instant::now() + ELECTION;
+    loop {
+        let connected = Rotation::new(access.clone(), 0).connect_any().await;
+        match &connected {
+            Err(error) if format!("{error:#}").contains("no leader") && Instant::now() < end => sleep(PAUSE).await,
+            _ => return connected,
+        }
     }
 }
 

@@ -49,9 +49,9 @@ Examples:
   vnet-ctl host ls -o json | jq -r '.[] | select(.alive | not) | .name'"
     )]
     Ls(WatchArgs),
-    /// Give a host's endpoints no new flows as members of load balancers; those they have live on
+    /// Give a host's endpoints no new flows as members of load balancers
     ///
-    /// It stays so, across restarts, until `host undrain`. The host itself goes on as before: its endpoints are policed, and may be
+    /// Those that they have live on. It stays so, across restarts, until `host undrain`. The host itself goes on as before: its endpoints are policed, and may be
     /// clients.
     #[command(after_help = "Examples:\n  vnet-ctl host drain host-b\n  vnet-ctl host drain host-b --wait 30s")]
     Drain(DrainArgs),

@@ -9,9 +9,9 @@ use super::{Done, drain};
 use crate::fleet::{self, Need, Plan};
 use crate::output::Session;
 
-/// Take a host out of the fleet for good: its number, all it says of itself, and its user in the store
+/// Take a host out of the fleet for good
 ///
-/// Its endpoints are gone for the others at once. Detach the host, or stop its agent, first: what is alive is refused, unless --force.
+/// Its number, all that it said of itself, and its user in the store are deleted. Its endpoints are gone for the others at once. Detach the host, or stop its agent, first: what is alive is refused, unless --force.
 /// That takes root's certificate.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\

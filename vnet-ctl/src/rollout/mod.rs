@@ -12,9 +12,9 @@ use crate::output::Session;
 
 pub use begin::begin;
 
-/// See the changes that only some hosts have (`apply --canary`); give them to all hosts, or take them back
+/// See changes that only some hosts have; give them to all, or take them back
 ///
-/// Such a change lies in the store beside the resources. The hosts that it names go by it, all others by the resources as they are.
+/// `apply --canary` begins one. It lies in the store beside the resources. The hosts that it names go by it, all others by the resources as they are.
 #[derive(Debug, clap::Args)]
 #[command(
     arg_required_else_help = true,
@@ -40,7 +40,7 @@ pub enum Verb {
         after_help = "Examples:\n  vnet-ctl rollout ls\n  vnet-ctl rollout ls -o json | jq -r '.[].name'"
     )]
     Ls,
-    /// Show which hosts of a rollout have it in force, and whether it still fits the resources
+    /// Show which hosts of a rollout have it in force, and whether it still fits
     ///
     /// FITS no: somebody changed that resource after the rollout was begun, so that it can be rolled back and begun anew, but not
     /// promoted.

@@ -17,7 +17,7 @@ use serde::Serialize;
 use crate::fleet;
 use crate::output::Session;
 
-/// Set up, look at, back up and move the store that the hosts of a fleet share
+/// Set up, back up and move the store that the hosts of a fleet share
 ///
 /// Which store: --store, or that of the agent of this host. Who you are to it: --store-ca, --store-cert and --store-key.
 #[derive(Debug, clap::Args)]
@@ -40,15 +40,15 @@ pub struct Args {
 #[derive(Debug, clap::Subcommand)]
 pub enum Verb {
     Init(InitArgs),
-    /// Show the members of the store, what they hold, and whether they check their clients
+    /// Show the store's members, what they hold, and whether they check clients
     #[command(after_help = "\
 Examples:
   vnet-ctl store status
   vnet-ctl store status --store etcd://10.0.0.1:2379 -o json | jq '.members[] | select(.answers | not)'")]
     Status,
-    /// Write all that operators want into a file: resources, what was changed of members, hosts, rollouts
+    /// Write all that operators want into a file
     ///
-    /// It is JSON, readable for its owner only. What hosts say of themselves is not in it: they say it again. Users and roles are not,
+    /// These are resources, what was changed of members, hosts and rollouts. The file is JSON, readable for its owner only. What hosts say of themselves is not in it: they say it again. Users and roles are not,
     /// either: `etcdctl snapshot save` has these, too.
     #[command(after_help = "\
 Examples:
@@ -59,7 +59,7 @@ Examples:
     Migrate(MigrateArgs),
 }
 
-/// Prepare an etcd for a fleet: roles and users for operators and hosts, numbers for hosts
+/// Prepare an etcd for a fleet: users, roles, numbers of hosts
 ///
 /// With root's certificate (or while the etcd does not check its clients yet). Then the store checks its clients, by their certificates,
 /// unless --no-auth. What is there already stays: it can be repeated, with more operators and hosts.

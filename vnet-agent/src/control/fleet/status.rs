@@ -99,7 +99,7 @@ fn changes(rollout: &vnet_common::fleet::Rollout) -> Vec<String> {
         .put
         .iter()
         .map(|s| format!("{}/{}", field(&s.resource, "/kind").to_lowercase(), field(&s.resource, "/metadata/name")));
-    put.chain(rollout.delete.iter().map(|(kind, name)| format!("{}/{name} (deleted)", kind.to_lowercase()))).collect()
+    put.chain(rollout.delete.iter().map(|(kind, name)| format!("{}/{name}", kind.to_lowercase()))).collect()
 }
 
 fn link_alarm(link: &Link) -> Option<String> {
