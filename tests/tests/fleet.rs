@@ -4,3 +4,7 @@
 mod etcd;
 #[path = "fleet/network.rs"]
 mod network;
+#[path = "fleet/scene.rs"]
+mod scene;
+#[path = "fleet/store.rs"]
+mod store;
