@@ -2,9 +2,13 @@
 
 #[path = "fleet/etcd.rs"]
 mod etcd;
+#[path = "fleet/moving.rs"]
+mod moving;
 #[path = "fleet/network.rs"]
 mod network;
 #[path = "fleet/scene.rs"]
 mod scene;
 #[path = "fleet/store.rs"]
 mod store;
+#[path = "fleet/support.rs"]
+mod support;
