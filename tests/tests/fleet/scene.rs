@@ -266,3 +266,34 @@ pub fn metric(agent: &Agent<'_>, host: &Host, name: &str) -> Result<f64> {
     let line = text.lines().find(|line| line.starts_with(name)).with_context(|| format!("no {name} in {text}"))?;
     line.rsplit(' ').next().context("a value")?.parse().with_context(|| line.to_owned())
 }
+
+/// What an agent says would become of a packet: does it get through, and the story.
+pub fn explained(agent: &Agent<'_>, from: &str, to: &str) -> Result<(bool, String)> {
+    let args = ["explain", "--from", from, "--to", to];
+    Ok((agent.ctl(&args).is_ok(), agent.ctl_printed(&args)?))
+}
+
+/// Waits until an agent says that such a packet gets through, or does not.
+pub fn passes(agent: &Agent<'_>, from: &str, to: &str, through: bool) -> Result<()> {
+    let says = || explained(agent, from, to).ok().filter(|(is, _)| *is == through);
+    wait_for(&format!("{from} to {to}: {through}"), SOON, says)
+        .map(drop)
+        .with_context(|| format!("{}\n{}", explained(agent, from, to).map(|e| e.1).unwrap_or_default(), agent.logged()))
+}
+
+/// Waits until `from` can connect.
+pub fn reaches(from: &Host, address: IpAddr, port: u16) -> Result<()> {
+    wait_for(&format!("a connection to {address} port {port}"), SOON, || connects(from, address, port).ok().filter(|c| *c))
+        .map(drop)
+}
+
+/// Waits until the agent has logged this.
+pub fn logs(agent: &Agent<'_>, what: &str) -> Result<()> {
+    wait_for(&format!("`{what}` in the log"), SOON * 2, || agent.logged().contains(what).then_some(()))
+        .with_context(|| agent.logged())
+}
+
+/// What it fails with.
+pub fn refused<T>(result: Result<T>, what: &str) -> Result<String> {
+    Ok(format!("{:#}", result.err().with_context(|| format!("{what} was done"))?))
+}
