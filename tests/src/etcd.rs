@@ -101,6 +101,18 @@ impl Etcd {
         (0..self.members.len()).filter(|&i| self.member(i).process.is_some()).try_for_each(|i| self.kill(i))
     }
 
+    /// Kills all members that run, and throws away what all had stored: those that start then are a new cluster.
+    ///
+    /// # Errors
+    /// One does not end, or its files cannot be removed.
+    pub fn lose_all(&self) -> Result<()> {
+        self.stop_all()?;
+        (0..self.members.len()).try_for_each(|i| {
+            let data = self.dir.path().join(name(i));
+            std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))
+        })
+    }
+
     /// Starts all members that do not run, with what they had stored, and waits until all serve.
     ///
     /// # Errors

@@ -1,10 +1,20 @@
 //! Many hosts that share an etcd, end to end.
 
+#[path = "fleet/certificates.rs"]
+mod certificates;
+#[path = "fleet/changes.rs"]
+mod changes;
 #[path = "fleet/etcd.rs"]
 mod etcd;
 #[path = "fleet/moving.rs"]
 mod moving;
 #[path = "fleet/network.rs"]
 mod network;
+#[path = "fleet/peers.rs"]
+mod peers;
+#[path = "fleet/scene.rs"]
+mod scene;
+#[path = "fleet/store.rs"]
+mod store;
 #[path = "fleet/support.rs"]
 mod support;
