@@ -2,5 +2,9 @@
 
 #[path = "fleet/etcd.rs"]
 mod etcd;
+#[path = "fleet/feedback.rs"]
+mod feedback;
+#[path = "fleet/health.rs"]
+mod health;
 #[path = "fleet/network.rs"]
 mod network;
