@@ -6,5 +6,9 @@ mod etcd;
 mod feedback;
 #[path = "fleet/health.rs"]
 mod health;
+#[path = "fleet/moving.rs"]
+mod moving;
 #[path = "fleet/network.rs"]
 mod network;
+#[path = "fleet/support.rs"]
+mod support;

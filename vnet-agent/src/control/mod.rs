@@ -181,7 +181,7 @@ impl Agent {
             sharing,
             parts: parts.clone(),
         };
-        state.follow_others();
+        state.recall_fleet();
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
