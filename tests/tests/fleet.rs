@@ -6,6 +6,10 @@ mod certificates;
 mod changes;
 #[path = "fleet/etcd.rs"]
 mod etcd;
+#[path = "fleet/feedback.rs"]
+mod feedback;
+#[path = "fleet/health.rs"]
+mod health;
 #[path = "fleet/moving.rs"]
 mod moving;
 #[path = "fleet/network.rs"]

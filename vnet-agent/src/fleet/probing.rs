@@ -80,6 +80,13 @@ impl Probing {
         self.suspected.insert(check.clone(), now);
     }
 
+    /// This host asks a member, and finds it down: if it was suspected, it still is. Believing others again would send connections there.
+    pub fn found_down(&mut self, check: &Check, now: Instant) {
+        if let Some(since) = self.suspected.get_mut(check) {
+            *since = now;
+        }
+    }
+
     /// What to do about a check.
     pub fn duty(&mut self, check: &Check, around: &Around<'_>, now: Instant) -> Duty {
         let suspected = self.suspected.get(check);
@@ -223,6 +230,12 @@ mod tests {
         assert_eq!(probing.duty(&check(80), &around, start), Duty::Believe(Health::Up, None));
         probing.suspect(&check(80), start);
         assert_eq!(probing.duty(&check(80), &around, start), Duty::Ask);
-        assert_eq!(probing.duty(&check(80), &around, start + SUSPECTED), Duty::Believe(Health::Up, None));
+        probing.found_down(&check(80), start + SUSPECTED / 2);
+        assert_eq!(probing.duty(&check(80), &around, start + SUSPECTED), Duty::Ask);
+        let (later, up) = (start + SUSPECTED * 3 / 2, Duty::Believe(Health::Up, None));
+        assert_eq!(probing.duty(&check(80), &around, later), up);
+        // Nobody suspects what others say is down.
+        probing.found_down(&check(80), later);
+        assert_eq!(probing.duty(&check(80), &around, later), up);
     }
 }

@@ -1,5 +1,6 @@
 //! `vnet-bench`: what the datapath costs. `cargo xtask bench` builds and runs it; `docs/BENCH.md` says how it measures.
 
+mod feedback;
 mod lb;
 mod packets;
 mod policy;
@@ -21,6 +22,8 @@ struct Args {
 enum Suite {
     /// The load balancer: ns per packet, and traffic end to end.
     Lb(Options),
+    /// Load feedback: three hosts, and members of unequal capacity.
+    Feedback(feedback::Args),
     /// Rules: ns per packet, and the agent with 10,000 of them.
     Policy(Options),
     /// Quarantine: from an alert to the datapath, and back.
@@ -47,6 +50,7 @@ struct Options {
 fn main() -> Result<()> {
     let (rows, options) = match Args::parse().suite {
         Suite::Lb(options) => (lb::run(&options)?, options),
+        Suite::Feedback(args) => (feedback::run(&args)?, args.options),
         Suite::Policy(options) => (policy::run(&options)?, options),
         Suite::Quarantine(options) => (quarantine::run(&options)?, options),
     };
