@@ -207,17 +207,44 @@ fn hosts(all: &[Party<'_>], owners: &Owners<'_>, faults: &mut Faults) {
 
 /// A device, a MAC and an address belong to one endpoint.
 fn endpoints(all: &[Party<'_>], faults: &mut Faults) {
-    let mut devices = Claims::default();
+    let mut devices = Devices::default();
     let mut macs = Claims::default();
     let mut addresses = Claims::default();
     for party in all {
         let Resource::Endpoint(Endpoint { spec, .. }) = party.resource else { continue };
-        devices.claim(spec.device.as_str(), *party, "/spec/device", &format!("device `{}`", spec.device), faults);
+        devices.claim(&spec.device, spec.host.as_deref(), *party, faults);
         if let Some((text, mac)) = spec.mac.as_deref().and_then(|text| Some((text, parse_mac(text)?))) {
             macs.claim(mac, *party, "/spec/mac", &format!("MAC {text}"), faults);
         }
         for (index, address) in spec.addresses.iter().enumerate() {
             addresses.claim(*address, *party, &format!("/spec/addresses/{index}"), &format!("address {address}"), faults);
+        }
+    }
+}
+
+/// Who has which device. Hosts name theirs alike: a device is one of each host, unless no host is named.
+#[derive(Default)]
+struct Devices<'a> {
+    first: HashMap<&'a str, Party<'a>>,
+    anywhere: HashMap<&'a str, Party<'a>>,
+    of_hosts: HashMap<(&'a str, &'a str), Party<'a>>,
+}
+
+impl<'a> Devices<'a> {
+    fn claim(&mut self, device: &'a str, host: Option<&'a str>, party: Party<'a>, faults: &mut Faults) {
+        let first = *self.first.entry(device).or_insert(party);
+        let there = match host {
+            Some(host) => {
+                let there = *self.of_hosts.entry((device, host)).or_insert(party);
+                if there.is(&party) { self.anywhere.get(device).copied() } else { Some(there) }
+            }
+            None => {
+                self.anywhere.entry(device).or_insert(party);
+                Some(first)
+            }
+        };
+        if let Some(there) = there.filter(|there| !there.is(&party)) {
+            party.report(faults, "/spec/device", format!("{there} has device `{device}` already: two cannot share it"));
         }
     }
 }

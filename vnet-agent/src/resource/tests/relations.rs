@@ -66,6 +66,22 @@ fn endpoints_share_nothing() {
 }
 
 #[test]
+fn hosts_name_their_devices_alike() {
+    let on = |name: &str, host: &str| {
+        let device = if host.is_empty() { "device: tap0".to_owned() } else { format!("device: tap0\n  host: {host}") };
+        let last = name.trim_start_matches("vm");
+        let other = ENDPOINT.replace("vm1", name).replace("device: tap0", &device).replace("00:00:01", &format!("00:00:0{last}"));
+        other.replace("10.0.0.1", &format!("10.0.0.{last}")).replace("fd00::1", &format!("fd00::{last}"))
+    };
+    good(&[on("vm1", "a"), on("vm2", "b"), on("vm3", "c")].join("---\n"));
+    for (first, second) in [("a", "a"), ("a", ""), ("", "a"), ("", "")] {
+        let text = on("vm2", second);
+        let expected = [(5, 11, "Endpoint `vm1` (in force) has device `tap0` already")];
+        assert_faults(&check(&good(&text), &in_force(&on("vm1", first)).iter().collect::<Vec<_>>()), &expected);
+    }
+}
+
+#[test]
 fn tag_sources_listen_in_places_of_their_own() {
     let suricata = include_str!("../../../../policies/sources/suricata.yaml");
     let other = |socket: &str| {
