@@ -10,7 +10,7 @@ mod change;
 mod diff;
 mod drops;
 mod effects;
-mod elsewhere;
+pub mod elsewhere;
 mod explain;
 mod feedback;
 mod fleet;

@@ -15,6 +15,7 @@
 
 pub mod disk;
 mod follow;
+pub mod here;
 pub mod identity;
 pub mod load;
 pub mod mirror;
