@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::fleet::claims::At;
 use crate::fleet::identity::Numbers;
 use crate::fleet::others::Others;
 use crate::fleet::probing::Probing;
@@ -68,6 +69,11 @@ impl Sharing {
     fn desired_seen(&self) -> i64 {
         self.desired.seen()
     }
+
+    /// The claims to endpoints that changed since this was asked last.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<At> {
+        self.view.endpoints.take_changed()
+    }
 }
 
 impl Consumer for Arc<Agent> {
@@ -102,20 +108,24 @@ impl State {
             let mirror = sharing.fleet.mirror();
             sharing.view.update(&mirror, keys)
         };
+        let changed = sharing.take_changed();
         self.sharing = Some(sharing);
         if touched.desired || self.desired_is_behind() {
             self.follow_desired();
         }
         if touched.hosts || touched.endpoints || touched.desired {
-            self.follow_others();
+            self.follow_others(&changed);
         }
         if touched.hosts || touched.health {
             self.share_checks();
         }
-        if touched.endpoints || touched.desired {
-            self.look_at_moves();
+        if touched.endpoints || touched.hosts || touched.desired {
+            self.look_at_moves(&changed, touched.hosts);
         }
-        self.say_what_is_here();
+        // Other hosts' endpoints are no reason to say anything.
+        if touched.hosts || touched.identities || touched.desired {
+            self.say_what_is_here();
+        }
         touched.endpoints || touched.moving
     }
 

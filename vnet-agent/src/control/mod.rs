@@ -30,7 +30,7 @@ mod views;
 mod warn;
 pub mod world;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -181,7 +181,8 @@ impl Agent {
             sharing,
             parts: parts.clone(),
         };
-        state.follow_others();
+        let known = state.sharing.as_mut().map(fleet::Sharing::take_changed).unwrap_or_default();
+        state.follow_others(&known);
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,
@@ -234,7 +235,7 @@ impl Agent {
                 s.tell();
                 s.policy.refresh();
                 // Before anything of it can pass.
-                s.look_at_moves();
+                s.look_at_moves(&BTreeSet::new(), first);
                 s.secure(false);
                 s.follow(false);
                 s.say_what_is_here();
