@@ -2,5 +2,9 @@
 
 #[path = "fleet/etcd.rs"]
 mod etcd;
+#[path = "fleet/moving.rs"]
+mod moving;
 #[path = "fleet/network.rs"]
 mod network;
+#[path = "fleet/support.rs"]
+mod support;

@@ -42,6 +42,13 @@ pub(super) struct Sharing {
 }
 
 impl Sharing {
+    /// Endpoints of this host as the agent before this one told them.
+    fn were_here(&self) -> Vec<String> {
+        let own = self.fleet.host();
+        let ours = self.view.endpoints.names().filter(|(_, claims)| claims.get(own).is_some_and(|(_, state)| !state.discovered));
+        ours.map(|(name, _)| name.clone()).collect()
+    }
+
     /// With what was known when the agent before this one ended.
     pub(super) fn new(fleet: Arc<Fleet>) -> Self {
         let mut view = View::default();
@@ -101,6 +108,14 @@ impl Consumer for Arc<Agent> {
 }
 
 impl State {
+    /// What was known when the agent before this one ended counts, until the store says otherwise.
+    pub(super) fn recall_fleet(&mut self) {
+        let Some(sharing) = self.sharing.as_mut() else { return };
+        let (were_here, all) = (sharing.were_here(), sharing.take_changed());
+        self.policy.keep_here(were_here);
+        self.follow_others(&all);
+    }
+
     /// These keys of the store changed. Says whether flows of endpoints may have to move.
     fn store_changed(&mut self, keys: &BTreeSet<String>) -> bool {
         let Some(mut sharing) = self.sharing.take() else { return false };

@@ -49,6 +49,8 @@ pub struct Inputs {
     pub health: HashMap<Check, (Health, Option<String>)>,
     /// This host's name in its fleet.
     pub host: Option<String>,
+    /// Endpoints that are to be on another host, and are still here: until their device is gone they have their rules here.
+    pub staying: BTreeSet<String>,
     /// This host's zone.
     pub zone: Option<String>,
     /// Members that are out, since their connections failed.
@@ -150,10 +152,21 @@ impl Inputs {
         }
     }
 
+    /// Forgets those of [`Inputs::staying`] whose device is gone.
+    pub fn let_go(&mut self) {
+        let staying = std::mem::take(&mut self.staying);
+        let is_here = |name: &String| match self.resources.get(&("Endpoint".to_owned(), name.clone())) {
+            Some(Resource::Endpoint(e)) => self.world.devices.values().any(|d| d.name == self.device_of(e)),
+            _ => false,
+        };
+        self.staying = staying.into_iter().filter(is_here).collect();
+    }
+
     fn endpoint_resources(&self) -> impl Iterator<Item = &Endpoint> {
         self.resources.values().filter_map(|r| match r {
             // Without a fleet there is no other host that it could be on.
             Resource::Endpoint(e) if self.host.is_none() || e.spec.host.is_none() || e.spec.host == self.host => Some(e),
+            Resource::Endpoint(e) if self.staying.contains(&e.metadata.name) => Some(e),
             _ => None,
         })
     }

@@ -181,8 +181,7 @@ impl Agent {
             sharing,
             parts: parts.clone(),
         };
-        let known = state.sharing.as_mut().map(fleet::Sharing::take_changed).unwrap_or_default();
-        state.follow_others(&known);
+        state.recall_fleet();
         Ok(Self {
             state: Mutex::new(Some(state)),
             parts,

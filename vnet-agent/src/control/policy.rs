@@ -133,7 +133,13 @@ impl<R: Rows> Policy<R> {
     /// This host changed. Call [`Policy::refresh`] afterwards.
     pub fn set_world(&mut self, world: World) {
         self.inputs.world = world;
+        self.inputs.let_go();
         self.look_around();
+    }
+
+    /// These endpoints are here, and stay until their device is gone, whatever host their resource names.
+    pub fn keep_here(&mut self, names: impl IntoIterator<Item = String>) {
+        self.inputs.staying.extend(names);
     }
 
     /// A member's health changed. Call [`Policy::refresh`] afterwards.

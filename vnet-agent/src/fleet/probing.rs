@@ -65,6 +65,9 @@ pub struct Probing {
     unheard: HashMap<Check, Instant>,
     /// Members whose connections failed from here.
     suspected: HashMap<Check, Instant>,
+    /// The names of checks, and who of `among` makes them: with ten thousand members this is not worked out each time.
+    assigned: HashMap<Check, (String, Vec<String>)>,
+    among: Vec<String>,
 }
 
 /// Who there is, as far as this host knows.
@@ -85,18 +88,25 @@ impl Probing {
 
     /// What to do about a check.
     pub fn duty(&mut self, check: &Check, around: &Around<'_>, now: Instant) -> Duty {
-        self.suspected.retain(|_, since| now.saturating_duration_since(*since) < SUSPECTED);
-        if self.suspected.contains_key(check) {
+        let suspected = self.suspected.get(check);
+        if suspected.is_some_and(|since| now.saturating_duration_since(*since) < SUSPECTED) {
             return Duty::Ask;
         }
-        let name = name(check);
-        let asking = probers(&name, around.hosts.iter().copied());
-        if asking.contains(&around.own) {
+        if !self.among.iter().map(String::as_str).eq(around.hosts.iter().copied()) {
+            self.assigned.clear();
+            self.among = around.hosts.iter().map(|host| (*host).to_owned()).collect();
+        }
+        let (name, asking) = self.assigned.entry(check.clone()).or_insert_with(|| {
+            let name = name(check);
+            let asking = probers(&name, around.hosts.iter().copied()).into_iter().map(str::to_owned).collect();
+            (name, asking)
+        });
+        if asking.iter().any(|host| host == around.own) {
             self.unheard.remove(check);
             return Duty::Ask;
         }
         let said: Vec<&Result<(), String>> =
-            asking.iter().filter_map(|host| around.reports.get(*host)?.checks.get(&name)).collect();
+            asking.iter().filter_map(|host| around.reports.get(host)?.checks.get(name)).collect();
         if said.is_empty() {
             // They may not have this member, or be about to.
             let since = *self.unheard.entry(check.clone()).or_insert(now);
@@ -120,6 +130,7 @@ impl Probing {
     pub fn retain(&mut self, wanted: impl Fn(&Check) -> bool) {
         self.unheard.retain(|check, _| wanted(check));
         self.suspected.retain(|check, _| wanted(check));
+        self.assigned.retain(|check, _| wanted(check));
     }
 }
 

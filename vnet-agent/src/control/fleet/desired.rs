@@ -115,7 +115,9 @@ impl State {
         let changed: Vec<(&Key, &Wanted)> =
             target.resources.iter().filter(|(k, wanted)| inputs.resources.get(*k) != Some(&wanted.resource)).collect();
         let delete: Vec<Key> = inputs.resources.keys().filter(|k| !target.resources.contains_key(*k)).cloned().collect();
+        let leaving = leaving(&sharing.view, sharing.fleet.host(), &changed);
         if !changed.is_empty() || !delete.is_empty() {
+            self.policy.keep_here(leaving);
             let mut edit = self.located_edit(&changed)?;
             let places = changed.iter().filter_map(|(k, wanted)| Some(((*k).clone(), wanted.origin.clone()?)));
             edit.origins = places.collect();
@@ -160,6 +162,16 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Endpoints that are here, and are to be elsewhere. One that another host has, too, is not this host's to keep: it is one of two that were
+/// taken for the same.
+fn leaving(view: &View, own: &str, changed: &[(&Key, &Wanted)]) -> Vec<String> {
+    let names = changed.iter().filter_map(|(_, wanted)| match &wanted.resource {
+        Resource::Endpoint(e) if e.spec.host.as_deref().is_some_and(|host| host != own) => Some(e.metadata.name.clone()),
+        _ => None,
+    });
+    names.filter(|name| view.endpoints.of(name).is_some_and(|c| c.contains_key(own) && c.len() == 1)).collect()
 }
 
 impl Target {

@@ -149,7 +149,11 @@ impl Run {
         let all = |report: &Report| report.converged == self.hosts;
         let what = format!("{} agents to know everything", self.hosts);
         let report = wait_for(&what, LIMIT, || agents.report().ok().filter(all));
-        report.with_context(|| format!("{:?}\n{}", agents.report(), agents.process.printed()))
+        let report = report.with_context(|| format!("{:?}\n{}", agents.report(), agents.process.printed()))?;
+        if report.lost.0 > 0 {
+            eprintln!("{SUITE}: agents lost the store {} times, as {}", report.lost.0, report.lost.1);
+        }
+        Ok(report)
     }
 
     /// Other hosts' endpoints that the real agent knows.
@@ -307,8 +311,8 @@ struct Put<'a>(&'a mut Vec<Row>);
 
 impl Put<'_> {
     fn goal(self, goal: Option<f64>) {
-        if let (Some(goal), Some(row)) = (goal, self.0.pop()) {
-            self.0.push(row.with_most(Of::Max, goal));
-        }
+        let Some(goal) = goal else { return };
+        let row = self.0.pop().map(|row| row.with_most(Of::Max, goal));
+        self.0.extend(row);
     }
 }

@@ -177,19 +177,22 @@ impl Simulated {
         let touched = timed(&mut costs, "view", || view.update(&self.fleet.mirror(), keys));
         if touched.hosts || touched.endpoints || touched.desired {
             let own = self.fleet.host();
-            let elsewhere = timed(&mut costs, "others", || others.elsewhere(view, own, |_| None));
+            let changed = view.endpoints.take_changed();
+            let elsewhere = timed(&mut costs, "others", || others.elsewhere(view, own, &changed, |_| None));
             timed(&mut costs, "image", || state.compile(elsewhere, touched))?;
         }
-        if touched.desired {
+        let is_read = self.fleet.mirror().revision() > 0;
+        if is_read && (touched.desired || keys.is_empty()) {
             self.say_applied()?;
         }
-        timed(&mut costs, "here", || self.say_here(&mut state))?;
+        if is_read && (touched.desired || touched.hosts || touched.identities || keys.is_empty()) {
+            timed(&mut costs, "here", || self.say_here(&mut state))?;
+        }
         for (step, ms) in costs {
             let cost = state.costs.entry(step).or_default();
             (cost.times, cost.ms) = (cost.times + 1, cost.ms + ms);
         }
         self.elected.store(state.view.elected() == Some(self.fleet.host()), Ordering::Relaxed);
-        let is_read = self.fleet.mirror().revision() > 0;
         state.look(keys, is_read, (self.estate.endpoints() - ENDPOINTS) as usize)
     }
 
@@ -200,10 +203,6 @@ impl Simulated {
     }
 
     fn say_here(&self, state: &mut State) -> Result<()> {
-        // Before the store was read, nobody knows which numbers there are.
-        if self.fleet.mirror().revision() == 0 {
-            return Ok(());
-        }
         let addresses = vec![IpAddr::from([10, 98, 0, 2])];
         let host = HostState { version: env!("CARGO_PKG_VERSION").to_owned(), zone: None, addresses, capacity: 1024 };
         let each = state.here.iter().map(|s| {

@@ -1,0 +1,149 @@
+//! A VM that moves to another host takes its connections along, without anybody saying so.
+
+use crate::support::Scene;
+use anyhow::{Context as _, Result, ensure};
+use std::io::{Read as _, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::time::{Duration, Instant};
+use vnet_tests::{Host, Machine, machine_behind, plug, wait_for};
+
+const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
+
+/// Answers every byte with two letters of the machine's name, on each connection, until the process ends.
+fn serve_name(machine: &Machine, address: IpAddr, port: u16) -> Result<()> {
+    let listener = machine.host.run(|| TcpListener::bind(SocketAddr::new(address, port)))??;
+    let name = machine.name.clone();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let name = name.clone();
+            std::thread::spawn(
+                move || {
+                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(&name.as_bytes()[..2]).is_ok() {}
+                },
+            );
+        }
+    });
+    Ok(())
+}
+
+/// A connection, and who answers at its other end.
+struct Open(TcpStream, String);
+
+impl Open {
+    fn to(from: &Host, address: IpAddr, port: u16) -> Result<Self> {
+        let to = SocketAddr::new(address, port);
+        let stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?.with_context(|| to.to_string())?;
+        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
+        stream.set_nodelay(true)?;
+        let mut open = Self(stream, String::new());
+        open.1 = open.ask()?;
+        Ok(open)
+    }
+
+    fn ask(&mut self) -> Result<String> {
+        self.0.write_all(&[1])?;
+        let mut answer = [0; 2];
+        self.0.read_exact(&mut answer)?;
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+}
+
+fn policy(members: &[Machine]) -> String {
+    let mut yaml = format!(
+        "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: web }}\nspec:\n  vips: [\"{}\", \"{}\"]\n  protocol: TCP\n  \
+         ports: [80]\n  algorithm: roundRobin\n  members:\n",
+        VIPS[0], VIPS[1]
+    );
+    for m in members {
+        for (suffix, address) in [("", IpAddr::V4(m.v4)), ("-v6", IpAddr::V6(m.v6))] {
+            yaml += &format!("    - {{ name: {}{suffix}, address: \"{address}\", port: 8080 }}\n", m.name);
+        }
+    }
+    yaml + "---\napiVersion: vnet/v1alpha1\nkind: Endpoint\nmetadata: { name: vm, labels: { app: shop } }\nspec:\n  device: tapvm\n  \
+            addresses: [10.0.0.77, \"fd00:0::77\"]\n\
+            ---\napiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: shop }\nspec:\n  \
+            selector: { matchLabels: { app: shop } }\n  defaults: { ingress: deny, egress: allow }\n"
+}
+
+/// Puts the VM behind a device of a host, and leads what is for it there.
+fn put(scene: &Scene, vm: &Machine, host: usize) -> Result<()> {
+    let gateway = (Ipv4Addr::new(10, 0, 0, 254), "fd00::fe".parse::<Ipv6Addr>()?);
+    plug(vm, scene.fleet.host(host), "tapvm", gateway)?;
+    scene.fleet.core.ip(&format!("route replace 10.0.0.77/32 via 10.98.{host}.2\nroute replace fd00::77/128 via fd98:{host}::2"))
+}
+
+#[test]
+fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b"], 1)?;
+    let members: Vec<Machine> = [("m1", 11), ("m2", 12)]
+        .into_iter()
+        .map(|(name, last)| machine_behind(&scene.fleet.core, name, name, last))
+        .collect::<Result<_>>()?;
+    for member in &members {
+        serve_name(member, member.v4.into(), 8080)?;
+        serve_name(member, member.v6.into(), 8080)?;
+    }
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    let (a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
+    scene.alive(&a, 2)?;
+    a.apply(&policy(&members))?;
+    let mut open = Vec::new();
+    for _ in 0..10 {
+        open.push(Open::to(&vm.host, VIPS[0].parse()?, 80)?);
+        open.push(Open::to(&vm.host, VIPS[1].parse()?, 80)?);
+    }
+    // Who begins anew comes to m2: what was with m1 can only be known from before.
+    for member in ["m1", "m1-v6"] {
+        a.ctl(&["lb", "drain", "web", member])?;
+    }
+    ensure!(open.iter().any(|c| c.1 == "m1"), "somebody is with m1");
+    // There and back: the second time both agents know the VM.
+    for (round, to) in [1, 0].into_iter().enumerate() {
+        let from = 1 - to;
+        scene.fleet.host(from).ip("link delete tapvm")?;
+        put(&scene, &vm, to)?;
+        let begun = Instant::now();
+        for connection in &mut open {
+            let who = connection.1.clone();
+            let answer = connection.ask();
+            let answer =
+                answer.with_context(|| format!("move {round}: a connection to {who}\nA: {}\nB: {}", a.logged(), b.logged()))?;
+            ensure!(answer == who, "move {round}: {who} answered before, {answer} now\nA: {}\nB: {}", a.logged(), b.logged());
+        }
+        println!("move {round}: all {} connections answered within {} ms", open.len(), begun.elapsed().as_millis());
+        let new = Open::to(&vm.host, VIPS[0].parse()?, 80)?;
+        ensure!(new.1 == "m2", "a new connection goes to {}", new.1);
+    }
+    let log = b.logged();
+    ensure!(log.contains("it waits for its flows") && log.contains("took over 20 flows"), "{log}");
+    Ok(())
+}
+
+/// By command, before the VM is there: it keeps its rules where it still is, and the other host waits for it.
+#[test]
+fn a_vm_that_is_to_move_keeps_its_rules_until_it_does() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b"], 1)?;
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    serve_name(&vm, vm.v4.into(), 22)?;
+    let (a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
+    scene.alive(&a, 2)?;
+    a.apply(policy(&[]).split_once("---\n").context("documents")?.1)?;
+    let to = SocketAddr::new(vm.v4.into(), 22);
+    let from = &scene.fleet.vm(1, 0).host;
+    let refused = |what: &str| -> Result<()> {
+        let answer = from.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?;
+        ensure!(answer.is_err(), "{what}: the VM lets nobody in, and did");
+        Ok(())
+    };
+    refused("on its first host")?;
+    a.ctl(&["endpoint", "move", "vm", "--to", "host-b"])?;
+    refused("it is to move, and is still there")?;
+    scene.fleet.host(0).ip("link delete tapvm")?;
+    put(&scene, &vm, 1)?;
+    wait_for("the VM to be host-b's", Duration::from_secs(10), || {
+        b.ctl(&["get", "endpoints"]).ok().filter(|text| text.lines().any(|l| l.starts_with("vm ") && l.contains("attached")))
+    })?;
+    refused("on its second host")
+}
