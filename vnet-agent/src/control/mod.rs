@@ -10,7 +10,7 @@ mod change;
 mod diff;
 mod drops;
 mod effects;
-mod elsewhere;
+pub mod elsewhere;
 mod explain;
 mod feedback;
 mod fleet;
@@ -30,7 +30,7 @@ mod views;
 mod warn;
 pub mod world;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -234,7 +234,7 @@ impl Agent {
                 s.tell();
                 s.policy.refresh();
                 // Before anything of it can pass.
-                s.look_at_moves();
+                s.look_at_moves(&BTreeSet::new(), first);
                 s.secure(false);
                 s.follow(false);
                 s.say_what_is_here();
