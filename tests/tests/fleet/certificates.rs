@@ -23,8 +23,11 @@ fn wrong_certificates_are_refused_and_said() -> Result<()> {
 
     // Another host's: it does not start at all.
     let own = pki.client("host-a")?;
-    let good =
-        Identity { certificate: own.certificate.with_extension("good"), key: own.key.with_extension("good"), ..own.clone() };
+    let good = Identity {
+        certificate: own.certificate.with_extension("good.pem"),
+        key: own.key.with_extension("good.key"),
+        ..own.clone()
+    };
     good.replace(&own)?;
     own.replace(&pki.client("host-b")?)?;
     let error = refused(fleet.agent(0, &[]), "a start with another host's certificate")?;
