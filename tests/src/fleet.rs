@@ -2,7 +2,7 @@
 
 use crate::agent::bin_dir;
 use crate::pki::text;
-use crate::{Agent, Etcd, Host, Identity, Machine, connect, plug};
+use crate::{Agent, Etcd, Host, Identity, Machine, ROOT, connect, plug};
 use anyhow::{Context as _, Result, ensure};
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
@@ -63,6 +63,18 @@ impl Fleet {
             (etcd.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), hosts)
         });
         Ok(Self { etcd: etcd?, hosts: hosts?, core })
+    }
+
+    /// Sets the store up: it checks from now on who its clients are, and knows the hosts and [`OPERATOR`]. Gives what
+    /// `vnet-ctl` printed.
+    ///
+    /// # Errors
+    /// It fails; the message has what it printed.
+    pub fn init_store(&self) -> Result<String> {
+        let store = self.etcd.endpoints();
+        let mut args = vec!["store", "init", "--store", &store, "--operator", OPERATOR];
+        args.extend(self.hosts.iter().flat_map(|member| ["--host", member.host.name()]));
+        self.ctl_as(&self.etcd.pki.client(ROOT)?, 0, &args)
     }
 
     /// A host.
@@ -158,6 +170,16 @@ impl Fleet {
         agent.set_ctl_environment(environment(&self.etcd.pki.client(OPERATOR)?).to_vec());
         *socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(agent.socket());
         Ok(agent)
+    }
+
+    /// The host that is elected, as an agent sees it.
+    ///
+    /// # Errors
+    /// The agent does not answer.
+    pub fn elected(&self, agent: &Agent<'_>) -> Result<Option<usize>> {
+        let list = agent.ctl(&["host", "ls"])?;
+        let name = list.lines().find(|line| line.contains("elected")).and_then(|line| line.split_whitespace().next());
+        Ok(self.hosts.iter().position(|member| Some(member.host.name()) == name))
     }
 
     /// Runs `vnet-ctl` in a host as the operator, and gives its standard output. It asks the last agent that was started there.

@@ -39,6 +39,7 @@ mod routed;
 mod session;
 mod suricata;
 mod tempdir;
+mod traffic;
 mod wait;
 
 pub use agent::{Agent, bin_dir, wait_for_group};
@@ -58,4 +59,5 @@ pub use routed::{Routed, machine_behind, plug};
 pub use session::Session;
 pub use suricata::{MARK, Suricata};
 pub use tempdir::TempDir;
+pub use traffic::{Clients, Farm, Server, imbalance};
 pub use wait::{skip, wait_for};

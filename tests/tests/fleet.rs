@@ -8,6 +8,10 @@ mod changes;
 mod clocks;
 #[path = "fleet/etcd.rs"]
 mod etcd;
+#[path = "fleet/feedback.rs"]
+mod feedback;
+#[path = "fleet/health.rs"]
+mod health;
 #[path = "fleet/moving.rs"]
 mod moving;
 #[path = "fleet/network.rs"]

@@ -45,6 +45,17 @@ fn the_scene_of_quarantine_is_as_expected() -> Result<()> {
 }
 
 #[test]
+fn the_scene_of_a_fleet_is_as_expected() -> Result<()> {
+    let mut lab = lab(&["fleet", "--once"])?;
+    let status = lab.wait(Duration::from_secs(60))?;
+    let printed = lab.printed();
+    ensure!(status.success() && printed.contains("all as expected"), "{printed}");
+    ensure!(printed.contains("in force on 3 of 3 hosts") && printed.contains("with load feedback"), "{printed}");
+    ensure!(directories_of(lab.pid())?.is_empty());
+    Ok(())
+}
+
+#[test]
 fn it_stays_until_it_is_told_to_end_and_leaves_nothing() -> Result<()> {
     let mut lab = lab(&[])?;
     wait_for("what to try", Duration::from_secs(60), || {

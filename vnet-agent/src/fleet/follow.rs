@@ -134,7 +134,7 @@ impl Fleet {
                 mirror.replace(snapshot)
             }
         };
-        self.tell(changed);
+        self.tell(changed, true);
         Ok(())
     }
 
@@ -144,7 +144,7 @@ impl Fleet {
             let Next::Changes(changes, revision) = watch.next().await? else { return Ok(()) };
             let changed = self.mirror().apply(changes, revision);
             lock(&self.link).heard = Some(Instant::now());
-            self.tell(changed);
+            self.tell(changed, false);
         }
     }
 
@@ -198,52 +198,41 @@ impl Fleet {
 
     /// Forgets what hosts said in a store that was replaced, when they have said it again, or have had the time to.
     fn settle(&self) {
-        let linger = Duration::from_secs(self.settings.linger.into());
-        let mut inherited = lock(&self.inherited);
-        if let Some(since) = *inherited {
-            let over = since.elapsed() > linger;
-            let forgotten = self.mirror().settle(over);
-            if !forgotten.is_empty() {
-                self.tell(forgotten);
-            }
-            if over && !self.mirror().inherits() {
-                *inherited = None;
-            }
+        let Some(since) = *lock(&self.inherited) else { return };
+        let over = since.elapsed() > Duration::from_secs(self.settings.linger.into());
+        let (forgotten, is_done) = {
+            let mut mirror = self.mirror();
+            (mirror.settle(over), over && !mirror.inherits())
+        };
+        if is_done {
+            *lock(&self.inherited) = None;
+        }
+        if !forgotten.is_empty() {
+            self.tell(forgotten, false);
         }
     }
 
     /// Writes to the disk what is known, as it changes.
     async fn keep(&self) {
-        let mut kept: BTreeMap<String, i64> = BTreeMap::new();
-        // What is on the disk was read from there.
-        kept.extend(self.mirror().entries().iter().map(|(k, e)| (k.clone(), e.modified)));
         loop {
             sleep(KEEP).await;
             self.settle();
-            let changes = {
+            let keys = std::mem::take(&mut *lock(&self.unkept));
+            let changes: BTreeMap<String, Option<Entry>> = {
                 let mirror = self.mirror();
-                if mirror.revision() == 0 {
-                    continue;
-                }
-                let new = mirror.entries().iter().filter(|(k, e)| kept.get(*k) != Some(&e.modified) && is_kept(k));
-                let mut changes: BTreeMap<String, Option<Entry>> = new.map(|(k, e)| (k.clone(), Some(e.clone()))).collect();
-                let gone = kept.keys().filter(|k| !mirror.entries().contains_key(*k));
-                changes.extend(gone.map(|k| (k.clone(), None)));
-                changes
+                let kept = keys.into_iter().filter(|key| is_kept(key));
+                kept.map(|key| {
+                    let entry = mirror.get(&key).cloned();
+                    (key, entry)
+                })
+                .collect()
             };
             if changes.is_empty() {
                 continue;
             }
-            match block_in_place(|| self.disk.keep(&changes)) {
-                Ok(()) => {
-                    for (key, entry) in changes {
-                        match entry {
-                            Some(entry) => drop(kept.insert(key, entry.modified)),
-                            None => drop(kept.remove(&key)),
-                        }
-                    }
-                }
-                Err(e) => log::error!("{e:#}; trying again"),
+            if let Err(e) = block_in_place(|| self.disk.keep(&changes)) {
+                log::error!("{e:#}; trying again");
+                lock(&self.unkept).extend(changes.into_keys());
             }
         }
     }

@@ -26,15 +26,21 @@ pub fn name(check: &Check) -> String {
 
 /// FNV-1a, 64 bits: the same in every version.
 fn fnv(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xCBF2_9CE4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
+    fnv_on(0xCBF2_9CE4_8422_2325, bytes)
+}
+
+/// The hash of what has hash `h`, and these bytes behind it.
+fn fnv_on(h: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(h, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0000_0100_0000_01B3))
 }
 
 /// The hosts that ask, of all that are alive.
 #[must_use]
 pub fn probers<'a>(check: &str, hosts: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
     // FNV's upper bits know little of the last bytes: mixed once more (the finaliser of MurmurHash3).
+    let of_check = fnv_on(fnv(check.as_bytes()), &[0]);
     let weight = |host: &str| {
-        let mut h = fnv(format!("{check}\0{host}").as_bytes());
+        let mut h = fnv_on(of_check, host.as_bytes());
         h = (h ^ h >> 33).wrapping_mul(0xFF51_AFD7_ED55_8CCD);
         h ^ h >> 33
     };
@@ -59,6 +65,9 @@ pub struct Probing {
     unheard: HashMap<Check, Instant>,
     /// Members whose connections failed from here.
     suspected: HashMap<Check, Instant>,
+    /// The names of checks, and who of `among` makes them: with ten thousand members this is not worked out each time.
+    assigned: HashMap<Check, (String, Vec<String>)>,
+    among: Vec<String>,
 }
 
 /// Who there is, as far as this host knows.
@@ -77,20 +86,34 @@ impl Probing {
         self.suspected.insert(check.clone(), now);
     }
 
+    /// This host asks a member, and finds it down: if it was suspected, it still is. Believing others again would send connections there.
+    pub fn found_down(&mut self, check: &Check, now: Instant) {
+        if let Some(since) = self.suspected.get_mut(check) {
+            *since = now;
+        }
+    }
+
     /// What to do about a check.
     pub fn duty(&mut self, check: &Check, around: &Around<'_>, now: Instant) -> Duty {
-        self.suspected.retain(|_, since| now.saturating_duration_since(*since) < SUSPECTED);
-        if self.suspected.contains_key(check) {
+        let suspected = self.suspected.get(check);
+        if suspected.is_some_and(|since| now.saturating_duration_since(*since) < SUSPECTED) {
             return Duty::Ask;
         }
-        let name = name(check);
-        let asking = probers(&name, around.hosts.iter().copied());
-        if asking.contains(&around.own) {
+        if !self.among.iter().map(String::as_str).eq(around.hosts.iter().copied()) {
+            self.assigned.clear();
+            self.among = around.hosts.iter().map(|host| (*host).to_owned()).collect();
+        }
+        let (name, asking) = self.assigned.entry(check.clone()).or_insert_with(|| {
+            let name = name(check);
+            let asking = probers(&name, around.hosts.iter().copied()).into_iter().map(str::to_owned).collect();
+            (name, asking)
+        });
+        if asking.iter().any(|host| host == around.own) {
             self.unheard.remove(check);
             return Duty::Ask;
         }
         let said: Vec<&Result<(), String>> =
-            asking.iter().filter_map(|host| around.reports.get(*host)?.checks.get(&name)).collect();
+            asking.iter().filter_map(|host| around.reports.get(host)?.checks.get(name)).collect();
         if said.is_empty() {
             // They may not have this member, or be about to.
             let since = *self.unheard.entry(check.clone()).or_insert(now);
@@ -114,6 +137,7 @@ impl Probing {
     pub fn retain(&mut self, wanted: impl Fn(&Check) -> bool) {
         self.unheard.retain(|check, _| wanted(check));
         self.suspected.retain(|check, _| wanted(check));
+        self.assigned.retain(|check, _| wanted(check));
     }
 }
 
@@ -212,6 +236,12 @@ mod tests {
         assert_eq!(probing.duty(&check(80), &around, start), Duty::Believe(Health::Up, None));
         probing.suspect(&check(80), start);
         assert_eq!(probing.duty(&check(80), &around, start), Duty::Ask);
-        assert_eq!(probing.duty(&check(80), &around, start + SUSPECTED), Duty::Believe(Health::Up, None));
+        probing.found_down(&check(80), start + SUSPECTED / 2);
+        assert_eq!(probing.duty(&check(80), &around, start + SUSPECTED), Duty::Ask);
+        let (later, up) = (start + SUSPECTED * 3 / 2, Duty::Believe(Health::Up, None));
+        assert_eq!(probing.duty(&check(80), &around, later), up);
+        // Nobody suspects what others say is down.
+        probing.found_down(&check(80), later);
+        assert_eq!(probing.duty(&check(80), &around, later), up);
     }
 }

@@ -11,6 +11,7 @@ use super::*;
 const EXAMPLE: &str = include_str!("../../../policies/lb.yaml");
 const QUARANTINE_EXAMPLE: &str = include_str!("../../../policies/quarantine.yaml");
 const POLICY_EXAMPLE: &str = include_str!("../../../policies/policy.yaml");
+const FLEET_EXAMPLE: &str = include_str!("../../../policies/fleet.yaml");
 
 fn file(text: &str) -> Vec<File> {
     vec![File { name: "t.yaml".to_owned(), text: text.to_owned() }]
@@ -49,6 +50,15 @@ fn the_examples_of_policy_are_good() {
     assert_eq!(check(&good(POLICY_EXAMPLE), &in_force.iter().collect::<Vec<_>>()), []);
     let kinds = |kind| in_force.iter().filter(|r| r.kind() == kind).count();
     assert!(kinds("SecurityGroup") >= 7 && kinds("TagSource") >= 3 && kinds("Endpoint") >= 4, "{in_force:#?}");
+}
+
+#[test]
+fn the_example_of_a_fleet_is_good() {
+    let found = good(FLEET_EXAMPLE);
+    assert_eq!(check(&found, &[]), []);
+    let on =
+        |host| found.iter().filter(|l| matches!(&l.resource, Resource::Endpoint(e) if e.spec.host.as_deref() == host)).count();
+    assert_eq!([Some("host-a"), Some("host-b"), Some("host-c"), None].map(on), [1; 4]);
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! `vnet-bench`: what the datapath costs. `cargo xtask bench` builds and runs it; `docs/BENCH.md` says how it measures.
 
+mod feedback;
+mod fleet;
 mod lb;
 mod packets;
 mod policy;
@@ -21,10 +23,17 @@ struct Args {
 enum Suite {
     /// The load balancer: ns per packet, and traffic end to end.
     Lb(Options),
+    /// Load feedback: three hosts, and members of unequal capacity.
+    Feedback(feedback::Args),
     /// Rules: ns per packet, and the agent with 10,000 of them.
     Policy(Options),
     /// Quarantine: from an alert to the datapath, and back.
     Quarantine(Options),
+    /// Many hosts that share an etcd: until all have a change, and what they cost the store.
+    Fleet(Options),
+    /// What the suite `fleet` starts by itself.
+    #[command(hide = true)]
+    SimulatedAgents(fleet::agents::Options),
 }
 
 /// What every suite takes.
@@ -47,8 +56,11 @@ struct Options {
 fn main() -> Result<()> {
     let (rows, options) = match Args::parse().suite {
         Suite::Lb(options) => (lb::run(&options)?, options),
+        Suite::Feedback(args) => (feedback::run(&args)?, args.options),
         Suite::Policy(options) => (policy::run(&options)?, options),
         Suite::Quarantine(options) => (quarantine::run(&options)?, options),
+        Suite::Fleet(options) => (fleet::run(&options)?, options),
+        Suite::SimulatedAgents(options) => return fleet::agents::run(&options),
     };
     if options.json { report::print_json(&rows) } else { report::print_table(&rows) }
 }

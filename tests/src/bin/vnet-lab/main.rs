@@ -3,6 +3,7 @@
 //! It makes the network, starts the agent, applies an example of `policies/`, sends real traffic, says what happened, and stays up
 //! until Ctrl-C.
 
+mod fleet;
 mod lb;
 mod quarantine;
 mod scripts;
@@ -32,6 +33,8 @@ struct Args {
 enum Scene {
     /// Inline load balancing: a client VM, three members, a bystander.
     Lb,
+    /// Three hosts that share an etcd: one apply for all, load feedback, a VM that is held, a member of etcd that dies.
+    Fleet,
     /// A VM that fetches malware, is held, scanned and let go: with Suricata and clamd.
     Quarantine,
 }
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
     }
     let shown = match args.scene {
         Scene::Lb => lb::show(args.once),
+        Scene::Fleet => fleet::show(args.once),
         Scene::Quarantine => quarantine::show(args.once),
     };
     match shown {

@@ -65,6 +65,11 @@ impl Windows {
     fn pass(&mut self, agent: &Agent, fleet: Option<&Fleet>, own: &str, reports: Vec<(String, LoadReport)>) -> Option<()> {
         agent.datapath()?;
         let now = Instant::now();
+        // To count costs something, and alone nobody else wants to know.
+        if fleet.is_none() && agent.feedback_groups().is_empty() {
+            (self.reporter, self.aggregator) = (Reporter::default(), None);
+            return Some(());
+        }
         let report = match agent.member_loads() {
             Ok(counted) => self.reporter.look(now, counted),
             Err(e) => {
@@ -127,8 +132,13 @@ impl Agent {
         self.ask(|s| Ok(s.sharing.as_ref().map(|sharing| Arc::clone(&sharing.fleet)))).ok().flatten()
     }
 
+    /// Nobody is elected for long without the store: what one host knows is not what all have to do.
     fn is_elected(&self, own: &str) -> bool {
-        self.ask(|s| Ok(s.sharing.as_ref().is_some_and(|sharing| sharing.view.elected() == Some(own)))).unwrap_or(false)
+        let is_elected = |s: &mut State| {
+            let sharing = s.sharing.as_ref();
+            sharing.is_some_and(|sharing| sharing.is_current() && sharing.view.elected() == Some(own))
+        };
+        self.ask(|s| Ok(is_elected(s))).unwrap_or(false)
     }
 
     fn alive(&self) -> HashSet<String> {

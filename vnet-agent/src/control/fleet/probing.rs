@@ -13,11 +13,15 @@ use crate::lb::health::{Check, Health};
 use crate::observe::Saying;
 
 impl Sharing {
+    /// Is it known who is alive? Once the store has been silent for longer than a host stays alive without it, it is not.
+    pub(super) fn is_current(&self) -> bool {
+        self.fleet.mirror().revision() != 0 && self.fleet.link().silent() <= Duration::from_secs(ALIVE_SECONDS as u64)
+    }
+
     /// The hosts that may ask members: those that are alive, as long as that is known.
     fn asking(&self) -> Vec<&str> {
         let own = self.fleet.host();
-        let link = self.fleet.link();
-        if self.fleet.mirror().revision() == 0 || link.silent() > Duration::from_secs(ALIVE_SECONDS as u64) {
+        if !self.is_current() {
             return vec![own];
         }
         let may = |host: &&str| self.view.registered.get(*host).is_some_and(|r| !r.drained);
@@ -34,6 +38,11 @@ impl State {
         probing.retain(|check| desired.has_check(check));
         let hosts = sharing.asking();
         let around = Around { own: sharing.fleet.host(), hosts: &hosts, reports: &sharing.view.health };
+        for check in desired.checks().filter(|check| self.checker.has(check)) {
+            if self.policy.inputs().health.get(check).is_some_and(|(health, _)| *health == Health::Down) {
+                probing.found_down(check, now());
+            }
+        }
         let duties: Vec<(Check, Duty)> =
             desired.checks().map(|check| (check.clone(), probing.duty(check, &around, now()))).collect();
         let mut news: Vec<(Check, Health, Option<String>)> = Vec::new();

@@ -1,0 +1,47 @@
+//! The hosts of the scene.
+
+use anyhow::Result;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
+use vnet_tests::{Farm, Fleet, Machine, Server, plug};
+
+/// What the hosts are called.
+pub const HOSTS: [&str; 3] = ["host-a", "host-b", "host-c"];
+/// The VIP of policies/fleet.yaml.
+pub const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+/// How long each member keeps a connection, in ms.
+const STAYS: [u64; 3] = [500, 1000, 2000];
+
+/// ```text
+///  shop-1 10.0.0.10 ─ tap0 ┐ host-a ┐       ┌ m1 10.0.1.11
+///  client 10.0.0.11 ─ tap1 ┘        │       │
+///  shop-2 10.1.0.10 ─ tap0 ┐ host-b ┼ core ─┼ m2 10.0.1.12
+///  client 10.1.0.11 ─ tap1 ┘        │ etcd  │
+///  desk-1 10.2.0.10 ─ tap0 ┐ host-c ┘       └ m3 10.0.1.13
+///  client 10.2.0.11 ─ tap1 ┘
+/// ```
+pub struct Estate {
+    pub fleet: Fleet,
+    pub farm: Farm,
+    _shops: [Server; 2],
+}
+
+impl Estate {
+    /// Makes it.
+    pub fn new() -> Result<Self> {
+        let fleet = Fleet::new(&HOSTS, 2)?;
+        let farm = Farm::new(&fleet.core, &STAYS.map(|ms| Some(Duration::from_millis(ms))))?;
+        let shop = |vm: &Machine| Server::start(&vm.host, (vm.v4, 80).into(), None);
+        let shops = [shop(fleet.vm(0, 0))?, shop(fleet.vm(1, 0))?];
+        Ok(Self { fleet, farm, _shops: shops })
+    }
+
+    /// A VM comes up behind a device `tap9` of a host. It is gone with the value.
+    pub fn roam(&self, host: u8) -> Result<Machine> {
+        let (v4, v6) = (Ipv4Addr::new(10, host, 0, 99), Ipv6Addr::new(0xfd00, host.into(), 0, 0, 0, 0, 0, 0x99));
+        let gateways = (Ipv4Addr::new(10, host, 0, 1), Ipv6Addr::new(0xfd00, host.into(), 0, 0, 0, 0, 0, 1));
+        let vm = Machine::new("roamer", v4, v6)?;
+        plug(&vm, self.fleet.host(host.into()), "tap9", gateways)?;
+        Ok(vm)
+    }
+}
