@@ -4,6 +4,8 @@
 mod certificates;
 #[path = "fleet/changes.rs"]
 mod changes;
+#[path = "fleet/clocks.rs"]
+mod clocks;
 #[path = "fleet/etcd.rs"]
 mod etcd;
 #[path = "fleet/feedback.rs"]

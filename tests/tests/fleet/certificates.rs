@@ -1,6 +1,6 @@
 //! Who may do what, and what is said to those who may not.
 
-use crate::scene::{Trio, alarm, connected, everywhere, go_on, logs, no_alarm, refused, web};
+use crate::scene::{SERVED, Trio, alarm, allow, connected, everywhere, go_on, logs, no_alarm, refused, web};
 use anyhow::{Context as _, Result, ensure};
 use vnet_tests::{Agent, Fleet, Identity, OPERATOR, ROOT};
 
@@ -23,8 +23,11 @@ fn wrong_certificates_are_refused_and_said() -> Result<()> {
 
     // Another host's: it does not start at all.
     let own = pki.client("host-a")?;
-    let good =
-        Identity { certificate: own.certificate.with_extension("good"), key: own.key.with_extension("good"), ..own.clone() };
+    let good = Identity {
+        certificate: own.certificate.with_extension("good.pem"),
+        key: own.key.with_extension("good.key"),
+        ..own.clone()
+    };
     good.replace(&own)?;
     own.replace(&pki.client("host-b")?)?;
     let error = refused(fleet.agent(0, &[]), "a start with another host's certificate")?;
@@ -37,7 +40,7 @@ fn wrong_certificates_are_refused_and_said() -> Result<()> {
     println!("a foreign authority's: {}", crate::scene::alarms(&agent)?);
     no_secret(&agent, &own)?;
     own.replace(&pki.expired("host-a")?)?;
-    alarm(&agent, "expired")?;
+    alarm(&agent, "does not take the certificate")?;
     println!("an expired one: {}", crate::scene::alarms(&agent)?);
     no_secret(&agent, &own)?;
     own.replace(&good)?;
@@ -101,16 +104,16 @@ fn certificates_are_replaced_without_a_restart() -> Result<()> {
     pki.renew("host-a")?;
     logs(&agents[0], "the certificates for the store were replaced")?;
     no_alarm(&agents[0])?;
-    everywhere(&agents[1], &web(""))?;
+    everywhere(&agents[1], &web(&allow("second", SERVED + 1)))?;
     go_on(&mut open)?;
     // One that has run out, and a good one again: what is open goes on, who connects anew needs a good one.
     pki.client("host-a")?.replace(&pki.expired("host-a")?)?;
-    alarm(&agents[0], "expired")?;
+    alarm(&agents[0], "does not take the certificate")?;
     ensure!(connected(&agents[0])?.is_none());
     trio.in_force()?;
     go_on(&mut open)?;
     pki.renew("host-a")?;
     no_alarm(&agents[0])?;
-    everywhere(&agents[0], &web("    - { name: ssh, ports: [{ protocol: TCP, port: 22 }], action: allow }\n"))?;
+    everywhere(&agents[0], &web(""))?;
     go_on(&mut open)
 }

@@ -1,7 +1,7 @@
 //! Changes by operators: two at once, newer versions' fields, canaries, hosts that go.
 
 use crate::scene::{
-    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, allow, everywhere, go_on, host_is, json, no_alarm, policy, refused, web,
+    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, allow, everywhere, go_on, host_is, json, no_alarm, passes, policy, refused, web,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
@@ -55,7 +55,8 @@ fn of_two_who_change_the_same_one_is_shown_the_others() -> Result<()> {
     }
     println!("two at once: {won} written, {lost} refused");
     agents.iter().try_for_each(no_alarm)?;
-    everywhere(&agents[0], &web(""))
+    // Not before its agent has heard of the last one.
+    wait_for("a last change", SOON, || everywhere(&agents[0], &web("")).ok())
 }
 
 /// An agent of a newer version writes what this one does not know.
@@ -87,10 +88,10 @@ fn what_only_newer_versions_know_is_left_alone() -> Result<()> {
         r#"{"group":"shop","labels":{"app":"shop"},"identity":0,"addresses":["10.9.9.9"],"later":[1]}"#,
     )?;
     put(ROOT, "/vnet/v1/state/endpoints/host-d/torn", "{")?;
-    for agent in &agents {
+    for (agent, member) in agents.iter().zip(["a1:8080/tcp", "b1:8080/tcp", "c1:8080/tcp"]) {
         alarm(agent, "does not know `spec.later`")?;
         alarm(agent, "Tunnel t: this agent does not know resources of this kind")?;
-        crate::scene::passes(agent, "10.9.9.9", "10.1.0.11:8080/tcp", true)?;
+        passes(agent, "10.9.9.9", member, true)?;
     }
     trio.in_force()?;
     go_on(&mut open)?;

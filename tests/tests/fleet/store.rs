@@ -92,7 +92,7 @@ fn a_host_that_is_cut_off_keeps_what_it_had_and_comes_to_the_newest_at_once() ->
     logs(&agents[0], "thrown away")?;
     passes(&agents[0], "10.1.0.10", "a1:8080/tcp", false)?;
     ensure!(!trio.connects(1, 0, SERVED)? && trio.connects(1, 0, SERVED + 1)?, "host-a has the newest");
-    host_is(&agents[1], "host-a", "alive")?;
+    host_is(&agents[1], "host-a", "alive").with_context(|| agents[0].logged())?;
     everywhere(&agents[0], &web(""))?;
     go_on(&mut open)
 }
@@ -120,7 +120,7 @@ fn an_agent_that_starts_while_the_store_is_away_goes_on_with_what_was() -> Resul
     ensure!(trio.connects(2, 0, SERVED)?, "a client of another host is known");
     ensure!(!trio.connects(2, 0, super::scene::CLOSED)?, "a denied port stays so");
     let (through, story) = explained(&agents[0], "a0", "10.1.0.11:8080/tcp")?;
-    ensure!(!through && story.contains("peer-quarantine"), "{story}");
+    ensure!(!through && story.contains("which holds the peer"), "{story}");
     ensure!(!trio.connects(0, 1, SERVED)? && !trio.connects(2, 1, SERVED)?, "who is held stays held");
     let mut with_others: Vec<_> = open.extract_if(.., |open| open.who != "b1").collect();
     go_on(&mut with_others)?;

@@ -6,14 +6,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
-use vnet_common::fleet::ROOT;
+use vnet_common::fleet::{DESIRED, ROOT, SERIAL};
 
 use super::disk::is_kept;
-use super::{Consumer, Fleet, lock};
+use super::{ANOTHER, CLUSTER, Consumer, Fleet, lock};
 
 /// Between two attempts to connect, at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
@@ -80,19 +80,11 @@ impl Fleet {
     /// One connection, for as long as it lasts.
     async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
         // A store that was restored from a backup has been elsewhere, or further, than what we know.
-        let same = self.cluster.swap(client.cluster(), Ordering::Relaxed) == client.cluster();
-        let known = self.mirror().revision();
+        let (known, same) = (self.mirror().revision(), self.cluster.load(Ordering::Relaxed) == client.cluster());
         let mut full = known == 0 || !same || client.revision() < known;
         loop {
-            if full {
-                match client.read(ROOT).await {
-                    Ok(snapshot) => {
-                        log::info!("read {} keys of the store at revision {}", snapshot.entries.len(), snapshot.revision);
-                        let changed = self.mirror().replace(snapshot);
-                        self.tell(changed, true);
-                    }
-                    Err(e) => return End::Broken(e),
-                }
+            if full && let Err(e) = self.read_all(&mut client).await {
+                return End::Broken(e);
             }
             let from = self.mirror().revision() + 1;
             let watch = match client.watch(ROOT, from).await {
@@ -113,6 +105,37 @@ impl Fleet {
                 () = self.files_replaced() => return End::Replaced,
             }
         }
+    }
+
+    /// Reads everything.
+    async fn read_all(&self, client: &mut Client) -> Result<()> {
+        let snapshot = client.read(ROOT).await?;
+        let changed = {
+            let mut mirror = self.mirror();
+            // One that is empty is rather a new one than the wish that there be nothing: neither policies nor peers are given up for it.
+            if !snapshot.entries.contains_key(SERIAL) && mirror.below(DESIRED).next().is_some() {
+                bail!("the store has never been set up (`vnet-ctl store init`): this host keeps what it has");
+            }
+            log::info!("read {} keys of the store at revision {}", snapshot.entries.len(), snapshot.revision);
+            let before = self.cluster.swap(client.cluster(), Ordering::Relaxed);
+            if before != client.cluster() {
+                self.note(CLUSTER, client.cluster().cast_signed());
+            }
+            let known = mirror.newest().max(mirror.revision());
+            if before != 0 && before != client.cluster() || snapshot.revision < known {
+                log::warn!(
+                    "this is another store than before, or it was set back: what other hosts said stays until they say it again"
+                );
+                self.another.store(true, Ordering::Relaxed);
+                self.note(ANOTHER, 1);
+                *lock(&self.inherited) = Some(Instant::now());
+                mirror.replace_by_another(snapshot, self.host())
+            } else {
+                mirror.replace(snapshot)
+            }
+        };
+        self.tell(changed, true);
+        Ok(())
     }
 
     /// Follows until everything has to be read again.
@@ -173,10 +196,27 @@ impl Fleet {
         }
     }
 
+    /// Forgets what hosts said in a store that was replaced, when they have said it again, or have had the time to.
+    fn settle(&self) {
+        let Some(since) = *lock(&self.inherited) else { return };
+        let over = since.elapsed() > Duration::from_secs(self.settings.linger.into());
+        let (forgotten, is_done) = {
+            let mut mirror = self.mirror();
+            (mirror.settle(over), over && !mirror.inherits())
+        };
+        if is_done {
+            *lock(&self.inherited) = None;
+        }
+        if !forgotten.is_empty() {
+            self.tell(forgotten, false);
+        }
+    }
+
     /// Writes to the disk what is known, as it changes.
     async fn keep(&self) {
         loop {
             sleep(KEEP).await;
+            self.settle();
             let keys = std::mem::take(&mut *lock(&self.unkept));
             let changes: BTreeMap<String, Option<Entry>> = {
                 let mirror = self.mirror();

@@ -1,9 +1,9 @@
 //! All keys of the store, as this host last heard of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use vnet_common::etcd::{Change, Entry, Snapshot};
-use vnet_common::fleet::DESIRED;
+use vnet_common::fleet::{DESIRED, EndpointState, Key};
 
 /// A copy of the store's keys.
 #[derive(Clone, Debug, Default)]
@@ -11,13 +11,17 @@ pub struct Mirror {
     entries: BTreeMap<String, Entry>,
     revision: i64,
     desired: i64,
+    /// Keys of hosts that the store does not have: it was replaced, and they have not said it again.
+    inherited: BTreeSet<String>,
+    /// Hosts of these that are alive in the store, and were when [`Mirror::settle`] was called last.
+    back: BTreeSet<String>,
 }
 
 impl Mirror {
     /// Of what was written to the disk: values that were good once. Nothing is watched from there.
     #[must_use]
     pub fn recalled(entries: BTreeMap<String, Entry>) -> Self {
-        Self { entries, revision: 0, desired: 0 }
+        Self { entries, ..Self::default() }
     }
 
     /// The revision of the store up to which this is; 0: it has not been read since the agent started.
@@ -59,7 +63,53 @@ impl Mirror {
         let is_desired = |(key, entry): (&String, &Entry)| key.starts_with(DESIRED).then_some(entry.modified);
         self.desired = entries.iter().filter_map(is_desired).max().unwrap_or(0);
         (self.entries, self.revision) = (entries, revision);
+        (self.inherited, self.back) = (BTreeSet::new(), BTreeSet::new());
         changed
+    }
+
+    /// The same, of a store that is another than the one before, or was set back. What hosts other than `own` said of what is there
+    /// stays until they have said it again: that the store forgot them makes nobody a stranger, and who is held no less so.
+    pub fn replace_by_another(&mut self, mut snapshot: Snapshot, own: &str) -> Vec<String> {
+        let of_others =
+            |key: &String| matches!(Key::parse(key), Some(Key::Endpoint(host, _) | Key::Identity(host, _)) if host != own);
+        let missing = self.entries.iter().filter(|(key, _)| !snapshot.entries.contains_key(*key) && of_others(key));
+        let inherited: BTreeMap<String, Entry> = missing.map(|(key, entry)| (key.clone(), entry.clone())).collect();
+        let keys = inherited.keys().cloned().collect();
+        snapshot.entries.extend(inherited);
+        let changed = self.replace(snapshot);
+        self.inherited = keys;
+        changed
+    }
+
+    /// Forgets what hosts have not said again though they are back: alive in this call and the one before. Those that are not are
+    /// forgotten if they had their time (`over`), but for whom they hold. Gives the keys.
+    pub fn settle(&mut self, over: bool) -> Vec<String> {
+        let host = |key: &String| Key::parse(key).and_then(|key| key.host().map(str::to_owned)).unwrap_or_default();
+        let held = |key: &String| {
+            let state = self.entries.get(key).and_then(|e| serde_json::from_slice::<EndpointState>(&e.value).ok());
+            state.is_some_and(|state| state.quarantined)
+        };
+        let gone = |key: &&String| self.back.contains(&host(key)) || over && !held(key);
+        let forgotten: Vec<String> = self.inherited.iter().filter(gone).cloned().collect();
+        for key in &forgotten {
+            self.inherited.remove(key);
+            self.entries.remove(key);
+        }
+        let hosts: BTreeSet<String> = self.inherited.iter().map(host).collect();
+        self.back = hosts.into_iter().filter(|h| self.entries.contains_key(&Key::Alive(h.clone()).to_string())).collect();
+        forgotten
+    }
+
+    /// Is there anything that the store does not have?
+    #[must_use]
+    pub fn inherits(&self) -> bool {
+        !self.inherited.is_empty()
+    }
+
+    /// The newest revision that anything here is of.
+    #[must_use]
+    pub fn newest(&self) -> i64 {
+        self.entries.values().map(|e| e.modified).max().unwrap_or(0)
     }
 
     /// These happened, and everything up to `revision` was told: gives the keys.
@@ -69,6 +119,7 @@ impl Mirror {
             if key.starts_with(DESIRED) {
                 self.desired = self.desired.max(revision);
             }
+            self.inherited.remove(&key);
             match entry {
                 Some(entry) => drop(self.entries.insert(key.clone(), entry)),
                 None => drop(self.entries.remove(&key)),
@@ -121,6 +172,35 @@ mod tests {
         same.values_mut().for_each(|entry| entry.lease = 7);
         assert_eq!(read.replace(Snapshot { revision: 9, entries: same }), Vec::<String>::new(), "nothing new");
         assert!(read.entries().values().all(|entry| entry.lease == 7));
+    }
+
+    #[test]
+    fn what_another_store_does_not_know_stays_until_its_host_is_back() {
+        let endpoint = |host: &str, name: &str| Key::Endpoint(host.into(), name.into()).to_string();
+        let alive = |host: &str| Key::Alive(host.into()).to_string();
+        let desired = format!("{DESIRED}resources/Policy/a");
+        let held = r#"{"group":"isolated","quarantined":true,"identity":0}"#;
+        let mut m = Mirror::default();
+        let before = [
+            (desired, entry("1", 3)),
+            (alive("b"), entry("{}", 3)),
+            (endpoint("own", "vm"), entry("{}", 4)),
+            (endpoint("b", "stays"), entry("{}", 5)),
+            (endpoint("b", "goes"), entry(held, 6)),
+            (endpoint("dead", "free"), entry("{}", 7)),
+            (endpoint("dead", "held"), entry(held, 8)),
+        ];
+        m.replace(Snapshot { revision: 9, entries: before.into() });
+        assert_eq!(m.newest(), 8);
+        let changed = m.replace_by_another(Snapshot { revision: 2, entries: BTreeMap::new() }, "own");
+        assert_eq!(changed.len(), 3, "what is desired, who is alive, and what this host said itself: {changed:?}");
+        assert_eq!((m.entries().len(), m.revision(), m.settle(false)), (4, 2, vec![]));
+        m.apply(vec![change(&alive("b"), Some("{}"), 3), change(&endpoint("b", "stays"), Some("{}"), 3)], 3);
+        assert_eq!(m.settle(false), Vec::<String>::new(), "it may not have said everything yet");
+        assert_eq!(m.settle(false), [endpoint("b", "goes")]);
+        assert_eq!(m.settle(true), [endpoint("dead", "free")]);
+        assert_eq!(m.settle(true), Vec::<String>::new(), "who is held stays so");
+        assert_eq!(m.entries().keys().collect::<Vec<_>>(), [&alive("b"), &endpoint("b", "stays"), &endpoint("dead", "held")]);
     }
 
     #[test]

@@ -41,6 +41,10 @@ use vnet_common::fleet::{Key, writable};
 use disk::Disk;
 use mirror::Mirror;
 
+/// Numbers on the disk: which store it is, and whether it is another than before (1).
+const CLUSTER: &str = "cluster";
+const ANOTHER: &str = "another";
+
 /// What a fleet needs to know of this host.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -113,8 +117,12 @@ pub struct Fleet {
     disk: Disk,
     /// The connection, while there is one.
     client: Mutex<Option<Client>>,
-    /// Which store it was that the mirror is of.
+    /// Which store it was that the mirror is of; 0: not known.
     cluster: AtomicU64,
+    /// It is another than that before, or was set back, and has not had anything in force here.
+    another: AtomicBool,
+    /// Since when that is so, while the mirror has what hosts have not said there.
+    inherited: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -134,6 +142,8 @@ impl Fleet {
     pub fn open(settings: Settings, state_dir: &Path) -> Result<Arc<Self>> {
         let disk = Disk::open(&state_dir.join("fleet.redb"))?;
         let mirror = Mirror::recalled(disk.load()?);
+        let cluster = AtomicU64::new(disk.number(CLUSTER).unwrap_or(0).cast_unsigned());
+        let another = AtomicBool::new(disk.number(ANOTHER) == Some(1));
         let own = writable(&settings.host);
         let link = Link { connected: None, heard: None, silent_since: Instant::now(), trouble: None };
         Ok(Arc::new(Self {
@@ -149,7 +159,9 @@ impl Fleet {
             behind: AtomicBool::new(false),
             disk,
             client: Mutex::default(),
-            cluster: AtomicU64::new(0),
+            cluster,
+            another,
+            inherited: Mutex::default(),
         }))
     }
 
@@ -171,6 +183,22 @@ impl Fleet {
     /// How it stands with the store.
     pub fn link(&self) -> Link {
         lock(&self.link).clone()
+    }
+
+    /// Is the store another than the one that this host followed, or was it set back, so that nothing of it was in force here yet?
+    pub fn is_another(&self) -> bool {
+        self.another.load(Ordering::Relaxed)
+    }
+
+    /// What the store has is in force here: from now on it is this host's.
+    pub fn is_ours(&self) {
+        if self.another.swap(false, Ordering::Relaxed) {
+            self.note(ANOTHER, 0);
+        }
+    }
+
+    fn note(&self, what: &str, number: i64) {
+        self.disk.set_number(what, number).unwrap_or_else(|e| log::error!("{e:#}"));
     }
 
     /// Says something to the others, or (`None`) takes it back.

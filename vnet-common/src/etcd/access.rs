@@ -78,7 +78,21 @@ impl Access {
     /// A file cannot be read, or is none of its kind; the member does not answer, is not whom it should be, or does not let us in.
     pub async fn connect(&self, endpoint: &str) -> Result<Client> {
         let (url, options) = self.options(endpoint)?;
-        Client::open(&url, endpoint, options).await
+        Client::open(&url, endpoint, options).await.map_err(|error| self.taught(error))
+    }
+
+    /// A member that does not take a certificate closes the connection, and that is all that is heard of it.
+    fn taught(&self, error: anyhow::Error) -> anyhow::Error {
+        let text = format!("{error:#}").to_lowercase();
+        let closed = ["broken pipe", "connection closed", "connection reset", "alert"].iter().any(|sign| text.contains(sign));
+        match &self.tls {
+            Some(tls) if closed => error.context(format!(
+                "the connection was closed, as a member does that does not take the certificate {}: see that it has not expired, \
+                 and is from an authority that the members believe",
+                tls.cert.display()
+            )),
+            _ => error,
+        }
     }
 
     /// The same, as a user who has a password.

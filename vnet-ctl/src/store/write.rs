@@ -10,7 +10,8 @@ use crate::fleet::{self, Etcd, OPERATIONS};
 const BYTES: usize = 1 << 20;
 
 /// Writes all of it, in as few transactions as it takes: each only if nobody else has written since the one before, or, the first, since
-/// the revision `serial` of the key of that name. `what` is said of it to others.
+/// the revision `serial` of the key of that name. `what` is said of it to others. If there is no such key (0), it comes with the last one:
+/// until then hosts do not go by what is there.
 ///
 /// # Errors
 /// The store cannot be written, or somebody else writes: what came before is there.
@@ -19,9 +20,11 @@ pub async fn all(etcd: &mut Etcd, mut serial: i64, writes: &[Write], what: &str)
     let mut done = 0;
     for batch in batches(writes) {
         let unchanged = Condition { key: SERIAL.to_owned(), revision: serial };
-        let operations: Vec<Write> = batch.iter().chain([&said]).cloned().collect();
+        let says = serial != 0 || done + batch.len() == writes.len();
+        let operations: Vec<Write> = batch.iter().chain(says.then_some(&said)).cloned().collect();
         match etcd.commit(&[unchanged], &operations).await {
-            Ok(Outcome::Done(revision)) => serial = revision,
+            Ok(Outcome::Done(revision)) if says => serial = revision,
+            Ok(Outcome::Done(_)) => {}
             Ok(Outcome::Conflict) => bail!("somebody else changes the store; {}", half(done, writes.len())),
             Err(error) => return Err(error.context(half(done, writes.len()))),
         }

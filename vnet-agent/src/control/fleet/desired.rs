@@ -98,6 +98,12 @@ impl State {
         let target = Target::of(&sharing.view, sharing.fleet.host())?;
         sharing.desired.unknown.clone_from(&target.unknown);
         let inputs = self.policy.inputs();
+        // Nor is one that is set up, and has not been filled again.
+        if sharing.fleet.is_another() && target.resources.is_empty() && !inputs.resources.is_empty() {
+            return Err(anyhow!(
+                "the store is another than before, and has no resources: this host keeps what it has. Fill it with `vnet-ctl store restore`, or with what is to be in force"
+            ));
+        }
         if !self.policy.store().has_joined()? {
             let alone: Vec<String> = inputs
                 .resources
@@ -126,7 +132,11 @@ impl State {
             response.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         }
         self.follow_overrides()?;
-        self.policy.store().set_joined(true).context("noting that this host follows the store")
+        self.policy.store().set_joined(true).context("noting that this host follows the store")?;
+        if let Some(sharing) = self.sharing.as_ref() {
+            sharing.fleet.is_ours();
+        }
+        Ok(())
     }
 
     /// The change that these are, checked like files that somebody applies.
