@@ -3,7 +3,7 @@
 use anyhow::Result;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
-use vnet_tests::{Farm, Fleet, Machine, Server, plug};
+use vnet_tests::{Farm, Fleet, Machine, plug};
 
 /// What the hosts are called.
 pub const HOSTS: [&str; 3] = ["host-a", "host-b", "host-c"];
@@ -23,17 +23,17 @@ const STAYS: [u64; 3] = [500, 1000, 2000];
 pub struct Estate {
     pub fleet: Fleet,
     pub farm: Farm,
-    _shops: [Server; 2],
 }
 
 impl Estate {
     /// Makes it.
     pub fn new() -> Result<Self> {
-        let fleet = Fleet::new(&HOSTS, 2)?;
+        let mut fleet = Fleet::new(&HOSTS, 2)?;
+        for shop in [0, 1] {
+            fleet.vm_mut(shop, 0).serve_http(80)?;
+        }
         let farm = Farm::new(&fleet.core, &STAYS.map(|ms| Some(Duration::from_millis(ms))))?;
-        let shop = |vm: &Machine| Server::start(&vm.host, (vm.v4, 80).into(), None);
-        let shops = [shop(fleet.vm(0, 0))?, shop(fleet.vm(1, 0))?];
-        Ok(Self { fleet, farm, _shops: shops })
+        Ok(Self { fleet, farm })
     }
 
     /// Where roamer is while it is on this host.
