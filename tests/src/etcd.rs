@@ -101,6 +101,18 @@ impl Etcd {
         (0..self.members.len()).filter(|&i| self.member(i).process.is_some()).try_for_each(|i| self.kill(i))
     }
 
+    /// Kills all members that run, and throws away what all had stored: those that start then are a new cluster.
+    ///
+    /// # Errors
+    /// One does not end, or its files cannot be removed.
+    pub fn lose_all(&self) -> Result<()> {
+        self.stop_all()?;
+        (0..self.members.len()).try_for_each(|i| {
+            let data = self.dir.path().join(name(i));
+            std::fs::remove_dir_all(&data).with_context(|| format!("removing {}", data.display()))
+        })
+    }
+
     /// Starts all members that do not run, with what they had stored, and waits until all serve.
     ///
     /// # Errors
@@ -240,17 +252,31 @@ impl Etcd {
         waited.and_then(|result| result).with_context(|| self.logged())
     }
 
+    /// What a member measures of itself, as Prometheus reads it.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub fn metrics(&self, member: usize) -> Result<String> {
+        self.get(member, "/metrics", Duration::from_secs(5))
+            .with_context(|| format!("asking member {member} of etcd for its metrics"))
+    }
+
     /// As a member says itself: it has a leader, and reads through it.
     fn is_healthy(&self, member: usize) -> bool {
+        let answer = self.get(member, "/health", Duration::from_millis(200));
+        answer.is_ok_and(|answer| answer.contains("\"health\":\"true\""))
+    }
+
+    fn get(&self, member: usize, path: &str, patience: Duration) -> Result<String> {
         let ask = || -> std::io::Result<String> {
             let mut stream = TcpStream::connect(metrics_address(member))?;
-            stream.set_read_timeout(Some(Duration::from_millis(200)))?;
-            stream.write_all(b"GET /health HTTP/1.0\r\n\r\n")?;
+            stream.set_read_timeout(Some(patience))?;
+            stream.write_all(format!("GET {path} HTTP/1.0\r\n\r\n").as_bytes())?;
             let mut answer = String::new();
             stream.read_to_string(&mut answer)?;
             Ok(answer)
         };
-        self.host.run(ask).is_ok_and(|answer| answer.is_ok_and(|answer| answer.contains("\"health\":\"true\"")))
+        Ok(self.host.run(ask)??)
     }
 }
 

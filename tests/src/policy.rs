@@ -76,7 +76,7 @@ impl World {
 }
 
 fn metadata(name: String) -> Metadata {
-    Metadata { name, labels: BTreeMap::new() }
+    Metadata { name, labels: BTreeMap::new(), resource_version: None }
 }
 
 fn group_name(i: u32) -> String {

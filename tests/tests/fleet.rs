@@ -1,5 +1,9 @@
 //! Many hosts that share an etcd, end to end.
 
+#[path = "fleet/certificates.rs"]
+mod certificates;
+#[path = "fleet/changes.rs"]
+mod changes;
 #[path = "fleet/etcd.rs"]
 mod etcd;
 #[path = "fleet/feedback.rs"]
@@ -10,5 +14,11 @@ mod health;
 mod moving;
 #[path = "fleet/network.rs"]
 mod network;
+#[path = "fleet/peers.rs"]
+mod peers;
+#[path = "fleet/scene.rs"]
+mod scene;
+#[path = "fleet/store.rs"]
+mod store;
 #[path = "fleet/support.rs"]
 mod support;

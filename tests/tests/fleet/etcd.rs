@@ -3,6 +3,7 @@
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::{Duration, Instant};
+use vnet_common::etcd::{Access, Tls};
 use vnet_tests::{Etcd, Host, Identity, ROOT, wait_for};
 
 /// A cluster of three in a host of its own.
@@ -108,6 +109,26 @@ fn a_cluster_knows_whom_to_serve_and_forgets() -> Result<()> {
     // Members that start again ask nobody for access.
     etcd.stop_all()?;
     etcd.start_all()
+}
+
+#[test]
+fn a_lease_that_has_ended_is_taken_anew() -> Result<()> {
+    let host = Host::new("store")?;
+    let etcd = Etcd::start(&host, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], 1)?;
+    let Identity { ca, certificate, key } = etcd.pki.client("host-a")?;
+    let access = Access::new(&etcd.endpoints(), Some(Tls { ca, cert: certificate, key }))?;
+    let leases = async {
+        let mut client = access.connect(&access.endpoints()[0]).await?;
+        let first = client.lease(None, 60).await?.id();
+        let mut same = client.lease(Some(first), 60).await?;
+        ensure!(same.id() == first && same.renew().await?, "it is there, and is another one");
+        client.revoke(first).await?;
+        ensure!(!same.renew().await?, "it has ended");
+        let other = client.lease(Some(first), 60).await?.id();
+        ensure!(other != first && client.lease(Some(other), 60).await?.id() == other);
+        Ok(())
+    };
+    host.run(|| tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(leases))?
 }
 
 #[test]

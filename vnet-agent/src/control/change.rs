@@ -32,6 +32,8 @@ pub struct Edit {
     pub delete: Vec<Key>,
     /// Where those that are put were written.
     pub origins: Vec<(Key, Origin)>,
+    /// The versions that those that are put were made from, where that was said.
+    pub versions: Vec<(Key, u64)>,
     /// Devices that endpoints among those that are put had been given at run time.
     pub bindings: Vec<(String, String)>,
 }

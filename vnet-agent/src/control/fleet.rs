@@ -17,6 +17,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use crate::fleet::claims::At;
 use crate::fleet::identity::Numbers;
 use crate::fleet::others::Others;
 use crate::fleet::probing::Probing;
@@ -44,7 +45,7 @@ impl Sharing {
     /// Endpoints of this host as the agent before this one told them.
     fn were_here(&self) -> Vec<String> {
         let own = self.fleet.host();
-        let ours = self.view.endpoints.iter().filter(|(_, claims)| claims.get(own).is_some_and(|(_, state)| !state.discovered));
+        let ours = self.view.endpoints.names().filter(|(_, claims)| claims.get(own).is_some_and(|(_, state)| !state.discovered));
         ours.map(|(name, _)| name.clone()).collect()
     }
 
@@ -75,6 +76,11 @@ impl Sharing {
     fn desired_seen(&self) -> i64 {
         self.desired.seen()
     }
+
+    /// The claims to endpoints that changed since this was asked last.
+    pub(super) fn take_changed(&mut self) -> BTreeSet<At> {
+        self.view.endpoints.take_changed()
+    }
 }
 
 impl Consumer for Arc<Agent> {
@@ -104,10 +110,10 @@ impl Consumer for Arc<Agent> {
 impl State {
     /// What was known when the agent before this one ended counts, until the store says otherwise.
     pub(super) fn recall_fleet(&mut self) {
-        let Some(sharing) = self.sharing.as_ref() else { return };
-        let were_here = sharing.were_here();
+        let Some(sharing) = self.sharing.as_mut() else { return };
+        let (were_here, all) = (sharing.were_here(), sharing.take_changed());
         self.policy.keep_here(were_here);
-        self.follow_others();
+        self.follow_others(&all);
     }
 
     /// These keys of the store changed. Says whether flows of endpoints may have to move.
@@ -117,20 +123,24 @@ impl State {
             let mirror = sharing.fleet.mirror();
             sharing.view.update(&mirror, keys)
         };
+        let changed = sharing.take_changed();
         self.sharing = Some(sharing);
         if touched.desired || self.desired_is_behind() {
             self.follow_desired();
         }
         if touched.hosts || touched.endpoints || touched.desired {
-            self.follow_others();
+            self.follow_others(&changed);
         }
         if touched.hosts || touched.health {
             self.share_checks();
         }
-        if touched.endpoints || touched.desired {
-            self.look_at_moves();
+        if touched.endpoints || touched.hosts || touched.desired {
+            self.look_at_moves(&changed, touched.hosts);
         }
-        self.say_what_is_here();
+        // Other hosts' endpoints are no reason to say anything.
+        if touched.hosts || touched.identities || touched.desired {
+            self.say_what_is_here();
+        }
         touched.endpoints || touched.moving
     }
 

@@ -322,7 +322,8 @@ mod tests {
     }
 
     fn endpoint(name: &str, device: &str) -> Endpoint {
-        let metadata = Metadata { name: name.into(), labels: BTreeMap::from([("app".into(), "web".into())]) };
+        let metadata =
+            Metadata { name: name.into(), labels: BTreeMap::from([("app".into(), "web".into())]), resource_version: None };
         let spec = EndpointSpec { device: device.into(), ..EndpointSpec::default() };
         Endpoint { api_version: API_VERSION.into(), metadata, spec }
     }

@@ -10,7 +10,7 @@ mod change;
 mod diff;
 mod drops;
 mod effects;
-mod elsewhere;
+pub mod elsewhere;
 mod explain;
 mod feedback;
 mod fleet;
@@ -30,7 +30,7 @@ mod views;
 mod warn;
 pub mod world;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -234,7 +234,7 @@ impl Agent {
                 s.tell();
                 s.policy.refresh();
                 // Before anything of it can pass.
-                s.look_at_moves();
+                s.look_at_moves(&BTreeSet::new(), first);
                 s.secure(false);
                 s.follow(false);
                 s.say_what_is_here();
@@ -409,8 +409,9 @@ impl State {
             return Err(refuse(faults));
         }
         let origins = located.iter().map(|l| (key(&l.resource), l.origin())).collect();
-        let put = located.into_iter().map(|l| l.resource).collect();
-        Ok(Edit { put, origins, ..Edit::default() })
+        let mut put: Vec<Resource> = located.into_iter().map(|l| l.resource).collect();
+        let versions = put.iter_mut().filter_map(|r| r.take_version().map(|version| (key(r), version))).collect();
+        Ok(Edit { put, origins, versions, ..Edit::default() })
     }
 }
 
@@ -427,14 +428,28 @@ impl Control for Agent {
             if !request.dry_run {
                 s.refuse_if_shared()?;
             }
-            s.change(s.edit(located)?, request.dry_run)
+            let edit = s.edit(located)?;
+            let versions = !edit.versions.is_empty();
+            let mut response = s.change(edit, request.dry_run)?;
+            if versions {
+                response.warnings.push("`resourceVersion` says nothing here: only the store of a fleet has versions".to_owned());
+            }
+            Ok(response)
         })
     }
 
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
         self.ask(|s| {
             let wanted = s.policy.inputs().resources.iter().filter(|((k, _), _)| kind.is_none_or(|kind| kind == k));
-            let json = wanted.map(|(_, r)| serde_json::to_value(r).context("writing a resource as JSON"));
+            let json = wanted.map(|(k, r)| {
+                let mut json = serde_json::to_value(r).context("writing a resource as JSON")?;
+                if let Some(version) = s.version_of(k)
+                    && let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
+                {
+                    metadata.insert("resourceVersion".to_owned(), version.into());
+                }
+                Ok(json)
+            });
             Ok(json.collect::<Result<Vec<Value>>>()?)
         })
     }

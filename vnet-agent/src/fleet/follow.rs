@@ -89,7 +89,7 @@ impl Fleet {
                     Ok(snapshot) => {
                         log::info!("read {} keys of the store at revision {}", snapshot.entries.len(), snapshot.revision);
                         let changed = self.mirror().replace(snapshot);
-                        self.tell(changed);
+                        self.tell(changed, true);
                     }
                     Err(e) => return End::Broken(e),
                 }
@@ -121,7 +121,7 @@ impl Fleet {
             let Next::Changes(changes, revision) = watch.next().await? else { return Ok(()) };
             let changed = self.mirror().apply(changes, revision);
             lock(&self.link).heard = Some(Instant::now());
-            self.tell(changed);
+            self.tell(changed, false);
         }
     }
 
@@ -175,35 +175,24 @@ impl Fleet {
 
     /// Writes to the disk what is known, as it changes.
     async fn keep(&self) {
-        let mut kept: BTreeMap<String, i64> = BTreeMap::new();
-        // What is on the disk was read from there.
-        kept.extend(self.mirror().entries().iter().map(|(k, e)| (k.clone(), e.modified)));
         loop {
             sleep(KEEP).await;
-            let changes = {
+            let keys = std::mem::take(&mut *lock(&self.unkept));
+            let changes: BTreeMap<String, Option<Entry>> = {
                 let mirror = self.mirror();
-                if mirror.revision() == 0 {
-                    continue;
-                }
-                let new = mirror.entries().iter().filter(|(k, e)| kept.get(*k) != Some(&e.modified) && is_kept(k));
-                let mut changes: BTreeMap<String, Option<Entry>> = new.map(|(k, e)| (k.clone(), Some(e.clone()))).collect();
-                let gone = kept.keys().filter(|k| !mirror.entries().contains_key(*k));
-                changes.extend(gone.map(|k| (k.clone(), None)));
-                changes
+                let kept = keys.into_iter().filter(|key| is_kept(key));
+                kept.map(|key| {
+                    let entry = mirror.get(&key).cloned();
+                    (key, entry)
+                })
+                .collect()
             };
             if changes.is_empty() {
                 continue;
             }
-            match block_in_place(|| self.disk.keep(&changes)) {
-                Ok(()) => {
-                    for (key, entry) in changes {
-                        match entry {
-                            Some(entry) => drop(kept.insert(key, entry.modified)),
-                            None => drop(kept.remove(&key)),
-                        }
-                    }
-                }
-                Err(e) => log::error!("{e:#}; trying again"),
+            if let Err(e) = block_in_place(|| self.disk.keep(&changes)) {
+                log::error!("{e:#}; trying again");
+                lock(&self.unkept).extend(changes.into_keys());
             }
         }
     }

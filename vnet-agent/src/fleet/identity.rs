@@ -5,7 +5,7 @@
 //! same one. A host that needs a number for what has one takes that; two that need one at the same moment both give one, and both
 //! numbers mean the same: afterwards everyone takes the older.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use vnet_common::fleet::IdentityLabels;
@@ -19,10 +19,15 @@ pub const UNUSED: Duration = Duration::from_secs(600);
 #[derive(Debug, Default)]
 pub struct Numbers {
     own: BTreeMap<u32, IdentityLabels>,
+    by_labels: HashMap<IdentityLabels, u32>,
+    /// How far what the store says of this host's numbers was looked at.
+    recalled: u64,
     /// The lower half of the number that was given out last.
     last: u16,
     /// Those that nobody has, and since when.
     unused: BTreeMap<u32, Instant>,
+    /// Those that were taken back, and that the store may still have.
+    over: BTreeSet<u32>,
 }
 
 impl Numbers {
@@ -30,25 +35,30 @@ impl Numbers {
     /// not registered, and gives none out.
     pub fn number(&mut self, view: &View, host: &str, upper: Option<u16>, labels: &IdentityLabels) -> u32 {
         self.recall(view, host);
-        let known = view.identities.iter().filter(|(_, (_, theirs))| theirs == labels);
-        if let Some(((_, number), _)) = known.min_by_key(|((_, number), (since, _))| (*since, *number)) {
-            return *number;
-        }
-        if let Some((number, _)) = self.own.iter().find(|(_, ours)| *ours == labels) {
-            return *number;
+        if let Some(number) = view.identities.number(labels).or_else(|| self.by_labels.get(labels).copied()) {
+            return number;
         }
         let Some(number) = upper.and_then(|upper| self.free(upper)) else { return 0 };
-        self.own.insert(number, labels.clone());
+        self.keep(number, labels);
         number
+    }
+
+    fn keep(&mut self, number: u32, labels: &IdentityLabels) {
+        self.own.insert(number, labels.clone());
+        self.by_labels.entry(labels.clone()).or_insert(number);
     }
 
     /// An agent before this one gave these out.
     fn recall(&mut self, view: &View, host: &str) {
-        let first = (host.to_owned(), 0);
-        for ((_, number), (_, labels)) in view.identities.range(first..).take_while(|((of, _), _)| of == host) {
-            if !self.own.contains_key(number) {
-                self.own.insert(*number, labels.clone());
-                self.last = self.last.max(*number as u16);
+        if std::mem::replace(&mut self.recalled, view.identities.changes()) == view.identities.changes() {
+            return;
+        }
+        let there: BTreeSet<u32> = view.identities.of(host).map(|(number, _)| number).collect();
+        self.over.retain(|number| there.contains(number));
+        for (number, labels) in view.identities.of(host) {
+            if !self.own.contains_key(&number) && !self.over.contains(&number) {
+                self.keep(number, labels);
+                self.last = self.last.max(number as u16);
             }
         }
     }
@@ -58,7 +68,7 @@ impl Numbers {
         for _ in 0..u32::from(u16::MAX) {
             self.last = self.last.checked_add(1).unwrap_or(1);
             let number = u32::from(upper) << 16 | u32::from(self.last);
-            if !self.own.contains_key(&number) {
+            if !self.own.contains_key(&number) && !self.over.contains(&number) {
                 return Some(number);
             }
         }
@@ -67,17 +77,21 @@ impl Numbers {
 
     /// What this host gave out. Those that no endpoint has had for [`UNUSED`] are taken back; `ours` are those of this host's endpoints.
     pub fn settle(&mut self, view: &View, ours: &BTreeSet<u32>, now: Instant) -> &BTreeMap<u32, IdentityLabels> {
-        let claims = view.endpoints.values().flat_map(|claims| claims.values());
-        let used: BTreeSet<u32> = claims.map(|(_, state)| state.identity).chain(ours.iter().copied()).collect();
-        self.unused.retain(|number, _| !used.contains(number));
-        for number in self.own.keys().filter(|n| !used.contains(*n)) {
+        let is_used = |number: &u32| ours.contains(number) || view.endpoints.has_identity(*number);
+        self.unused.retain(|number, _| !is_used(number));
+        for number in self.own.keys().filter(|n| !is_used(n)) {
             self.unused.entry(*number).or_insert(now);
         }
         let over: Vec<u32> =
             self.unused.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= UNUSED).map(|(n, _)| *n).collect();
         for number in over {
-            self.own.remove(&number);
+            if let Some(labels) = self.own.remove(&number)
+                && self.by_labels.get(&labels) == Some(&number)
+            {
+                self.by_labels.remove(&labels);
+            }
             self.unused.remove(&number);
+            self.over.insert(number);
         }
         &self.own
     }
@@ -86,7 +100,6 @@ impl Numbers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::Arc;
     use vnet_common::fleet::EndpointState;
 
     fn labels(group: &str) -> IdentityLabels {
@@ -94,7 +107,7 @@ mod tests {
     }
 
     fn said(view: &mut View, host: &str, number: u32, since: i64, group: &str) {
-        view.identities.insert((host.to_owned(), number), (since, labels(group)));
+        view.identities.put(host, number, Some((since, labels(group))));
     }
 
     #[test]
@@ -123,16 +136,29 @@ mod tests {
     }
 
     #[test]
+    fn what_was_taken_back_is_not_recalled_from_a_store_that_still_has_it() {
+        let (mut a, mut view, start, none) = (Numbers::default(), View::default(), Instant::now(), BTreeSet::new());
+        let number = a.number(&view, "a", Some(1), &labels("web"));
+        said(&mut view, "a", number, 3, "web");
+        a.settle(&view, &none, start);
+        assert!(a.settle(&view, &none, start + UNUSED).is_empty());
+        said(&mut view, "b", 0x2_0001, 4, "db");
+        assert_eq!(a.number(&view, "a", Some(1), &labels("db")), 0x2_0001);
+        assert!(a.settle(&view, &none, start + UNUSED).is_empty());
+        view.identities.put("a", number, None);
+        assert_eq!(a.number(&view, "a", Some(1), &labels("web")), 0x1_0002);
+    }
+
+    #[test]
     fn what_nobody_has_is_taken_back_after_a_while() {
         let (mut a, mut view, start) = (Numbers::default(), View::default(), Instant::now());
         let number = a.number(&view, "a", Some(1), &labels("web"));
-        let state = Arc::new(EndpointState { identity: number, ..EndpointState::default() });
-        view.endpoints.entry("vm".into()).or_default().insert("b".into(), (1, state));
+        view.endpoints.put("vm", "b", Some((1, EndpointState { identity: number, ..EndpointState::default() })));
         let none = BTreeSet::new();
         let there = |a: &mut Numbers, view: &View, after: Duration| a.settle(view, &none, start + after).contains_key(&number);
         assert!(there(&mut a, &view, Duration::ZERO));
         assert!(there(&mut a, &view, UNUSED * 2), "another host's endpoint has it");
-        view.endpoints.clear();
+        view.endpoints.put("vm", "b", None);
         assert!(there(&mut a, &view, UNUSED * 2));
         assert!(there(&mut a, &view, UNUSED * 3 - Duration::from_secs(1)));
         assert!(a.settle(&view, &BTreeSet::from([number]), start + UNUSED * 3).contains_key(&number), "ours has it");

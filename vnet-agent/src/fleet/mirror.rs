@@ -49,11 +49,12 @@ impl Mirror {
         &self.entries
     }
 
-    /// Everything was read: gives the keys that are not as they were.
+    /// Everything was read: gives the keys that are not as they were. Their leases are on no disk, and nobody's but this host's concern.
     pub fn replace(&mut self, snapshot: Snapshot) -> Vec<String> {
         let Snapshot { revision, entries } = snapshot;
-        let mut changed: Vec<String> =
-            entries.iter().filter(|(k, e)| self.entries.get(*k) != Some(e)).map(|(k, _)| k.clone()).collect();
+        let is_same = |a: &Entry, b: &Entry| (a.created, a.modified) == (b.created, b.modified) && a.value == b.value;
+        let known = |key: &String, entry: &Entry| self.entries.get(key).is_some_and(|there| is_same(there, entry));
+        let mut changed: Vec<String> = entries.iter().filter(|(k, e)| !known(k, e)).map(|(k, _)| k.clone()).collect();
         changed.extend(self.entries.keys().filter(|k| !entries.contains_key(*k)).cloned());
         let is_desired = |(key, entry): (&String, &Entry)| key.starts_with(DESIRED).then_some(entry.modified);
         self.desired = entries.iter().filter_map(is_desired).max().unwrap_or(0);
@@ -116,7 +117,10 @@ mod tests {
         changed.sort();
         assert_eq!(changed, [desired("a"), desired("b"), "/vnet/v1/state/x".to_owned()]);
         assert_eq!((read.entries(), read.revision()), (watched.entries(), watched.revision()));
-        assert_eq!(read.replace(Snapshot { revision: 9, entries: read.entries().clone() }), Vec::<String>::new(), "nothing new");
+        let mut same = read.entries().clone();
+        same.values_mut().for_each(|entry| entry.lease = 7);
+        assert_eq!(read.replace(Snapshot { revision: 9, entries: same }), Vec::<String>::new(), "nothing new");
+        assert!(read.entries().values().all(|entry| entry.lease == 7));
     }
 
     #[test]

@@ -13,8 +13,11 @@
 //!
 //! Nothing here asks for the time of day: what ends, ends by leases that the store counts, or by this host's monotonic clock.
 
+pub mod claims;
 pub mod disk;
 mod follow;
+pub mod here;
+pub mod identities;
 pub mod identity;
 pub mod load;
 pub mod mirror;
@@ -25,7 +28,7 @@ pub mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,7 +36,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use tokio::sync::Notify;
 use vnet_common::etcd::{Access, Client};
-use vnet_common::fleet::Key;
+use vnet_common::fleet::{Key, writable};
 
 use disk::Disk;
 use mirror::Mirror;
@@ -51,7 +54,7 @@ pub struct Settings {
 
 /// Who is told what changes. The methods may block.
 pub trait Consumer: Send + Sync + 'static {
-    /// These keys have other values than before, or are gone.
+    /// These keys have other values than before, or are gone. Told without any when everything was read, and is as it was.
     fn changed(&self, keys: &BTreeSet<String>);
     /// The store is heard of again, or not any more.
     fn link(&self, link: &Link);
@@ -98,9 +101,15 @@ pub struct Fleet {
     said: Mutex<Said>,
     /// Something is to be written, or the mirror moved.
     wake: Notify,
-    /// Keys of which the consumer was not told.
-    untold: Mutex<BTreeSet<String>>,
+    /// Keys of which the consumer was not told. `Some`, also if it has none: everything was read.
+    untold: Mutex<Option<BTreeSet<String>>>,
     told: Notify,
+    /// Keys that are not on the disk as they are in the mirror.
+    unkept: Mutex<BTreeSet<String>>,
+    /// Where this host writes: single keys, and prefixes.
+    own: (Vec<String>, Vec<String>),
+    /// The mirror has to hear of a write before anything else is written.
+    behind: AtomicBool,
     disk: Disk,
     /// The connection, while there is one.
     client: Mutex<Option<Client>>,
@@ -125,6 +134,7 @@ impl Fleet {
     pub fn open(settings: Settings, state_dir: &Path) -> Result<Arc<Self>> {
         let disk = Disk::open(&state_dir.join("fleet.redb"))?;
         let mirror = Mirror::recalled(disk.load()?);
+        let own = writable(&settings.host);
         let link = Link { connected: None, heard: None, silent_since: Instant::now(), trouble: None };
         Ok(Arc::new(Self {
             settings,
@@ -134,6 +144,9 @@ impl Fleet {
             wake: Notify::new(),
             untold: Mutex::default(),
             told: Notify::new(),
+            unkept: Mutex::default(),
+            own,
+            behind: AtomicBool::new(false),
             disk,
             client: Mutex::default(),
             cluster: AtomicU64::new(0),
@@ -220,18 +233,30 @@ impl Fleet {
     /// What the consumer was not told yet; waits until there is something.
     async fn untold(&self) -> BTreeSet<String> {
         loop {
-            let keys = std::mem::take(&mut *lock(&self.untold));
-            if !keys.is_empty() {
+            if let Some(keys) = lock(&self.untold).take() {
                 return keys;
             }
             self.told.notified().await;
         }
     }
 
-    fn tell(&self, keys: impl IntoIterator<Item = String>) {
-        lock(&self.untold).extend(keys);
-        self.told.notify_one();
-        self.wake.notify_one();
+    /// These keys of the mirror changed. `is_read`: everything was read.
+    fn tell(&self, keys: Vec<String>, is_read: bool) {
+        // What others write is nothing to answer by writing.
+        let wake = self.behind.load(Ordering::SeqCst) || keys.iter().any(|key| self.is_own(key));
+        lock(&self.unkept).extend(keys.iter().cloned());
+        if !keys.is_empty() || is_read {
+            lock(&self.untold).get_or_insert_default().extend(keys);
+            self.told.notify_one();
+        }
+        if wake {
+            self.wake.notify_one();
+        }
+    }
+
+    fn is_own(&self, key: &str) -> bool {
+        let (single, below) = &self.own;
+        single.iter().any(|own| own == key) || below.iter().any(|prefix| key.starts_with(prefix))
     }
 }
 

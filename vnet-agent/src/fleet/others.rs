@@ -1,56 +1,89 @@
 //! Other hosts, and what is there: from the store's keys to what rules and load balancers follow from.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use vnet_common::fleet::{EndpointState, HostState};
 
+use super::claims::At;
 use super::view::View;
 use crate::elsewhere::{Elsewhere, RemoteEndpoint, RemoteHost, qualified};
 
 /// What was made of others' endpoints: made again only of those that changed.
 #[derive(Debug, Default)]
 pub struct Others {
-    made: HashMap<(String, String), (Arc<EndpointState>, Arc<RemoteEndpoint>)>,
+    made: Elsewhere,
     /// Hosts that are alive, or have been while their endpoints linger.
     hosts: BTreeMap<String, HostState>,
+    /// Labels of endpoints: many have the same.
+    labels: HashSet<Arc<BTreeMap<String, String>>>,
 }
 
 impl Others {
-    /// What is elsewhere, seen from the host `own`. `placed` gives the host that an endpoint's resource names.
-    pub fn elsewhere(&mut self, view: &View, own: &str, placed: impl Fn(&str) -> Option<String>) -> Elsewhere {
-        self.hosts.extend(view.alive.iter().map(|(host, (_, state))| (host.clone(), state.clone())));
-        let lingering: BTreeSet<&String> = view.endpoints.values().flat_map(|claims| claims.keys()).collect();
-        self.hosts.retain(|host, _| view.alive.contains_key(host) || lingering.contains(host));
-        let drained = |host: &str| view.registered.get(host).is_some_and(|r| r.drained);
-        let mut made = HashMap::with_capacity(view.endpoints.len());
-        let mut elsewhere = Elsewhere { drained: drained(own), ..Elsewhere::default() };
-        for (name, claims) in &view.endpoints {
-            let (discovered, named): (Vec<_>, Vec<_>) = claims.iter().partition(|(_, (_, state))| state.discovered);
+    /// What is elsewhere, seen from the host `own`. `changed` are the claims that changed since the last time, `placed` gives the host that
+    /// an endpoint's resource names.
+    pub fn elsewhere(
+        &mut self,
+        view: &View,
+        own: &str,
+        changed: &BTreeSet<At>,
+        placed: impl Fn(&str) -> Option<String>,
+    ) -> Elsewhere {
+        for (name, host) in changed.iter().filter(|(_, host)| host != own) {
+            let claim = view.endpoints.of(name).and_then(|claims| claims.get(host));
+            let state = claim.map(|(_, state)| &**state).filter(|state| state.discovered);
+            self.put(qualified(host, name, true), state.map(|state| (host.as_str(), state)));
+        }
+        // Of several claims, which one counts depends on who is alive, and on resources.
+        let names: BTreeSet<&str> = changed.iter().map(|(name, _)| name.as_str()).collect();
+        for name in names.into_iter().chain(view.endpoints.contested().map(|(name, _)| name)) {
+            let owner = view.owner(name, placed(name).as_deref()).filter(|host| *host != own);
+            let claim = owner.and_then(|host| Some((host, &*view.endpoints.of(name)?.get(host)?.1)));
             // Only endpoints with a resource are one and the same wherever they are.
-            let owner = view.owner(name, placed(name).as_deref()).filter(|_| !named.is_empty());
-            let counts = named.into_iter().filter(|(host, _)| Some(host.as_str()) == owner);
-            for (host, (_, state)) in discovered.into_iter().chain(counts).filter(|(host, _)| *host != own) {
-                let key = (host.clone(), name.clone());
-                let known = self.made.get(&key).filter(|(from, _)| Arc::ptr_eq(from, state));
-                let remote = known.map_or_else(|| Arc::new(remote(host, state)), |(_, remote)| Arc::clone(remote));
-                elsewhere.endpoints.insert(qualified(host, name, state.discovered), Arc::clone(&remote));
-                made.insert(key, (Arc::clone(state), remote));
-            }
+            self.put(name.into(), claim.filter(|(_, state)| !state.discovered));
         }
-        self.made = made;
-        for (host, state) in self.hosts.iter().filter(|(host, _)| *host != own) {
+        // Labels that only this has are nobody's any more.
+        if self.labels.len() > 2 * self.made.endpoints.len() + 1 {
+            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+        }
+        self.hosts.extend(view.alive.iter().map(|(host, (_, state))| (host.clone(), state.clone())));
+        self.hosts.retain(|host, _| view.alive.contains_key(host) || view.endpoints.is_host(host));
+        let drained = |host: &str| view.registered.get(host).is_some_and(|r| r.drained);
+        let hosts = self.hosts.iter().filter(|(host, _)| *host != own).map(|(host, state)| {
             let remote = RemoteHost { addresses: state.addresses.clone(), zone: state.zone.clone(), drained: drained(host) };
-            elsewhere.hosts.insert(host.clone(), remote);
+            (host.clone(), remote)
+        });
+        self.made.hosts = hosts.collect();
+        self.made.drained = drained(own);
+        self.made.clone()
+    }
+
+    /// An endpoint is on a host, or (`None`) on none other than this.
+    fn put(&mut self, name: Arc<str>, claim: Option<(&str, &EndpointState)>) {
+        let Some((host, state)) = claim else {
+            self.made.endpoints.remove(&name);
+            return;
+        };
+        let known = self.labels.get(&state.labels).cloned();
+        let labels = known.unwrap_or_else(|| {
+            let labels = Arc::new(state.labels.clone());
+            self.labels.insert(Arc::clone(&labels));
+            labels
+        });
+        let remote = remote(host, state, labels);
+        // What is the same stays the same value: it is known by that.
+        match self.made.endpoints.get_mut(&name) {
+            Some(known) if **known == remote => {}
+            Some(known) => *known = Arc::new(remote),
+            None => drop(self.made.endpoints.insert(name, Arc::new(remote))),
         }
-        elsewhere
     }
 }
 
-fn remote(host: &str, state: &EndpointState) -> RemoteEndpoint {
+fn remote(host: &str, state: &EndpointState, labels: Arc<BTreeMap<String, String>>) -> RemoteEndpoint {
     RemoteEndpoint {
         host: host.into(),
-        labels: Arc::new(state.labels.clone()),
+        labels,
         addresses: state.addresses.clone(),
         given: state.given,
         group: state.group.as_str().into(),
@@ -65,7 +98,17 @@ mod tests {
 
     fn claim(view: &mut View, host: &str, name: &str, since: i64, discovered: bool) {
         let state = EndpointState { discovered, group: host.into(), ..EndpointState::default() };
-        view.endpoints.entry(name.into()).or_default().insert(host.into(), (since, Arc::new(state)));
+        view.endpoints.put(name, host, Some((since, state)));
+    }
+
+    fn elsewhere(others: &mut Others, view: &mut View, placed: impl Fn(&str) -> Option<String>) -> Elsewhere {
+        let changed = view.endpoints.take_changed();
+        let step_by_step = others.elsewhere(view, "a", &changed, &placed);
+        // As if all of it were new.
+        let all = view.endpoints.names().flat_map(|(name, claims)| claims.keys().map(|host| (name.clone(), host.clone())));
+        let at_once = Others { hosts: others.hosts.clone(), ..Others::default() }.elsewhere(view, "a", &all.collect(), placed);
+        assert_eq!(step_by_step, at_once);
+        step_by_step
     }
 
     #[test]
@@ -82,15 +125,26 @@ mod tests {
         claim(&mut view, "gone", "vm3", 3, false);
         let mut others = Others::default();
         let names = |e: &Elsewhere| e.endpoints.iter().map(|(n, e)| format!("{n}@{}", e.host)).collect::<Vec<_>>().join(" ");
-        let first = others.elsewhere(&view, "a", |_| None);
+        let first = elsewhere(&mut others, &mut view, |_| None);
         assert_eq!(names(&first), "b/tap0@b c/tap0@c vm1@c vm3@gone");
         let placed = |name: &str| (name == "vm1").then(|| "b".to_owned());
-        assert_eq!(names(&others.elsewhere(&view, "a", placed)), "b/tap0@b c/tap0@c vm1@b vm3@gone");
+        assert_eq!(names(&elsewhere(&mut others, &mut view, placed)), "b/tap0@b c/tap0@c vm1@b vm3@gone");
         // What did not change is the same value, not only an equal one.
-        claim(&mut view, "c", "vm1", 2, false);
-        let second = others.elsewhere(&view, "a", |_| None);
-        assert!(Arc::ptr_eq(&first.endpoints["b/tap0"], &second.endpoints["b/tap0"]));
-        assert!(!Arc::ptr_eq(&first.endpoints["vm1"], &second.endpoints["vm1"]));
+        claim(&mut view, "c", "tap0", 2, true);
+        let changed = EndpointState { group: "other".into(), ..EndpointState::default() };
+        view.endpoints.put("vm1", "c", Some((2, changed)));
+        let second = elsewhere(&mut others, &mut view, |_| None);
+        for same in ["b/tap0", "c/tap0", "vm3"] {
+            assert!(Arc::ptr_eq(&first.endpoints[same], &second.endpoints[same]), "{same}");
+        }
+        assert_eq!(&*second.endpoints["vm1"].group, "other");
+        // Who is alive, and what resources say, counts where several claim one.
+        view.alive.remove("c");
+        assert_eq!(names(&elsewhere(&mut others, &mut view, |_| None)), "b/tap0@b c/tap0@c vm1@b vm3@gone");
+        view.endpoints.put("vm2", "a", None);
+        view.endpoints.put("tap0", "b", None);
+        claim(&mut view, "b", "vm3", 1, true);
+        assert_eq!(names(&elsewhere(&mut others, &mut view, |_| None)), "b/vm3@b c/tap0@c vm1@b vm2@b");
     }
 
     #[test]
@@ -100,10 +154,10 @@ mod tests {
         view.alive.insert("b".into(), (1, HostState { addresses, ..HostState::default() }));
         claim(&mut view, "b", "vm", 1, false);
         let mut others = Others::default();
-        others.elsewhere(&view, "a", |_| None);
+        elsewhere(&mut others, &mut view, |_| None);
         view.alive.clear();
-        assert_eq!(others.elsewhere(&view, "a", |_| None).hosts["b"].addresses.len(), 1);
-        view.endpoints.clear();
-        assert!(others.elsewhere(&view, "a", |_| None).is_empty());
+        assert_eq!(elsewhere(&mut others, &mut view, |_| None).hosts["b"].addresses.len(), 1);
+        view.endpoints.put("vm", "b", None);
+        assert!(elsewhere(&mut others, &mut view, |_| None).is_empty());
     }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use tokio::time::{Instant, sleep_until};
 use vnet_common::etcd::{Client, Failure, Write};
-use vnet_common::fleet::{ALIVE_SECONDS, Key, writable};
+use vnet_common::fleet::{ALIVE_SECONDS, Key};
 
 use super::{Fleet, Hold, Said, lock};
 
@@ -34,8 +35,12 @@ impl Fleet {
         let (mut alive_due, mut linger_due) = (Instant::now() + alive.period(), Instant::now() + linger.period());
         let (mut written, mut denied_until) = (0, Instant::now());
         loop {
-            // The mirror has to know what was written before it can be compared with.
-            if self.mirror().revision() >= written && Instant::now() >= denied_until {
+            // The mirror has to know what was written before it can be compared with. Said before it is asked: who changes it meanwhile
+            // wakes this.
+            self.behind.store(true, Ordering::SeqCst);
+            let is_known = self.mirror().revision() >= written;
+            self.behind.store(!is_known, Ordering::SeqCst);
+            if is_known && Instant::now() >= denied_until {
                 let (writes, load) = self.due(alive.id(), linger.id());
                 match self.write(&mut client, writes, load).await {
                     Ok(revision) => written = written.max(revision),
@@ -84,7 +89,7 @@ impl Fleet {
         let load = said.load.take().map(|value| Write::Put(Key::Load(host.clone()).to_string(), value, alive));
         (
             due(&said, host, |key| mirror.get(key).map(|e| (e.value.as_slice(), e.lease)), lease, {
-                let (single, below) = writable(host);
+                let (single, below) = &self.own;
                 let keys = single.iter().filter(|k| mirror.get(k).is_some()).cloned();
                 let more = below.iter().flat_map(|prefix| mirror.below(prefix).map(|(k, _)| k.clone()).collect::<Vec<_>>());
                 keys.chain(more).collect()

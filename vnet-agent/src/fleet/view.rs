@@ -1,13 +1,11 @@
 //! What the mirror's keys say.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
-
 use serde::de::DeserializeOwned;
-use vnet_common::fleet::{
-    Applied, EndpointState, Global, HealthReport, HostState, IdentityLabels, Key, Registration, Rollout, Stored,
-};
+use std::collections::{BTreeMap, BTreeSet};
+use vnet_common::fleet::{Applied, Global, HealthReport, HostState, Key, Registration, Rollout, Stored};
 
+use super::claims::{Claim, Claims};
+use super::identities::Identities;
 use super::mirror::Mirror;
 
 /// Kind and name of a resource.
@@ -32,10 +30,10 @@ pub struct View {
     pub health: BTreeMap<String, HealthReport>,
     /// What hosts say the fleet's load is.
     pub globals: BTreeMap<String, Global>,
-    /// By name, the hosts that have an endpoint of that name, and since which revision.
-    pub endpoints: BTreeMap<String, BTreeMap<String, (i64, Arc<EndpointState>)>>,
-    /// What numbers of identities stand for, by host and number, and since which revision.
-    pub identities: BTreeMap<(String, u32), (i64, IdentityLabels)>,
+    /// Where endpoints are.
+    pub endpoints: Claims,
+    /// What numbers of identities stand for.
+    pub identities: Identities,
 }
 
 /// What changed of a [`View`].
@@ -136,16 +134,11 @@ impl View {
             }
             Key::Endpoint(host, name) => {
                 touched.endpoints = true;
-                let claims = self.endpoints.entry(name.clone()).or_default();
-                let claim: Option<(i64, EndpointState)> = value!(created);
-                put(claims, host, claim.map(|(since, state)| (since, Arc::new(state))));
-                if claims.is_empty() {
-                    self.endpoints.remove(&name);
-                }
+                self.endpoints.put(&name, &host, value!(created));
             }
             Key::Identity(host, number) => {
                 touched.identities = true;
-                put(&mut self.identities, (host, number), value!(created));
+                self.identities.put(&host, number, value!(created));
             }
             Key::Moving(..) => touched.moving = true,
             Key::Load(_) => {}
@@ -165,8 +158,8 @@ impl View {
     /// alive and has claimed it first.
     #[must_use]
     pub fn owner(&self, name: &str, placed: Option<&str>) -> Option<&str> {
-        let claims = self.endpoints.get(name)?;
-        let rank = |(host, (since, _)): &(&String, &(i64, Arc<EndpointState>))| {
+        let claims = self.endpoints.of(name)?;
+        let rank = |(host, (since, _)): &(&String, &Claim)| {
             (placed != Some(host.as_str()), !self.alive.contains_key(*host), *since, (*host).clone())
         };
         claims.iter().min_by_key(rank).map(|(host, _)| host.as_str())
@@ -176,12 +169,12 @@ impl View {
     #[must_use]
     pub fn conflicts(&self, placed: impl Fn(&str) -> Option<String>) -> Vec<(String, String, Vec<String>)> {
         let mut all = Vec::new();
-        for (name, claims) in self.endpoints.iter().filter(|(_, claims)| claims.len() > 1) {
+        for (name, claims) in self.endpoints.contested() {
             let living = claims.iter().filter(|(host, (_, state))| !state.discovered && self.alive.contains_key(*host));
             let living: Vec<&String> = living.map(|(host, _)| host).collect();
             let Some(owner) = self.owner(name, placed(name).as_deref()).filter(|_| living.len() > 1) else { continue };
             let others = living.into_iter().filter(|host| *host != owner).cloned().collect();
-            all.push((name.clone(), owner.to_owned(), others));
+            all.push((name.to_owned(), owner.to_owned(), others));
         }
         all
     }
@@ -264,7 +257,7 @@ mod tests {
         both.delete(&claim("a"));
         assert_eq!(both.1.owner("vm", None), Some("b"), "its endpoints linger");
         both.delete(&claim("b"));
-        assert_eq!((both.1.owner("vm", None), both.1.endpoints.len()), (None, 0));
+        assert_eq!((both.1.owner("vm", None), both.1.endpoints.names().count()), (None, 0));
     }
 
     #[test]

@@ -63,6 +63,11 @@ pub struct Metadata {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(schema_with = "format::labels")]
     pub labels: BTreeMap<String, String>,
+    /// In a fleet: what is written was made from this version of the resource (`vnet-ctl get -o yaml` says it), and is refused if there is
+    /// another by now.
+    #[serde(rename = "resourceVersion", default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 9_223_372_036_854_775_807_i64))]
+    pub resource_version: Option<u64>,
 }
 
 /// A resource of any kind.
@@ -104,6 +109,18 @@ impl Resource {
             Self::Policy(policy) => &policy.metadata,
             Self::TagSource(source) => &source.metadata,
         }
+    }
+
+    /// Takes out the version that it was made from.
+    pub fn take_version(&mut self) -> Option<u64> {
+        let metadata = match self {
+            Self::LoadBalancer(load_balancer) => &mut load_balancer.metadata,
+            Self::Endpoint(endpoint) => &mut endpoint.metadata,
+            Self::SecurityGroup(group) => &mut group.metadata,
+            Self::Policy(policy) => &mut policy.metadata,
+            Self::TagSource(source) => &mut source.metadata,
+        };
+        metadata.resource_version.take()
     }
 
     /// The name: unique among resources of its kind.

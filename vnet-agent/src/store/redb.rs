@@ -351,7 +351,7 @@ mod tests {
     fn endpoint(name: &str, device: &str) -> Resource {
         Resource::Endpoint(Endpoint {
             api_version: API_VERSION.to_owned(),
-            metadata: Metadata { name: name.to_owned(), labels: BTreeMap::new() },
+            metadata: Metadata { name: name.to_owned(), labels: BTreeMap::new(), resource_version: None },
             spec: EndpointSpec { device: device.to_owned(), ..EndpointSpec::default() },
         })
     }

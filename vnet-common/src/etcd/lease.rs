@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use etcd_client::{LeaseKeepAliveStream, LeaseKeeper};
+use etcd_client::{Error, LeaseKeepAliveStream, LeaseKeeper};
 use tokio::time::timeout;
 
 use super::Client;
@@ -27,22 +27,24 @@ impl Client {
     /// # Errors
     /// The member does not answer.
     pub async fn lease(&mut self, former: Option<i64>, ttl: i64) -> Result<Lease> {
-        if let Some(id) = former {
-            let mut lease = self.keep(id, ttl).await?;
-            if lease.renew().await? {
-                return Ok(lease);
-            }
+        if let Some(id) = former
+            && let Some(lease) = self.keep(id, ttl).await?
+        {
+            return Ok(lease);
         }
         let granted = self.inner.lease_grant(ttl, None).await.map_err(Told::from);
         let id = granted.with_context(|| format!("taking a lease at the store at {}", self.endpoint()))?.id();
-        self.keep(id, ttl).await
+        let kept = self.keep(id, ttl).await?;
+        kept.with_context(|| format!("a lease that was just taken at the store at {} is gone", self.endpoint()))
     }
 
-    async fn keep(&mut self, id: i64, ttl: i64) -> Result<Lease> {
-        let kept = self.inner.lease_keep_alive(id).await.map_err(Told::from);
-        match kept {
-            Ok((keeper, answers)) => Ok(Lease { id, ttl, keeper, answers }),
-            Err(e) => Err(e).with_context(|| format!("keeping a lease at the store at {}", self.endpoint())),
+    /// Renews it, and can from then on; `None`: it is gone.
+    async fn keep(&mut self, id: i64, ttl: i64) -> Result<Option<Lease>> {
+        match self.inner.lease_keep_alive(id).await {
+            Ok((keeper, answers)) => Ok(Some(Lease { id, ttl, keeper, answers })),
+            // The library renews it once, and this is how it says that there was nothing to renew.
+            Err(Error::LeaseKeepAliveError(why)) if why == "lease not found" => Ok(None),
+            Err(e) => Err(Told::from(e)).with_context(|| format!("keeping a lease at the store at {}", self.endpoint())),
         }
     }
 

@@ -1,6 +1,7 @@
 //! `vnet-bench`: what the datapath costs. `cargo xtask bench` builds and runs it; `docs/BENCH.md` says how it measures.
 
 mod feedback;
+mod fleet;
 mod lb;
 mod packets;
 mod policy;
@@ -28,6 +29,11 @@ enum Suite {
     Policy(Options),
     /// Quarantine: from an alert to the datapath, and back.
     Quarantine(Options),
+    /// Many hosts that share an etcd: until all have a change, and what they cost the store.
+    Fleet(Options),
+    /// What the suite `fleet` starts by itself.
+    #[command(hide = true)]
+    SimulatedAgents(fleet::agents::Options),
 }
 
 /// What every suite takes.
@@ -53,6 +59,8 @@ fn main() -> Result<()> {
         Suite::Feedback(args) => (feedback::run(&args)?, args.options),
         Suite::Policy(options) => (policy::run(&options)?, options),
         Suite::Quarantine(options) => (quarantine::run(&options)?, options),
+        Suite::Fleet(options) => (fleet::run(&options)?, options),
+        Suite::SimulatedAgents(options) => return fleet::agents::run(&options),
     };
     if options.json { report::print_json(&rows) } else { report::print_table(&rows) }
 }

@@ -171,7 +171,7 @@ fn leaving(view: &View, own: &str, changed: &[(&Key, &Wanted)]) -> Vec<String> {
         Resource::Endpoint(e) if e.spec.host.as_deref().is_some_and(|host| host != own) => Some(e.metadata.name.clone()),
         _ => None,
     });
-    names.filter(|name| view.endpoints.get(name).is_some_and(|c| c.contains_key(own) && c.len() == 1)).collect()
+    names.filter(|name| view.endpoints.of(name).is_some_and(|c| c.contains_key(own) && c.len() == 1)).collect()
 }
 
 impl Target {

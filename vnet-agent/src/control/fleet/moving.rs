@@ -13,8 +13,9 @@ use vnet_common::api::moving::FlowExport;
 use vnet_common::fleet::{Key, MovingPiece, STATE};
 
 use super::super::{Agent, State, moving};
-use super::now;
+use super::{Sharing, now};
 use crate::fleet::Hold;
+use crate::fleet::claims::{At, Claim};
 use crate::fleet::view::View;
 use crate::observe::Saying;
 
@@ -34,8 +35,10 @@ const PIECES: usize = 64;
 pub(super) struct Moves {
     /// Endpoints that are or were here: their device, and since when that is gone.
     here: BTreeMap<String, (String, Option<Instant>)>,
-    /// Endpoints that were elsewhere a moment ago, and when that was seen last.
-    elsewhere: BTreeMap<String, Instant>,
+    /// Endpoints that are elsewhere.
+    elsewhere: BTreeSet<String>,
+    /// Those that were a moment ago, and until when.
+    left: BTreeMap<String, Instant>,
     /// Endpoints whose flows are to be told, and were for this claim: host, and whether the device was here.
     told: BTreeMap<String, (String, bool)>,
     telling: BTreeSet<String>,
@@ -49,15 +52,29 @@ pub(super) struct Moves {
     taken: BTreeSet<(String, String, u64)>,
 }
 
+/// Another host that has an endpoint with a resource.
+fn elsewhere<'a>(view: &'a View, name: &str, own: &str) -> Option<&'a str> {
+    let has = |(host, (_, state)): &(&String, &Claim)| *host != own && !state.discovered && view.alive.contains_key(*host);
+    view.endpoints.of(name)?.iter().find(has).map(|(host, _)| host.as_str())
+}
+
 impl Moves {
-    /// Where endpoints are by now. `here` are those of this host with their devices; `own` is its name. Gives those that came from
-    /// elsewhere.
-    pub fn look(&mut self, here: &BTreeMap<String, String>, view: &View, own: &str, now: Instant) -> Vec<String> {
+    /// Where endpoints are by now. `here` are those of this host with their devices; `own` is its name; of the names in `changed`, claims
+    /// changed, or those who claim them came or went. Gives those that came from elsewhere.
+    pub fn look<'a>(
+        &mut self,
+        here: &BTreeMap<String, String>,
+        view: &View,
+        own: &str,
+        changed: impl Iterator<Item = &'a str>,
+        now: Instant,
+    ) -> Vec<String> {
         let mut came = Vec::new();
+        self.left.retain(|_, left| now.saturating_duration_since(*left) < REMEMBERED);
         for (name, device) in here {
             let known = self.here.insert(name.clone(), (device.clone(), None));
             let is_new = known.is_none_or(|(_, gone)| gone.is_some());
-            if is_new && self.elsewhere.contains_key(name) {
+            if is_new && (self.elsewhere.contains(name) || self.left.contains_key(name)) {
                 self.waiting.insert(name.clone(), now + PATIENCE);
                 came.push(name.clone());
             }
@@ -66,20 +83,21 @@ impl Moves {
             gone.get_or_insert(now);
         }
         self.here.retain(|_, (_, gone)| gone.is_none_or(|since| now.saturating_duration_since(since) < REMEMBERED));
-        for (name, claims) in &view.endpoints {
-            let other =
-                claims.iter().find(|(host, (_, state))| *host != own && !state.discovered && view.alive.contains_key(*host));
-            let Some((host, _)) = other else { continue };
-            self.elsewhere.insert(name.clone(), now);
-            if let Some((_, gone)) = self.here.get(name) {
-                let at = (host.clone(), gone.is_none());
-                if self.told.get(name) != Some(&at) {
-                    self.told.insert(name.clone(), at);
-                    self.telling.insert(name.clone());
-                }
+        for name in changed {
+            if elsewhere(view, name, own).is_some() {
+                self.elsewhere.insert(name.to_owned());
+            } else if self.elsewhere.remove(name) {
+                self.left.insert(name.to_owned(), now);
             }
         }
-        self.elsewhere.retain(|_, seen| now.saturating_duration_since(*seen) < REMEMBERED);
+        for (name, (_, gone)) in &self.here {
+            let Some(host) = elsewhere(view, name, own) else { continue };
+            let at = (host.to_owned(), gone.is_none());
+            if self.told.get(name) != Some(&at) {
+                self.told.insert(name.clone(), at);
+                self.telling.insert(name.clone());
+            }
+        }
         self.told.retain(|name, _| self.here.contains_key(name));
         came
     }
@@ -92,12 +110,15 @@ impl Moves {
 }
 
 impl State {
-    /// Looks who came and who went.
-    pub(in super::super) fn look_at_moves(&mut self) {
+    /// Looks who came and who went. `changed` are claims that changed; `hosts`: hosts came or went.
+    pub(in super::super) fn look_at_moves(&mut self, changed: &BTreeSet<At>, hosts: bool) {
         let attached = self.policy.endpoints().iter().filter(|nic| nic.ifindex() != 0 && !nic.discovered);
         let here = attached.map(|nic| (nic.name.clone(), nic.device.clone())).collect();
         let Some(sharing) = self.sharing.as_mut() else { return };
-        let came = sharing.moves.look(&here, &sharing.view, sharing.fleet.host(), now());
+        let Sharing { moves, view, fleet, .. } = sharing;
+        let all = view.endpoints.names().filter(|_| hosts).map(|(name, _)| name.as_str());
+        let changed = changed.iter().map(|(name, _)| name.as_str()).chain(all);
+        let came = moves.look(&here, view, fleet.host(), changed, now());
         for name in came {
             log::info!("endpoint {name} came from another host: it waits for its flows");
             self.wait_for_flows(&name, true);
@@ -300,7 +321,11 @@ mod tests {
 
     fn claim(view: &mut View, host: &str, since: i64) {
         view.alive.insert(host.to_owned(), (1, HostState::default()));
-        view.endpoints.entry("vm".into()).or_default().insert(host.to_owned(), (since, Arc::new(EndpointState::default())));
+        view.endpoints.put("vm", host, Some((since, EndpointState::default())));
+    }
+
+    fn changed() -> impl Iterator<Item = &'static str> {
+        ["vm"].into_iter()
     }
 
     #[test]
@@ -308,16 +333,16 @@ mod tests {
         let (mut moves, mut view, now) = (Moves::default(), View::default(), Instant::now());
         let here = BTreeMap::from([("vm".to_owned(), "tap0".to_owned())]);
         claim(&mut view, "a", 1);
-        assert_eq!(moves.look(&here, &view, "a", now), Vec::<String>::new());
+        assert_eq!(moves.look(&here, &view, "a", changed(), now), Vec::<String>::new());
         assert!(moves.telling.is_empty());
         claim(&mut view, "b", 2);
-        moves.look(&here, &view, "a", now);
+        moves.look(&here, &view, "a", changed(), now);
         assert_eq!(std::mem::take(&mut moves.telling).len(), 1);
-        moves.look(&here, &view, "a", now);
+        moves.look(&here, &view, "a", changed(), now);
         assert!(moves.telling.is_empty(), "once");
-        moves.look(&BTreeMap::new(), &view, "a", now);
+        moves.look(&BTreeMap::new(), &view, "a", changed(), now);
         assert_eq!(std::mem::take(&mut moves.telling).len(), 1, "its device is gone: for the last time");
-        moves.look(&BTreeMap::new(), &view, "a", now + REMEMBERED);
+        moves.look(&BTreeMap::new(), &view, "a", changed(), now + REMEMBERED);
         assert!(moves.here.is_empty());
     }
 
@@ -326,14 +351,17 @@ mod tests {
         let (mut moves, mut view, now) = (Moves::default(), View::default(), Instant::now());
         let here = BTreeMap::from([("vm".to_owned(), "tap0".to_owned())]);
         claim(&mut view, "b", 1);
-        moves.look(&BTreeMap::new(), &view, "a", now);
+        moves.look(&BTreeMap::new(), &view, "a", changed(), now);
         // Its host has given it up before it is seen here.
-        view.endpoints.clear();
-        assert_eq!(moves.look(&here, &view, "a", now), ["vm"]);
-        assert_eq!(moves.look(&here, &view, "a", now), Vec::<String>::new());
+        view.endpoints.put("vm", "b", None);
+        assert_eq!(moves.look(&here, &view, "a", changed(), now), ["vm"]);
+        assert_eq!(moves.look(&here, &view, "a", changed(), now), Vec::<String>::new());
         assert_eq!(moves.over(now), Vec::<String>::new());
         assert_eq!(moves.over(now + PATIENCE), ["vm"]);
+        // For a while only.
+        moves.look(&BTreeMap::new(), &view, "a", changed(), now);
+        assert_eq!(moves.look(&here, &view, "a", changed(), now + REMEMBERED), Vec::<String>::new());
         let mut other = Moves::default();
-        assert_eq!(other.look(&here, &view, "a", now), Vec::<String>::new());
+        assert_eq!(other.look(&here, &view, "a", changed(), now), Vec::<String>::new());
     }
 }

@@ -10,10 +10,10 @@ use vnet_common::fleet::{Key as StoreKey, SERIAL, Stored};
 
 use super::super::change::Edit;
 use super::super::inputs::{Key, key};
-use super::super::{Agent, State, parse};
+use super::super::{Agent, State, diff, parse};
 use super::Sharing;
 use crate::api::{self, Refusal};
-use crate::resource::{Origin, Resource, keep_unknown};
+use crate::resource::{Origin, Resource, keep_unknown, to_yaml};
 use crate::store::MemberOverride;
 
 /// Why an agent of a fleet writes nothing itself.
@@ -64,6 +64,7 @@ impl State {
             ProposeRequest::Apply { files } => {
                 let located = parse(&files)?;
                 let edit = self.edit(located)?;
+                edit.versions.iter().try_for_each(|(name, version)| self.is_current(name, *version, &edit))?;
                 let (put, origins) = (edit.put.clone(), edit.origins.clone());
                 let mut response = self.change(edit, true)?;
                 let writes = put.iter().map(|r| self.put_of(r, &origins)).collect::<Result<Vec<_>, _>>()?;
@@ -89,6 +90,27 @@ impl State {
 
     fn sharing(&self) -> Result<&Sharing, Refusal> {
         self.sharing.as_ref().ok_or_else(alone)
+    }
+
+    /// The version of a resource, in a fleet.
+    pub(in super::super) fn version_of(&self, name: &Key) -> Option<i64> {
+        self.sharing.as_ref()?.view.resources.get(name).map(|(revision, _)| *revision)
+    }
+
+    /// Is a resource still what somebody made another from?
+    fn is_current(&self, name: &Key, version: u64, edit: &Edit) -> Result<(), Refusal> {
+        let there = self.version_of(name);
+        if there.is_some_and(|there| u64::try_from(there) == Ok(version)) {
+            return Ok(());
+        }
+        let text = |r: Option<&Resource>| r.map(to_yaml).unwrap_or_default();
+        let (now, wanted) = (self.policy.inputs().resources.get(name), edit.put.iter().find(|r| key(r) == *name));
+        let by_now = there.map_or("it is not there any more".to_owned(), |there| format!("it is {there} by now"));
+        Err(Refusal::conflict(format!(
+            "{} was made from version {version}, and {by_now}. Nothing was changed: get it again, and make your change to that. From what is there to what you gave:\n{}",
+            what(name),
+            diff::unified(&text(now), &text(wanted))
+        )))
     }
 
     /// `None`: the store has it like this.

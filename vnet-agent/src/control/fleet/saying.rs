@@ -1,20 +1,14 @@
 //! What this host says of itself.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use anyhow::Result;
-use vnet_common::fleet::{EndpointState, HostState, IdentityLabels, Key, STATE};
+use vnet_common::fleet::{EndpointState, HostState};
 
 use super::super::State;
 use super::now;
-use crate::fleet::Hold;
+use crate::fleet::here::Here;
 use crate::resource::DEFAULT_GROUP;
-
-/// Who is held stays so for its peers, however long this host is not heard of; the others go after a while.
-fn lasting(endpoint: &EndpointState) -> Hold {
-    if endpoint.quarantined { Hold::Kept } else { Hold::Lingering }
-}
 
 /// Others can mean this host by it.
 fn is_shared(address: &IpAddr) -> bool {
@@ -37,39 +31,21 @@ impl State {
         if self.sharing.is_none() || self.policy.known().is_none() {
             return Ok(());
         }
-        let mut here = self.what_is_here();
+        let endpoints = self.what_is_here();
         let capacity = self.datapath.maps().capacity("ENDPOINTS").unwrap_or(0);
         let Some(sharing) = self.sharing.as_mut() else { return Ok(()) };
-        let (fleet, view, inputs) = (&sharing.fleet, &sharing.view, self.policy.inputs());
-        let host = fleet.host();
-        let upper = view.registered.get(host).map(|r| r.number);
-        for (labels, (_, state)) in &mut here {
-            state.identity = sharing.numbers.number(view, host, upper, labels);
-        }
-        let ours: BTreeSet<u32> = here.iter().map(|(_, (_, state))| state.identity).collect();
-        let numbers: BTreeMap<Key, IdentityLabels> = sharing
-            .numbers
-            .settle(view, &ours, now())
-            .iter()
-            .map(|(number, labels)| (Key::Identity(host.to_owned(), *number), labels.clone()))
-            .collect();
-        fleet.say_all(&format!("{STATE}identities/{}/", Key::part(host)), &numbers, |_| Hold::Kept)?;
-        let endpoints: BTreeMap<Key, EndpointState> =
-            here.into_iter().map(|(_, (name, state))| (Key::Endpoint(host.to_owned(), name), state)).collect();
-        fleet.say_all(&format!("{STATE}endpoints/{}/", Key::part(host)), &endpoints, lasting)?;
-        let state = HostState {
+        let inputs = self.policy.inputs();
+        let host = HostState {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             zone: inputs.zone.clone(),
             addresses: inputs.world.addresses.iter().copied().filter(is_shared).collect(),
             capacity,
         };
-        fleet.say(&Key::Alive(host.to_owned()), Some(&state), Hold::Alive)?;
-        fleet.said_all();
-        Ok(())
+        sharing.fleet.say_here(&sharing.view, &mut sharing.numbers, Here { host, endpoints }, now())
     }
 
-    /// The endpoints that have a device here, each with what its identity stands for; the numbers are to be filled in.
-    fn what_is_here(&self) -> Vec<(IdentityLabels, (String, EndpointState))> {
+    /// The endpoints that have a device here.
+    fn what_is_here(&self) -> Vec<(String, EndpointState)> {
         let assignments = self.parts.quarantine.assignments();
         let nics = self.policy.endpoints().iter().filter(|nic| nic.ifindex() != 0);
         let each = nics.map(|nic| {
@@ -82,11 +58,11 @@ impl State {
                 labels: nic.labels.clone(),
                 addresses: nic.addresses.clone(),
                 given: nic.given,
-                group: group.clone(),
+                group,
                 quarantined: held.is_some(),
                 identity: 0,
             };
-            (IdentityLabels { group, labels: nic.labels.clone() }, (nic.name.clone(), state))
+            (nic.name.clone(), state)
         });
         each.collect()
     }

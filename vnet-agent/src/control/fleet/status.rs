@@ -16,10 +16,9 @@ impl State {
     pub(in super::super) fn fleet_status(&self) -> Option<FleetStatus> {
         let sharing = self.sharing.as_ref()?;
         let (fleet, view, link) = (&sharing.fleet, &sharing.view, sharing.fleet.link());
-        let mut endpoints: BTreeMap<&str, u32> = BTreeMap::new();
-        view.endpoints.values().flat_map(|claims| claims.keys()).for_each(|host| *endpoints.entry(host).or_default() += 1);
+        let endpoints: BTreeMap<&str, u32> = view.endpoints.hosts().map(|(host, count)| (host.as_str(), count)).collect();
         let names: BTreeSet<&String> =
-            view.registered.keys().chain(view.alive.keys()).chain(view.endpoints.values().flat_map(|c| c.keys())).collect();
+            view.registered.keys().chain(view.alive.keys()).chain(view.endpoints.hosts().map(|(host, _)| host)).collect();
         let host = |name: &String| {
             let (registered, alive, applied) = (view.registered.get(name), view.alive.get(name), view.applied.get(name));
             let state = alive.map(|(_, state)| state.clone()).unwrap_or_default();

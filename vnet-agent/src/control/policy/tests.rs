@@ -361,7 +361,7 @@ fn selectors_follow_endpoint_resources() {
     selecting.spec.member_selector = Some(crate::resource::MemberSelector { match_labels: labels.clone(), port: None });
     let endpoint = crate::resource::Endpoint {
         api_version: crate::resource::API_VERSION.into(),
-        metadata: Metadata { name: "vm1".into(), labels },
+        metadata: Metadata { name: "vm1".into(), labels, resource_version: None },
         spec: crate::resource::EndpointSpec {
             device: "tap1".into(),
             addresses: vec![[10, 9, 0, 5].into()],
@@ -448,7 +448,7 @@ fn some_endpoint(r: &mut Random, i: u8) -> Resource {
     let addresses = if r.one_in(4) { vec![] } else { vec![[10, 9, 0, 2 * i].into(), [10, 9, 0, 2 * i + 1].into()] };
     Resource::Endpoint(crate::resource::Endpoint {
         api_version: crate::resource::API_VERSION.into(),
-        metadata: Metadata { name: format!("vm{i}"), labels },
+        metadata: Metadata { name: format!("vm{i}"), labels, resource_version: None },
         spec: crate::resource::EndpointSpec { device: format!("tap{i}"), addresses, ..Default::default() },
     })
 }

@@ -48,7 +48,11 @@ pub fn lb(name: &str, vips: &[&str], members: Vec<MemberSpec>) -> LoadBalancer {
         passive_health: None,
         feedback: None,
     };
-    LoadBalancer { api_version: API_VERSION.into(), metadata: Metadata { name: name.into(), labels: BTreeMap::new() }, spec }
+    LoadBalancer {
+        api_version: API_VERSION.into(),
+        metadata: Metadata { name: name.into(), labels: BTreeMap::new(), resource_version: None },
+        spec,
+    }
 }
 
 /// A health check, as YAML.

@@ -41,7 +41,7 @@ fn pick<'a, T>(random: &mut Random, all: &'a [T]) -> &'a T {
 }
 
 fn metadata(name: &str) -> Metadata {
-    Metadata { name: name.to_owned(), labels: BTreeMap::new() }
+    Metadata { name: name.to_owned(), labels: BTreeMap::new(), resource_version: None }
 }
 
 pub fn labels(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {

@@ -135,6 +135,7 @@ const BALANCER_ROWS: &[Row] = &[
     ("name: web", "name: 7", 4, 9, "`name` must be text, but is `7`, a number: put it in quotes"),
     ("name: web", "name:", 4, 3, "`name` has no value: it must be text"),
     ("name: web", "nmae: web", 3, 1, "`metadata` lacks the field `name`: unique among resources of one kind"),
+    ("{ tier: front }", "{ tier: front }\n  resourceVersion: 0", 6, 20, "`resourceVersion` must be a whole number from 1 to 9223372036854775807"),
     ("{ tier: front }", "front", 5, 11, "`labels` must be a group of fields"),
     ("tier: front", "tier: true", 5, 19, "`tier` must be text, but is `true`, a truth value: put it in quotes"),
     ("tier: front", "tier: a b", 5, 19, "`tier` must consist of letters, digits and '_' '.' '-'"),

@@ -1,0 +1,152 @@
+//! Where endpoints are: which hosts say that they have them.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use vnet_common::fleet::EndpointState;
+
+/// What a host says of an endpoint, and since which revision.
+pub type Claim = (i64, Arc<EndpointState>);
+
+/// An endpoint's name and a host.
+pub type At = (String, String);
+
+/// The claims of a name, by host.
+#[derive(Clone, Debug, Default)]
+struct Named {
+    claims: BTreeMap<String, Claim>,
+    /// How many of them have a resource.
+    with_resource: u32,
+}
+
+/// All claims, and what would take long to find out of all of them.
+#[derive(Clone, Debug, Default)]
+pub struct Claims {
+    by_name: BTreeMap<String, Named>,
+    /// Names that several hosts claim, and at least one with a resource. Devices are named alike everywhere.
+    contested: BTreeSet<String>,
+    /// How many each host claims.
+    by_host: BTreeMap<String, u32>,
+    /// How many have an identity, by its number.
+    by_identity: HashMap<u32, u32>,
+    /// Claims that changed and were not taken yet.
+    changed: BTreeSet<At>,
+}
+
+impl Claims {
+    /// A host claims an endpoint, or (`None`) does not any more.
+    pub fn put(&mut self, name: &str, host: &str, claim: Option<(i64, EndpointState)>) {
+        let named = self.by_name.entry(name.to_owned()).or_default();
+        let claim = claim.map(|(since, state)| (since, Arc::new(state)));
+        let (is, number) = (claim.is_some(), claim.as_ref().map(|(_, state)| state.identity));
+        let has_resource = |claim: &Option<Claim>| claim.as_ref().is_some_and(|(_, state)| !state.discovered);
+        let more = has_resource(&claim);
+        let before = match claim {
+            Some(claim) => named.claims.insert(host.to_owned(), claim),
+            None => named.claims.remove(host),
+        };
+        if more != has_resource(&before) {
+            count(&mut named.with_resource, more);
+        }
+        match named.claims.len() > 1 && named.with_resource > 0 {
+            true => drop(self.contested.insert(name.to_owned())),
+            false => drop(self.contested.remove(name)),
+        }
+        if named.claims.is_empty() {
+            self.by_name.remove(name);
+        }
+        if is != before.is_some() {
+            let claimed = self.by_host.entry(host.to_owned()).or_default();
+            count(claimed, is);
+            if *claimed == 0 {
+                self.by_host.remove(host);
+            }
+        }
+        for (number, more) in number.map(|n| (n, true)).into_iter().chain(before.map(|(_, state)| (state.identity, false))) {
+            let users = self.by_identity.entry(number).or_default();
+            count(users, more);
+            if *users == 0 {
+                self.by_identity.remove(&number);
+            }
+        }
+        self.changed.insert((name.to_owned(), host.to_owned()));
+    }
+
+    /// Who claims an endpoint; `None`: nobody does.
+    #[must_use]
+    pub fn of(&self, name: &str) -> Option<&BTreeMap<String, Claim>> {
+        self.by_name.get(name).map(|named| &named.claims)
+    }
+
+    /// Every name, with who claims it.
+    pub fn names(&self) -> impl Iterator<Item = (&String, &BTreeMap<String, Claim>)> {
+        self.by_name.iter().map(|(name, named)| (name, &named.claims))
+    }
+
+    /// The names that several hosts claim, and at least one with a resource.
+    pub fn contested(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, Claim>)> {
+        self.contested.iter().filter_map(|name| Some((name.as_str(), self.of(name)?)))
+    }
+
+    /// The hosts that claim any endpoint, with how many.
+    pub fn hosts(&self) -> impl Iterator<Item = (&String, u32)> {
+        self.by_host.iter().map(|(host, count)| (host, *count))
+    }
+
+    /// Does a host claim any endpoint?
+    #[must_use]
+    pub fn is_host(&self, host: &str) -> bool {
+        self.by_host.contains_key(host)
+    }
+
+    /// Does an endpoint have this identity?
+    #[must_use]
+    pub fn has_identity(&self, number: u32) -> bool {
+        self.by_identity.contains_key(&number)
+    }
+
+    /// The claims that changed since this was asked last.
+    pub fn take_changed(&mut self) -> BTreeSet<At> {
+        std::mem::take(&mut self.changed)
+    }
+}
+
+fn count(users: &mut u32, more: bool) {
+    *users = if more { *users + 1 } else { users.saturating_sub(1) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::random::Random;
+
+    /// What is counted as claims change is what there is to count afterwards.
+    #[test]
+    fn what_is_counted_is_there() {
+        let (mut random, mut claims) = (Random(0x5eed_0012), Claims::default());
+        let (names, hosts) = (["x", "y", "z"], ["a", "b", "c"]);
+        for step in 0..500 {
+            let (name, host) = (names[random.index(3)], hosts[random.index(3)]);
+            let identity = random.index(4) as u32;
+            let discovered = random.one_in(2);
+            let claim = (!random.one_in(3)).then(|| (step, EndpointState { identity, discovered, ..EndpointState::default() }));
+            claims.put(name, host, claim);
+            assert_eq!(claims.take_changed(), [(name.to_owned(), host.to_owned())].into());
+            let all: Vec<(&String, &String, &Claim)> =
+                claims.names().flat_map(|(n, c)| c.iter().map(move |(h, claim)| (n, h, claim))).collect();
+            let contested: Vec<&str> = claims.contested().map(|(name, _)| name).collect();
+            let is_contested = |c: &BTreeMap<String, Claim>| c.len() > 1 && c.values().any(|(_, state)| !state.discovered);
+            let expected: Vec<&str> = claims.names().filter(|(_, c)| is_contested(c)).map(|(n, _)| n.as_str()).collect();
+            assert_eq!(contested, expected);
+            for host in hosts {
+                let counted = claims.hosts().find(|(h, _)| *h == host).map_or(0, |(_, n)| n);
+                assert_eq!(counted as usize, all.iter().filter(|(_, h, _)| *h == host).count());
+                assert_eq!(claims.is_host(host), counted > 0);
+            }
+            for number in 0..4 {
+                assert_eq!(claims.has_identity(number), all.iter().any(|(_, _, (_, state))| state.identity == number));
+            }
+            assert!(claims.names().all(|(_, claims)| !claims.is_empty()));
+        }
+    }
+}
