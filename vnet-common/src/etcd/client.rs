@@ -1,14 +1,18 @@
 //! Reading, watching and writing.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use etcd_client::{
     Compare, CompareOp, ConnectOptions, EventType, GetOptions, KvClient, PutOptions, Txn, TxnOp, WatchOptions, WatchStream,
 };
+use tokio::time::timeout;
 
 use super::error::Told;
 
+/// Until a member that takes the connection, and says nothing, is given up: longer than either limit of [`Access`](super::Access).
+const OPEN: Duration = Duration::from_secs(8);
 /// Keys that are read in one answer: a thousand endpoints have some 400 KB.
 const PAGE: i64 = 1000;
 /// What one answer may have; etcd's own limit of a request is 1.5 MiB.
@@ -135,6 +139,12 @@ pub enum Outcome {
 
 impl Client {
     pub(super) async fn open(url: &str, endpoint: &str, options: ConnectOptions) -> Result<Self> {
+        // The library's limits do not count a TLS handshake, and a member that is stopped, or waits for the others, takes connections.
+        let opened = timeout(OPEN, Self::open_slowly(url, endpoint, options)).await;
+        opened.unwrap_or_else(|_| bail!("connecting to the store at {endpoint}: no answer within {} s", OPEN.as_secs()))
+    }
+
+    async fn open_slowly(url: &str, endpoint: &str, options: ConnectOptions) -> Result<Self> {
         let inner = etcd_client::Client::connect([url], Some(options)).await.map_err(Told::from);
         let inner = inner.with_context(|| format!("connecting to the store at {endpoint}"))?;
         let kv = inner.kv_client().max_decoding_message_size(MESSAGE);

@@ -1,9 +1,9 @@
 //! The hosts of the scene.
 
 use anyhow::Result;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
-use vnet_tests::{Farm, Fleet, Machine, Server, plug};
+use vnet_tests::{Farm, Fleet, Machine, plug};
 
 /// What the hosts are called.
 pub const HOSTS: [&str; 3] = ["host-a", "host-b", "host-c"];
@@ -23,25 +23,35 @@ const STAYS: [u64; 3] = [500, 1000, 2000];
 pub struct Estate {
     pub fleet: Fleet,
     pub farm: Farm,
-    _shops: [Server; 2],
 }
 
 impl Estate {
     /// Makes it.
     pub fn new() -> Result<Self> {
-        let fleet = Fleet::new(&HOSTS, 2)?;
+        let mut fleet = Fleet::new(&HOSTS, 2)?;
+        for shop in [0, 1] {
+            fleet.vm_mut(shop, 0).serve_http(80)?;
+        }
         let farm = Farm::new(&fleet.core, &STAYS.map(|ms| Some(Duration::from_millis(ms))))?;
-        let shop = |vm: &Machine| Server::start(&vm.host, (vm.v4, 80).into(), None);
-        let shops = [shop(fleet.vm(0, 0))?, shop(fleet.vm(1, 0))?];
-        Ok(Self { fleet, farm, _shops: shops })
+        Ok(Self { fleet, farm })
+    }
+
+    /// Where roamer is while it is on this host.
+    pub fn roamer(&self, host: usize) -> Ipv4Addr {
+        let [a, b, c, _] = self.fleet.vm(host, 0).v4.octets();
+        Ipv4Addr::new(a, b, c, 99)
     }
 
     /// A VM comes up behind a device `tap9` of a host. It is gone with the value.
-    pub fn roam(&self, host: u8) -> Result<Machine> {
-        let (v4, v6) = (Ipv4Addr::new(10, host, 0, 99), Ipv6Addr::new(0xfd00, host.into(), 0, 0, 0, 0, 0, 0x99));
-        let gateways = (Ipv4Addr::new(10, host, 0, 1), Ipv6Addr::new(0xfd00, host.into(), 0, 0, 0, 0, 0, 1));
-        let vm = Machine::new("roamer", v4, v6)?;
-        plug(&vm, self.fleet.host(host.into()), "tap9", gateways)?;
+    pub fn roam(&self, host: usize) -> Result<Machine> {
+        let v4 = self.roamer(host);
+        let [a, b, c, _] = v4.octets();
+        let v6 = |last| Ipv6Addr::new(0xfd00, b.into(), 0, 0, 0, 0, 0, last);
+        let vm = Machine::new("roamer", v4, v6(0x99))?;
+        plug(&vm, self.fleet.host(host), "tap9", (Ipv4Addr::new(a, b, c, 1), v6(1)))?;
+        // Its host knows its address once it has said something.
+        let gateway = SocketAddr::from((Ipv4Addr::new(a, b, c, 1), 9));
+        vm.host.run(|| UdpSocket::bind((v4, 0))?.send_to(&[0], gateway))??;
         Ok(vm)
     }
 }

@@ -93,7 +93,8 @@ impl Scene<'_> {
         self.expect("all others are", reaches(desk, shop1)?);
         println!("\nwhat host-c, where the desktop is, says of it:");
         self.say(2, &explain)?;
-        self.say(2, &["events", "--kind", "drop,move", "--endpoint", "desk-1", "-n", "3"])?;
+        self.say(2, &["events", "--kind", "drop,move", "--limit", "3"])?;
+        self.say(1, &["events", "--kind", "drop,move", "--limit", "3"])?;
         self.say(1, &["quarantine", "release", "shop-2", "--reason", "seen", "--yes"])?;
         wait_for("shop-2 to be reached again", SOON, || reaches(desk, shop2).unwrap_or(false).then_some(()))
     }
@@ -105,7 +106,7 @@ impl Scene<'_> {
         let drained = self.say(0, &["lb", "drain", "web", "m1"])?;
         self.expect("with two members of three, changes are possible", drained.contains("m1"));
         self.say(0, &["lb", "undrain", "web", "m1"])?;
-        self.say(0, &["status"])?;
+        self.say_status(0)?;
         println!("\nstarting it again");
         self.estate.fleet.etcd.restart(0)
     }
@@ -113,16 +114,22 @@ impl Scene<'_> {
     /// Two hosts have the device of one endpoint.
     fn claim(&mut self) -> Result<()> {
         println!("\nroamer comes up on host-a, and then, by mistake, on host-b too");
+        let is_on = |host: usize| {
+            let to = format!("{}:22/tcp", self.estate.roamer(host));
+            let there = format!("endpoint roamer on host {}", HOSTS[host]);
+            self.wait_for(&format!("host-c to see {there}"), 2, &["explain", "--from", "desk-1", "--to", &to], |s| {
+                s.contains(&there)
+            })
+        };
         let first = self.estate.roam(0)?;
-        let on = |host: &'static str| move |list: &str| list.lines().any(|l| l.contains("roamer") && l.contains(host));
-        self.wait_for("roamer to be on host-a", 1, &["get", "endpoints"], on("host-a"))?;
+        is_on(0)?;
         let _second = self.estate.roam(1)?;
-        self.wait_for("the hosts to see two of it", 2, &["host", "ls"], |list| list.contains("roamer"))?;
-        self.say(2, &["host", "ls"])?;
+        self.wait_for("host-b to see two of it", 1, &["status"], |status| status.contains("roamer"))?;
+        self.say_status(1)?;
         println!("\nit is where it was first, until it is there no more");
         drop(first);
-        self.wait_for("roamer to be on host-b", 2, &["get", "endpoints"], on("host-b"))?;
-        self.say(2, &["get", "endpoints"]).map(drop)
+        is_on(1)?;
+        self.say(2, &["explain", "--from", "desk-1", "--to", &format!("{}:22/tcp", self.estate.roamer(1))]).map(drop)
     }
 
     /// Waits until what a host's `vnet-ctl` prints is so.
@@ -139,8 +146,18 @@ impl Scene<'_> {
     /// Runs vnet-ctl on a host for a person to see.
     fn say(&self, host: usize, args: &[&str]) -> Result<String> {
         let printed = self.agents[host].ctl_printed(args)?;
-        println!("\n{} $ vnet-ctl {}\n{}", HOSTS[host], args.join(" "), printed.trim_end());
+        let words: Vec<String> =
+            args.iter().map(|word| if word.contains(' ') { format!("'{word}'") } else { (*word).to_owned() }).collect();
+        println!("\n{} $ vnet-ctl {}\n{}", HOSTS[host], words.join(" "), printed.trim_end());
         Ok(printed)
+    }
+
+    /// The same for `status`, without its maps.
+    fn say_status(&self, host: usize) -> Result<()> {
+        let status = self.agents[host].ctl(&["status"])?;
+        let (status, _maps) = status.split_once("\n\n").unwrap_or((&status, ""));
+        println!("\n{} $ vnet-ctl status\n{status}", HOSTS[host]);
+        Ok(())
     }
 
     fn expect(&mut self, what: &str, is_so: bool) {
