@@ -95,9 +95,11 @@ impl Probing {
 
     /// What to do about a check.
     pub fn duty(&mut self, check: &Check, around: &Around<'_>, now: Instant) -> Duty {
-        let suspected = self.suspected.get(check);
-        if suspected.is_some_and(|since| now.saturating_duration_since(*since) < SUSPECTED) {
-            return Duty::Ask;
+        if let Some(since) = self.suspected.get(check) {
+            if now.saturating_duration_since(*since) < SUSPECTED {
+                return Duty::Ask;
+            }
+            self.suspected.remove(check);
         }
         if !self.among.iter().map(String::as_str).eq(around.hosts.iter().copied()) {
             self.assigned.clear();
