@@ -1,6 +1,6 @@
 //! Who may do what, and what is said to those who may not.
 
-use crate::scene::{SERVED, Trio, alarm, allow, connected, everywhere, go_on, logs, no_alarm, refused, web};
+use crate::scene::{SERVED, Trio, alarm, allow, connected, everywhere, go_on, logs, no_alarm, policy, refused, web};
 use anyhow::{Context as _, Result, ensure};
 use vnet_tests::{Agent, Fleet, Identity, OPERATOR, ROOT};
 
@@ -79,7 +79,7 @@ fn wrong_certificates_are_refused_and_said() -> Result<()> {
     ensure!(error.contains("permission denied") || error.contains("authentication"), "{error}");
 
     // vnet-ctl, as others than an operator.
-    let file = agent.dir().write("web.yaml", &web(""))?;
+    let file = agent.dir().write("all.yaml", &policy(""))?;
     let apply = ["apply", "-f", file.to_str().context("a path of plain letters")?];
     let error = refused(fleet.ctl_as(&good, 0, &apply), "an apply as host-a")?;
     ensure!(error.contains("the certificate's user host-a may not write policy"), "{error}");

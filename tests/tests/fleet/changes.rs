@@ -1,7 +1,8 @@
 //! Changes by operators: two at once, newer versions' fields, canaries, hosts that go.
 
 use crate::scene::{
-    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, allow, everywhere, go_on, host_is, json, no_alarm, passes, policy, refused, web,
+    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, allow, content, everywhere, go_on, host_is, no_alarm, passes, policy, refused,
+    web,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
@@ -183,7 +184,6 @@ fn one_hosts_resources_move_into_a_fleet_and_back() -> Result<()> {
     fleet.ctl_as(&root, 0, &[["store", "init", "--store", &store, "--operator", OPERATOR].as_slice(), &hosts].concat())?;
     // In a fleet this is checked against each host: here only host-a has it.
     let alone = policy("").split("---\n").filter(|text| !text.contains("kind: Endpoint")).collect::<Vec<_>>().join("---\n");
-    let all = |agent: &Agent<'_>| json(agent, &["get", "all"]);
     let identity = fleet.etcd.pki.client(OPERATOR)?;
     let environment = vec![
         ("VNET_STORE_CA", identity.ca.clone()),
@@ -194,14 +194,14 @@ fn one_hosts_resources_move_into_a_fleet_and_back() -> Result<()> {
     first.set_ctl_environment(environment.clone());
     first.apply(&alone)?;
     first.ctl(&["lb", "drain", "web", "b1"])?;
-    let before = all(&first)?;
+    let before = content(&first)?;
     println!("{}", first.ctl(&["store", "migrate", "--to", &store])?);
     first.stop()?;
     let shared = (0..2).map(|host| fleet.agent(host, &[])).collect::<Result<Vec<_>>>()?;
     for agent in &shared {
-        let same = || all(agent).ok().filter(|now| *now == before);
+        let same = || content(agent).ok().filter(|now| *now == before);
         wait_for("what the host alone had", SOON, same)
-            .with_context(|| format!("{before}\n{:?}\n{}", all(agent), agent.logged()))?;
+            .with_context(|| format!("{before}\n{:?}\n{}", content(agent), agent.logged()))?;
         let members = agent.ctl(&["lb", "members", "web"])?;
         ensure!(members.lines().any(|l| l.contains("b1 ") && l.contains("drain")), "{members}");
     }
@@ -209,7 +209,7 @@ fn one_hosts_resources_move_into_a_fleet_and_back() -> Result<()> {
     let mut back = Agent::start(fleet.host(1), &["tap*"])?;
     back.set_ctl_environment(environment);
     println!("{}", back.ctl(&["store", "migrate", "--from", &store])?);
-    ensure!(all(&back)? == before, "{before}\n{}", all(&back)?);
+    ensure!(content(&back)? == before, "{before}\n{}", content(&back)?);
     let members = back.ctl(&["lb", "members", "web"])?;
     ensure!(members.lines().any(|l| l.contains("b1 ") && l.contains("drain")), "{members}");
     // And what is there already is not touched.

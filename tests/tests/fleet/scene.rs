@@ -297,3 +297,9 @@ pub fn logs(agent: &Agent<'_>, what: &str) -> Result<()> {
 pub fn refused<T>(result: Result<T>, what: &str) -> Result<String> {
     Ok(format!("{:#}", result.err().with_context(|| format!("{what} was done"))?))
 }
+
+/// All resources as an agent has them in force, but for the revisions that the store gave them.
+pub fn content(agent: &Agent<'_>) -> Result<String> {
+    let text = agent.ctl(&["get", "all", "-o", "yaml"])?;
+    Ok(text.lines().filter(|line| !line.contains("resourceVersion:")).collect::<Vec<_>>().join("\n"))
+}

@@ -1,8 +1,8 @@
 //! The store goes away, and comes back.
 
 use crate::scene::{
-    HOSTS, SERVED, SOON, Trio, alarm, alarms, allow, connected, everywhere, explained, go_on, host_is, logs, metric, no_alarm,
-    passes, web,
+    HOSTS, SERVED, SOON, Trio, alarm, alarms, allow, connected, content, everywhere, explained, go_on, host_is, logs, metric,
+    no_alarm, passes, web,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::time::Duration;
@@ -142,13 +142,12 @@ fn a_store_that_lost_everything_takes_nothing_away_and_is_filled_from_a_backup()
     let file = dir.path().join("fleet.json");
     let file = file.to_str().context("a path of plain letters")?;
     trio.fleet.ctl(0, &["store", "backup", file])?;
-    let get = |agent: &vnet_tests::Agent<'_>| agent.ctl(&["get", "all", "-o", "yaml"]);
-    let before = get(&agents[0])?;
+    let before = content(&agents[0])?;
     trio.fleet.etcd.lose_all()?;
     trio.fleet.etcd.start_all()?;
     for agent in &agents {
         alarm(agent, "the store has never been set up")?;
-        ensure!(get(agent)? == before, "{}", alarms(agent)?);
+        ensure!(content(agent)? == before, "{}", alarms(agent)?);
     }
     trio.in_force()?;
     go_on(&mut open)?;
@@ -160,7 +159,7 @@ fn a_store_that_lost_everything_takes_nothing_away_and_is_filled_from_a_backup()
     println!("{}", trio.fleet.ctl(0, &["store", "restore", file])?);
     agents.iter().try_for_each(no_alarm)?;
     for agent in &agents {
-        ensure!(get(agent)? == before, "{}", get(agent)?);
+        ensure!(content(agent)? == before, "{}", content(agent)?);
         HOSTS.iter().try_for_each(|host| host_is(agent, host, "alive"))?;
     }
     trio.in_force()?;
