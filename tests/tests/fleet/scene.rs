@@ -54,11 +54,11 @@ impl Trio {
     /// Waits until clients and members of all hosts know each other: a rule by group says so.
     pub fn peers_known(&self, agents: &[Agent<'_>]) -> Result<()> {
         for host in 0..HOSTS.len() {
-            for other in 0..HOSTS.len() {
+            for (other, agent) in agents.iter().enumerate() {
                 wait_for("a client to be known where a member is", SOON, || {
                     self.connects(host, other, SERVED).ok().filter(|c| *c)
                 })
-                .with_context(|| agents[other].logged())?;
+                .with_context(|| agent.logged())?;
             }
         }
         Ok(())
@@ -90,10 +90,10 @@ impl Trio {
 
     /// What is not allowed stays so, and what is, too: at each host's member.
     pub fn in_force(&self) -> Result<()> {
-        for host in 0..HOSTS.len() {
+        for (host, name) in HOSTS.iter().enumerate() {
             let other = (host + 1) % HOSTS.len();
-            ensure!(!self.connects(other, host, CLOSED)?, "{}'s member is open", HOSTS[host]);
-            ensure!(self.connects(other, host, SERVED)?, "{}'s member lets nobody in", HOSTS[host]);
+            ensure!(!self.connects(other, host, CLOSED)?, "{name}'s member is open");
+            ensure!(self.connects(other, host, SERVED)?, "{name}'s member lets nobody in");
         }
         Ok(())
     }

@@ -47,9 +47,9 @@ fn nothing_is_lost_but_changes_while_members_of_the_store_die() -> Result<()> {
     go_on(&mut open)?;
     ensure!(trio.connects(0, 1, SERVED + 1)?, "what was refused is not in force");
     everywhere(&agents[2], &web(""))?;
-    for host in 0..HOSTS.len() {
+    for (host, agent) in agents.iter().enumerate() {
         ensure!(!trio.connects(host, (host + 1) % 3, SERVED + 1)?, "a change after it came back");
-        ensure!(metric(&agents[host], trio.fleet.host(host), "vnet_store_connected")? == 1.0);
+        ensure!(metric(agent, trio.fleet.host(host), "vnet_store_connected")? == 1.0);
     }
     trio.in_force()?;
     go_on(&mut open)

@@ -7,7 +7,7 @@
 //! ```
 //!
 //! One task keeps a connection to one member of the store and goes on to the next when it breaks. It follows all keys in a
-//! [`Mirror`](mirror::Mirror): by a full read at first, by watching from the next revision on, and by a full read again when what came
+//! [`Mirror`]: by a full read at first, by watching from the next revision on, and by a full read again when what came
 //! since was thrown away. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
 //! whatever cause, is written again.
 //!
