@@ -65,6 +65,13 @@ fn a_host_that_is_cut_off_keeps_what_it_had_and_comes_to_the_newest_at_once() ->
     let trio = Trio::new()?;
     let agents = trio.agents(&[])?;
     let mut open = trio.open()?;
+    let other = |name: &str| {
+        format!(
+            "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: {name} }}\nspec:\n  vips: [10.96.0.20]\n  protocol: TCP\n  \
+             ports: [80]\n  members: [{{ address: 10.1.0.11, port: {SERVED} }}]\n"
+        )
+    };
+    everywhere(&agents[1], &other("before"))?;
     trio.fleet.cut(0)?;
     let began = std::time::Instant::now();
     alarm(&agents[0], "the store has not been heard of for ")?;
@@ -74,6 +81,9 @@ fn a_host_that_is_cut_off_keeps_what_it_had_and_comes_to_the_newest_at_once() ->
         let printed = agents[1].apply(&web(&allow("second", SERVED + port)))?;
         println!("while host-a is cut off: {printed}");
     }
+    // One takes the place, and the VIP, of another: host-a hears of both at once.
+    agents[1].ctl(&["delete", "lb", "before"])?;
+    agents[1].apply(&other("after"))?;
     let last = web("").replace(&SERVED.to_string(), &(SERVED + 1).to_string());
     agents[1].apply(&last)?;
     trio.fleet.etcd.compact(trio.fleet.etcd.revision()?)?;
@@ -93,6 +103,8 @@ fn a_host_that_is_cut_off_keeps_what_it_had_and_comes_to_the_newest_at_once() ->
     passes(&agents[0], "10.1.0.10", "a1:8080/tcp", false)?;
     ensure!(!trio.connects(1, 0, SERVED)? && trio.connects(1, 0, SERVED + 1)?, "host-a has the newest");
     host_is(&agents[1], "host-a", "alive").with_context(|| agents[0].logged())?;
+    let balancers = agents[0].ctl(&["lb", "ls"])?;
+    ensure!(balancers.contains("after") && !balancers.contains("before"), "{balancers}");
     everywhere(&agents[0], &web(""))?;
     go_on(&mut open)
 }

@@ -42,8 +42,9 @@ fn boot(host: &Host, agent: &Agent<'_>, tap: &str) -> Result<Guest> {
     ensure!(attached.contains("attached as endpoint/vm"), "{attached}");
     host.ip(&format!("address add 10.0.0.1/24 dev {tap}\naddress add fd00::1/64 dev {tap} nodad"))?;
     let mut guest = Guest::boot(host, tap, MAC)?;
+    // Looking for duplicates keeps an IPv6 address out of use for a second or two; nothing here is duplicated.
     guest.run(
-        "ip link set eth0 up; ip address add 10.0.0.10/24 dev eth0; ip address add fd00::10/64 dev eth0; \
+        "echo 0 > /proc/sys/net/ipv6/conf/eth0/accept_dad; ip link set eth0 up; ip address add 10.0.0.10/24 dev eth0; ip address add fd00::10/64 dev eth0; \
         ip route add default via 10.0.0.1; ip route add default via fd00::1",
     )?;
     Ok(guest)

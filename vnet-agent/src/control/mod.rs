@@ -397,9 +397,14 @@ fn parse(files: &[File]) -> Result<Vec<resource::Located>, Refusal> {
 impl State {
     /// The change that applying these resources is.
     fn edit(&self, located: Vec<resource::Located>) -> Result<Edit, Refusal> {
+        self.edit_without(located, &[])
+    }
+
+    /// The same when these others go with it.
+    fn edit_without(&self, located: Vec<resource::Located>, gone: &[Key]) -> Result<Edit, Refusal> {
         let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
         let inputs = self.policy.inputs().resources.iter();
-        let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| r).collect();
+        let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k) && !gone.contains(*k)).map(|(_, r)| r).collect();
         let mut faults = resource::check(&located, &others);
         for l in &located {
             let Resource::TagSource(source) = &l.resource else { continue };

@@ -1,6 +1,7 @@
 //! What is desired, from the store into force.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
@@ -28,6 +29,7 @@ pub(super) struct Desired {
     pub refused: Option<String>,
     /// Fields of resources that this agent does not know, and resources of kinds that it does not.
     pub unknown: BTreeSet<String>,
+    read: Read,
 }
 
 impl Desired {
@@ -40,17 +42,23 @@ impl Desired {
 /// What is desired of this host.
 #[derive(Default)]
 struct Target {
-    resources: BTreeMap<Key, Wanted>,
+    resources: BTreeMap<Key, Arc<Wanted>>,
     unknown: BTreeSet<String>,
 }
 
+/// Resources that were read before, by the revision in which the store has them: `None` for one of a kind that is not known.
+type Read = BTreeMap<Key, (i64, Option<Arc<Wanted>>)>;
+
 /// A resource that is desired.
+#[derive(Debug)]
 struct Wanted {
     resource: Resource,
     /// The same as the store has it, but for what this agent does not know.
     json: Value,
     /// Where it was written.
     origin: Option<Origin>,
+    /// What this agent does not know of it.
+    unknown: Vec<String>,
 }
 
 impl State {
@@ -95,7 +103,7 @@ impl State {
         if sharing.fleet.mirror().get(SERIAL).is_none() {
             return Err(anyhow!("the store has never been set up (`vnet-ctl store init`): this host keeps what it has"));
         }
-        let target = Target::of(&sharing.view, sharing.fleet.host())?;
+        let target = Target::of(&sharing.view, sharing.fleet.host(), &mut sharing.desired.read)?;
         sharing.desired.unknown.clone_from(&target.unknown);
         let inputs = self.policy.inputs();
         // Nor is one that is set up, and has not been filled again.
@@ -118,13 +126,13 @@ impl State {
                 ));
             }
         }
-        let changed: Vec<(&Key, &Wanted)> =
+        let changed: Vec<(&Key, &Arc<Wanted>)> =
             target.resources.iter().filter(|(k, wanted)| inputs.resources.get(*k) != Some(&wanted.resource)).collect();
         let delete: Vec<Key> = inputs.resources.keys().filter(|k| !target.resources.contains_key(*k)).cloned().collect();
         let leaving = leaving(&sharing.view, sharing.fleet.host(), &changed);
         if !changed.is_empty() || !delete.is_empty() {
             self.policy.keep_here(leaving);
-            let mut edit = self.located_edit(&changed)?;
+            let mut edit = self.located_edit(&changed, &delete)?;
             let places = changed.iter().filter_map(|(k, wanted)| Some(((*k).clone(), wanted.origin.clone()?)));
             edit.origins = places.collect();
             edit.delete = delete;
@@ -139,16 +147,16 @@ impl State {
         Ok(())
     }
 
-    /// The change that these are, checked like files that somebody applies.
-    fn located_edit(&self, changed: &[(&Key, &Wanted)]) -> Result<Edit> {
-        let file = |((kind, name), wanted): &(&Key, &Wanted)| File {
+    /// The change that these are, checked like files that somebody applies while others go.
+    fn located_edit(&self, changed: &[(&Key, &Arc<Wanted>)], gone: &[Key]) -> Result<Edit> {
+        let file = |((kind, name), wanted): &(&Key, &Arc<Wanted>)| File {
             name: format!("{kind} {name} in the store"),
             text: wanted.json.to_string(),
         };
         let files: Vec<File> = changed.iter().map(file).collect();
         let told = |refusal: Refusal| anyhow!("{}", refusal.with_faults());
         let located = parse(&files).map_err(told)?;
-        self.edit(located).map_err(told)
+        self.edit_without(located, gone).map_err(told)
     }
 
     fn follow_overrides(&mut self) -> Result<()> {
@@ -176,7 +184,7 @@ impl State {
 
 /// Endpoints that are here, and are to be elsewhere. One that another host has, too, is not this host's to keep: it is one of two that were
 /// taken for the same.
-fn leaving(view: &View, own: &str, changed: &[(&Key, &Wanted)]) -> Vec<String> {
+fn leaving(view: &View, own: &str, changed: &[(&Key, &Arc<Wanted>)]) -> Vec<String> {
     let names = changed.iter().filter_map(|(_, wanted)| match &wanted.resource {
         Resource::Endpoint(e) if e.spec.host.as_deref().is_some_and(|host| host != own) => Some(e.metadata.name.clone()),
         _ => None,
@@ -185,10 +193,17 @@ fn leaving(view: &View, own: &str, changed: &[(&Key, &Wanted)]) -> Vec<String> {
 }
 
 impl Target {
-    fn of(view: &View, host: &str) -> Result<Self> {
+    fn of(view: &View, host: &str, read: &mut Read) -> Result<Self> {
+        read.retain(|name, _| view.resources.contains_key(name));
         let mut target = Self::default();
-        for (name, (_, stored)) in &view.resources {
-            target.put(name, stored)?;
+        for (name, (revision, stored)) in &view.resources {
+            let known = read.get(name).filter(|(of, _)| of == revision).map(|(_, wanted)| wanted.clone());
+            let wanted = match known {
+                Some(wanted) => wanted,
+                None => read_of(name, stored)?,
+            };
+            read.insert(name.clone(), (*revision, wanted.clone()));
+            target.put(name, wanted);
         }
         // In the order of their names: the later one counts where two are about the same.
         for rollout in view.rollouts.values().filter(|r| r.hosts.iter().any(|h| h == host)) {
@@ -200,7 +215,9 @@ impl Target {
     fn overlay(&mut self, rollout: &Rollout) -> Result<()> {
         for stored in &rollout.put {
             let field = |at: &str| stored.resource.pointer(at).and_then(Value::as_str).unwrap_or_default().to_owned();
-            self.put(&(field("/kind"), field("/metadata/name")), stored)?;
+            let name = (field("/kind"), field("/metadata/name"));
+            let wanted = read_of(&name, stored)?;
+            self.put(&name, wanted);
         }
         for name in &rollout.delete {
             self.resources.remove(name);
@@ -208,23 +225,32 @@ impl Target {
         Ok(())
     }
 
-    fn put(&mut self, (kind, name): &Key, stored: &Stored) -> Result<()> {
-        let mut json = stored.resource.clone();
-        let Some(paths) = without_unknown(&mut json) else {
-            self.unknown.insert(format!("{kind} {name}: this agent does not know resources of this kind"));
-            return Ok(());
-        };
-        self.unknown.extend(
-            paths.iter().map(|path| format!("{kind} {name}: this agent does not know `{path}`, which has no effect here")),
-        );
-        let resource: Resource =
-            serde_json::from_value(json.clone()).with_context(|| format!("reading {kind} {name} from the store"))?;
-        if key(&resource) != (kind.clone(), name.clone()) {
-            return Err(anyhow!("the store has {} {} under the key of {kind} {name}", resource.kind(), resource.name()));
+    fn put(&mut self, name: &Key, wanted: Option<Arc<Wanted>>) {
+        match wanted {
+            Some(wanted) => {
+                self.unknown.extend(wanted.unknown.iter().cloned());
+                self.resources.insert(name.clone(), wanted);
+            }
+            None => {
+                let (kind, name) = name;
+                self.unknown.insert(format!("{kind} {name}: this agent does not know resources of this kind"));
+            }
         }
-        // Where it was written is good to know, and nothing depends on it.
-        let origin = stored.origin.clone().and_then(|origin| serde_json::from_value(origin).ok());
-        self.resources.insert((kind.clone(), name.clone()), Wanted { resource, json, origin });
-        Ok(())
     }
+}
+
+/// Reads a resource; `None`: it is of a kind that this agent does not know.
+fn read_of((kind, name): &Key, stored: &Stored) -> Result<Option<Arc<Wanted>>> {
+    let mut json = stored.resource.clone();
+    let Some(paths) = without_unknown(&mut json) else { return Ok(None) };
+    let about = |path: &String| format!("{kind} {name}: this agent does not know `{path}`, which has no effect here");
+    let unknown = paths.iter().map(about).collect();
+    let resource: Resource =
+        serde_json::from_value(json.clone()).with_context(|| format!("reading {kind} {name} from the store"))?;
+    if key(&resource) != (kind.clone(), name.clone()) {
+        return Err(anyhow!("the store has {} {} under the key of {kind} {name}", resource.kind(), resource.name()));
+    }
+    // Where it was written is good to know, and nothing depends on it.
+    let origin = stored.origin.clone().and_then(|origin| serde_json::from_value(origin).ok());
+    Ok(Some(Arc::new(Wanted { resource, json, origin, unknown })))
 }

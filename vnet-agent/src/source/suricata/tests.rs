@@ -262,9 +262,9 @@ fn a_sink_that_is_held_up_holds_up_neither_suricata_nor_the_end() {
         client.send(alert().replace("marked file", &n.to_string()).as_bytes()).unwrap();
     }
     scene.wait("all to be read", || scene.status().events == 500);
-    // One change is with the sink; of each of the two tags one waits.
+    // One change, or a few that were brought to it at once, is with the sink; of each of the two tags one waits.
     let overtaken = scene.status().dropped;
-    assert!((996..=998).contains(&overtaken) && scene.taken().is_empty(), "{overtaken}");
+    assert!((990..=998).contains(&overtaken) && scene.taken().is_empty(), "{overtaken}");
     let begun = Instant::now();
     scene.sources.configure(&[]);
     assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
