@@ -404,7 +404,8 @@ impl State {
     fn edit_without(&self, located: Vec<resource::Located>, gone: &[Key]) -> Result<Edit, Refusal> {
         let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
         let inputs = self.policy.inputs().resources.iter();
-        let others: Vec<&Resource> = inputs.filter(|(k, _)| !applied.contains(*k) && !gone.contains(*k)).map(|(_, r)| r).collect();
+        let others: Vec<&Resource> =
+            inputs.filter(|(k, _)| !applied.contains(*k) && !gone.contains(*k)).map(|(_, r)| r).collect();
         let mut faults = resource::check(&located, &others);
         for l in &located {
             let Resource::TagSource(source) = &l.resource else { continue };
