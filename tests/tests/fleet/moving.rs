@@ -2,51 +2,11 @@
 
 use crate::support::Scene;
 use anyhow::{Context as _, Result, ensure};
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use vnet_tests::{Host, Machine, machine_behind, plug, wait_for};
+use vnet_tests::{Machine, Open, machine_behind, plug, serve_name, wait_for};
 
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
-
-/// Answers every byte with two letters of the machine's name, on each connection, until the process ends.
-fn serve_name(machine: &Machine, address: IpAddr, port: u16) -> Result<()> {
-    let listener = machine.host.run(|| TcpListener::bind(SocketAddr::new(address, port)))??;
-    let name = machine.name.clone();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let name = name.clone();
-            std::thread::spawn(
-                move || {
-                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(&name.as_bytes()[..2]).is_ok() {}
-                },
-            );
-        }
-    });
-    Ok(())
-}
-
-/// A connection, and who answers at its other end.
-struct Open(TcpStream, String);
-
-impl Open {
-    fn to(from: &Host, address: IpAddr, port: u16) -> Result<Self> {
-        let to = SocketAddr::new(address, port);
-        let stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?.with_context(|| to.to_string())?;
-        stream.set_read_timeout(Some(Duration::from_secs(20)))?;
-        stream.set_nodelay(true)?;
-        let mut open = Self(stream, String::new());
-        open.1 = open.ask()?;
-        Ok(open)
-    }
-
-    fn ask(&mut self) -> Result<String> {
-        self.0.write_all(&[1])?;
-        let mut answer = [0; 2];
-        self.0.read_exact(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-}
 
 fn policy(members: &[Machine]) -> String {
     let mut yaml = format!(
@@ -97,7 +57,7 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
     for member in ["m1", "m1-v6"] {
         a.ctl(&["lb", "drain", "web", member])?;
     }
-    ensure!(open.iter().any(|c| c.1 == "m1"), "somebody is with m1");
+    ensure!(open.iter().any(|c| c.who == "m1"), "somebody is with m1");
     // There and back: the second time both agents know the VM.
     for (round, to) in [1, 0].into_iter().enumerate() {
         let from = 1 - to;
@@ -105,7 +65,7 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
         put(&scene, &vm, to)?;
         let begun = Instant::now();
         for connection in &mut open {
-            let who = connection.1.clone();
+            let who = connection.who.clone();
             let answer = connection.ask();
             let answer =
                 answer.with_context(|| format!("move {round}: a connection to {who}\nA: {}\nB: {}", a.logged(), b.logged()))?;
@@ -113,7 +73,7 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
         }
         println!("move {round}: all {} connections answered within {} ms", open.len(), begun.elapsed().as_millis());
         let new = Open::to(&vm.host, VIPS[0].parse()?, 80)?;
-        ensure!(new.1 == "m2", "a new connection goes to {}", new.1);
+        ensure!(new.who == "m2", "a new connection goes to {}", new.who);
     }
     let log = b.logged();
     ensure!(log.contains("it waits for its flows") && log.contains("took over 20 flows"), "{log}");

@@ -2,10 +2,10 @@
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
-use vnet_tests::{Agent, Fleet, Host, Machine, ROOT, wait_for};
+use vnet_tests::{Agent, Fleet, Host, wait_for};
+pub use vnet_tests::{Open, serve_name};
 
 /// The hosts.
 pub const HOSTS: [&str; 3] = ["host-a", "host-b", "host-c"];
@@ -29,10 +29,7 @@ impl Trio {
     /// Makes them, with a store that is set up, and their servers.
     pub fn new() -> Result<Self> {
         let fleet = Fleet::new(&HOSTS, 2)?;
-        let store = fleet.etcd.endpoints();
-        let mut args = vec!["store", "init", "--store", store.as_str(), "--operator", "operator"];
-        args.extend(HOSTS.iter().flat_map(|host| ["--host", *host]));
-        fleet.ctl_as(&fleet.etcd.pki.client(ROOT)?, 0, &args)?;
+        fleet.init_store()?;
         for host in 0..HOSTS.len() {
             let vm = fleet.vm(host, 1);
             for port in [SERVED, SERVED + 1, CLOSED] {
@@ -152,44 +149,6 @@ pub fn everywhere(agent: &Agent<'_>, yaml: &str) -> Result<()> {
     Ok(())
 }
 
-/// A connection, and who answers at its other end.
-#[derive(Debug)]
-pub struct Open {
-    stream: TcpStream,
-    /// Who answers.
-    pub who: String,
-}
-
-impl Open {
-    /// Opens one.
-    pub fn to(from: &Host, address: IpAddr, port: u16) -> Result<Self> {
-        let to = SocketAddr::new(address, port);
-        let stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?;
-        let stream = stream.with_context(|| format!("connecting to {to}"))?;
-        stream.set_read_timeout(Some(SOON))?;
-        stream.set_nodelay(true)?;
-        let mut open = Self { stream, who: String::new() };
-        open.who = open.ask()?;
-        Ok(open)
-    }
-
-    /// Asks who is there.
-    pub fn ask(&mut self) -> Result<String> {
-        self.stream.write_all(&[1])?;
-        let mut answer = [0; 2];
-        self.stream.read_exact(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-
-    /// It gets no answer, as whom somebody in between keeps from it.
-    pub fn is_cut(&mut self) -> Result<bool> {
-        self.stream.set_read_timeout(Some(Duration::from_millis(500)))?;
-        let cut = self.ask().is_err();
-        self.stream.set_read_timeout(Some(SOON))?;
-        Ok(cut)
-    }
-}
-
 /// All go on, with whom they were with.
 pub fn go_on(open: &mut [Open]) -> Result<()> {
     for connection in open {
@@ -197,23 +156,6 @@ pub fn go_on(open: &mut [Open]) -> Result<()> {
         let answer = connection.ask().with_context(|| format!("a connection to {who}"))?;
         ensure!(answer == who, "{who} answered before, {answer} now");
     }
-    Ok(())
-}
-
-/// Answers every byte with two letters of the machine's name, on each connection, until the process ends.
-pub fn serve_name(machine: &Machine, address: IpAddr, port: u16) -> Result<()> {
-    let listener = machine.host.run(|| TcpListener::bind(SocketAddr::new(address, port)))??;
-    let name = machine.name.clone();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let name = name.clone();
-            std::thread::spawn(
-                move || {
-                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(&name.as_bytes()[..2]).is_ok() {}
-                },
-            );
-        }
-    });
     Ok(())
 }
 

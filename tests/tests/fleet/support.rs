@@ -2,7 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use std::time::Duration;
-use vnet_tests::{Agent, Fleet, ROOT, wait_for};
+use vnet_tests::{Agent, Fleet, wait_for};
 
 /// A fleet whose store is set up: it checks its clients, and knows the hosts.
 pub struct Scene {
@@ -14,11 +14,7 @@ impl Scene {
     /// With these hosts, and as many VMs each.
     pub fn new(hosts: &[&str], vms: u8) -> Result<Self> {
         let fleet = Fleet::new(hosts, vms)?;
-        let root = fleet.etcd.pki.client(ROOT)?;
-        let store = fleet.etcd.endpoints();
-        let mut args = vec!["store", "init", "--store", store.as_str(), "--operator", "operator"];
-        args.extend(hosts.iter().flat_map(|host| ["--host", *host]));
-        fleet.ctl_as(&root, 0, &args)?;
+        fleet.init_store()?;
         Ok(Self { fleet })
     }
 

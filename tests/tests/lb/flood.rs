@@ -1,6 +1,6 @@
 //! A VM that floods, and one that scans: nobody else's flows suffer, nor its own, and every packet is counted.
 
-use crate::support::{VIP, endpoint, mac, metrics, serve_name, web};
+use crate::support::{VIP, endpoint, mac, metrics, web};
 use anyhow::{Context as _, Result, ensure};
 use etherparse::PacketBuilder;
 use nix::errno::Errno;
@@ -11,7 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use vnet_tests::{Agent, Host, Routed, wait_for};
+use vnet_tests::{Agent, Host, Routed, serve_name, wait_for};
 
 /// Between two questions of a session while others flood.
 const PAUSE: Duration = Duration::from_millis(20);

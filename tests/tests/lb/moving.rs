@@ -1,11 +1,11 @@
 //! A VM moves to another host, another agent, and its connections go on.
 
-use crate::support::{VIP, VIP6, serve_name, web};
+use crate::support::{VIP, VIP6, web};
 use anyhow::{Context as _, Result, ensure};
-use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::io::ErrorKind;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::Duration;
-use vnet_tests::{Agent, Host, Machine, TempDir, connect, machine_behind};
+use vnet_tests::{Agent, Host, Machine, Open, TempDir, connect, machine_behind, serve_name};
 
 /// The VM's addresses, and those of its host's device.
 const VM: [&str; 2] = ["10.0.0.10/24", "fd00::10/64"];
@@ -70,28 +70,6 @@ fn policy(net: &Net, device: &str) -> String {
         )
 }
 
-/// A connection, and who answers at its other end.
-struct Open(TcpStream, String);
-
-impl Open {
-    fn to(from: &Host, address: IpAddr, port: u16) -> Result<Self> {
-        let to = SocketAddr::new(address, port);
-        let stream = from.run(|| TcpStream::connect_timeout(&to, Duration::from_secs(5)))?.with_context(|| to.to_string())?;
-        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-        stream.set_nodelay(true)?;
-        let mut open = Self(stream, String::new());
-        open.1 = open.ask()?;
-        Ok(open)
-    }
-
-    fn ask(&mut self) -> Result<String> {
-        self.0.write_all(&[1])?;
-        let mut answer = [0; 2];
-        self.0.read_exact(&mut answer)?;
-        Ok(String::from_utf8_lossy(&answer).into_owned())
-    }
-}
-
 #[test]
 fn connections_go_on_at_another_host() -> Result<()> {
     let net = Net::new()?;
@@ -112,7 +90,7 @@ fn connections_go_on_at_another_host() -> Result<()> {
         open.push(Open::to(&net.vm.host, VIP.parse()?, 80)?);
         open.push(Open::to(&net.vm.host, VIP6.parse()?, 80)?);
     }
-    let of = |name: &str| open.iter().filter(|c| c.1 == name).count();
+    let of = |name: &str| open.iter().filter(|c| c.who == name).count();
     ensure!((of("m1"), of("m2")) == (10, 10), "{} and {}", of("m1"), of("m2"));
     // One that the VM opened to no VIP, and one that it was called on.
     open.push(Open::to(&net.vm.host, net.bystander.v4.into(), 9000)?);
@@ -143,7 +121,7 @@ fn connections_go_on_at_another_host() -> Result<()> {
     ensure!(taken.contains("20 flows taken over, 2 there already"), "{taken}");
 
     for connection in &mut open {
-        let who = connection.1.clone();
+        let who = connection.who.clone();
         let answer = connection.ask().with_context(|| format!("a connection to {who} after the VM has moved"))?;
         ensure!(answer == who, "{who} answered before, {answer} now");
     }
@@ -154,7 +132,7 @@ fn connections_go_on_at_another_host() -> Result<()> {
     let to = SocketAddr::new(net.vm.v4.into(), 23);
     let refused = net.bystander.host.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(500)))?;
     ensure!(refused.as_ref().is_err_and(|e| e.kind() == ErrorKind::TimedOut), "{refused:?}");
-    ensure!(Open::to(&net.bystander.host, net.vm.v4.into(), 22)?.1 == "vm");
+    ensure!(Open::to(&net.bystander.host, net.vm.v4.into(), 22)?.who == "vm");
     Ok(())
 }
 

@@ -2,8 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use std::collections::BTreeMap;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv6Addr};
 use vnet_tests::{Agent, Host, Machine};
 
 /// The VIP of most scenes.
@@ -68,23 +67,6 @@ pub fn total(answers: &BTreeMap<String, usize>) -> usize {
 /// JSON that `vnet-ctl` printed.
 pub fn json(text: &str) -> Result<serde_json::Value> {
     serde_json::from_str(text).with_context(|| format!("vnet-ctl printed no JSON: {text}"))
-}
-
-/// Answers every byte with two letters of the machine's name, on each connection, until the process ends.
-pub fn serve_name(machine: &Machine, address: IpAddr, port: u16) -> Result<()> {
-    let listener = machine.host.run(|| TcpListener::bind(SocketAddr::new(address, port)))??;
-    let name = machine.name.clone();
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let name = name.clone();
-            std::thread::spawn(
-                move || {
-                    while stream.read_exact(&mut [0]).is_ok() && stream.write_all(&name.as_bytes()[..2]).is_ok() {}
-                },
-            );
-        }
-    });
-    Ok(())
 }
 
 /// What the agent measures, as Prometheus reads it.
