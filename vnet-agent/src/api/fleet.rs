@@ -45,7 +45,7 @@ async fn propose(State(agent): Agent, Body(mut request): Body<ProposeRequest>) -
             }
         }
         ProposeRequest::Member { change, .. } => check_change(change)?,
-        ProposeRequest::Apply { .. } => {}
+        ProposeRequest::Apply { .. } | ProposeRequest::Promote { .. } => {}
     }
     ask(agent, move |agent| agent.propose(request)).await
 }

@@ -1,6 +1,6 @@
 //! Changes of the resources, from the first question to what follows: everything of a change takes effect, or nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -51,6 +51,26 @@ impl Edit {
     fn balancers(&self) -> Vec<String> {
         let put = self.put.iter().filter(|r| r.kind() == "LoadBalancer").map(|r| r.name().to_owned());
         put.chain(self.delete.iter().filter(|(kind, _)| kind == "LoadBalancer").map(|(_, name)| name.clone())).collect()
+    }
+
+    /// The resources after it.
+    pub fn resources<'a>(&'a self, inputs: &'a Inputs) -> BTreeMap<Key, &'a Resource> {
+        let gone: BTreeSet<&Key> = self.delete.iter().collect();
+        let stay = inputs.resources.iter().filter(|(k, _)| !gone.contains(k));
+        let mut after: BTreeMap<Key, &Resource> = stay.map(|(k, r)| (k.clone(), r)).collect();
+        after.extend(self.put.iter().map(|r| (key(r), r)));
+        after
+    }
+
+    /// This, and then `next`, as one.
+    pub fn then(mut self, next: Self) -> Self {
+        let named: BTreeSet<Key> = next.put.iter().map(key).chain(next.delete.iter().cloned()).collect();
+        self.put.retain(|r| !named.contains(&key(r)));
+        self.delete.retain(|k| !named.contains(k));
+        self.put.extend(next.put);
+        self.delete.extend(next.delete);
+        self.origins.extend(next.origins);
+        self
     }
 
     /// The inputs after it.

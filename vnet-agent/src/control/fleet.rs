@@ -4,6 +4,7 @@
 //! and is said, here and to the others. The local store keeps what is in force: an agent that starts while the shared one is away goes
 //! on with that.
 
+mod base;
 mod desired;
 pub mod load;
 mod moving;
@@ -49,14 +50,13 @@ impl Sharing {
         ours.map(|(name, _)| name.clone()).collect()
     }
 
-    /// With what was known when the agent before this one ended.
-    pub(super) fn new(fleet: Arc<Fleet>) -> Self {
+    /// With what was known when the agent before this one ended. `joined`: it had something in force from a store.
+    pub(super) fn new(fleet: Arc<Fleet>, joined: bool) -> Self {
         let mut view = View::default();
-        {
-            let mirror = fleet.mirror();
-            let all = mirror.entries().keys().cloned().collect();
-            let _all_of_it = view.update(&mirror, &all);
+        if joined {
+            fleet.forgot();
         }
+        let _all_of_it = fleet.news(&mut view);
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
         Self {
             fleet,
@@ -72,9 +72,9 @@ impl Sharing {
 }
 
 impl Sharing {
-    /// The revision of what is desired that was looked at last.
-    fn desired_seen(&self) -> i64 {
-        self.desired.seen()
+    /// Has the store been read since the agent started?
+    pub(super) fn is_read(&self) -> bool {
+        self.view.moment.revision > 0
     }
 
     /// The claims to endpoints that changed since this was asked last.
@@ -84,9 +84,9 @@ impl Sharing {
 }
 
 impl Consumer for Arc<Agent> {
-    fn changed(&self, keys: &BTreeSet<String>) {
+    fn changed(&self) {
         let mut moving = false;
-        self.event(|s| moving = s.store_changed(keys));
+        self.event(|s| moving = s.store_changed());
         if moving {
             self.move_flows();
         }
@@ -116,18 +116,12 @@ impl State {
         self.follow_others(&all);
     }
 
-    /// These keys of the store changed. Says whether flows of endpoints may have to move.
-    fn store_changed(&mut self, keys: &BTreeSet<String>) -> bool {
-        let Some(mut sharing) = self.sharing.take() else { return false };
-        let touched = {
-            let mirror = sharing.fleet.mirror();
-            sharing.view.update(&mirror, keys)
-        };
-        let changed = sharing.take_changed();
-        self.sharing = Some(sharing);
-        if touched.desired || self.desired_is_behind() {
-            self.follow_desired();
-        }
+    /// The store may have changed. Says whether flows of endpoints may have to move.
+    fn store_changed(&mut self) -> bool {
+        let Some(Sharing { fleet, view, .. }) = self.sharing.as_mut() else { return false };
+        let (_, touched) = fleet.news(view);
+        let changed = view.endpoints.take_changed();
+        self.follow_desired(false);
         if touched.hosts || touched.endpoints || touched.desired {
             self.follow_others(&changed);
         }
@@ -147,9 +141,7 @@ impl State {
     /// Looks after what the fleet should know and have, and tries again what went wrong.
     pub(super) fn look_after_fleet(&mut self) {
         if self.sharing.is_some() {
-            if self.desired_is_behind() {
-                self.follow_desired();
-            }
+            self.follow_desired(true);
             self.share_checks();
             self.say_what_is_here();
         }

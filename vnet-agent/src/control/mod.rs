@@ -155,7 +155,8 @@ impl Agent {
         let sources = Arc::new(source::Sources::new(own, Arc::clone(&directory) as Arc<dyn source::Directory>, sink));
         let parts = Parts { placements, quarantine, sources, directory, observer };
         let (attachments, runtime) = (Attachments::default(), Handle::current());
-        let sharing = fleet.map(fleet::Sharing::new);
+        let joined = policy.store().has_joined()?;
+        let sharing = fleet.map(|fleet| fleet::Sharing::new(fleet, joined));
         if sharing.is_none() {
             // What it has is its own from now on.
             policy.store().set_joined(false)?;
@@ -390,15 +391,14 @@ fn parse(files: &[File]) -> Result<Vec<resource::Located>, Refusal> {
 impl State {
     /// The change that applying these resources is.
     fn edit(&self, located: Vec<resource::Located>) -> Result<Edit, Refusal> {
-        self.edit_without(located, &[])
+        self.edit_over(located, &Edit::default())
     }
 
-    /// The same when these others go with it.
-    fn edit_without(&self, located: Vec<resource::Located>, gone: &[Key]) -> Result<Edit, Refusal> {
+    /// The same, to what `base` makes of what is in force.
+    fn edit_over(&self, located: Vec<resource::Located>, base: &Edit) -> Result<Edit, Refusal> {
         let applied: HashSet<Key> = located.iter().map(|l| key(&l.resource)).collect();
-        let inputs = self.policy.inputs().resources.iter();
-        let others: Vec<&Resource> =
-            inputs.filter(|(k, _)| !applied.contains(*k) && !gone.contains(*k)).map(|(_, r)| r).collect();
+        let after = base.resources(self.policy.inputs());
+        let others: Vec<&Resource> = after.iter().filter(|(k, _)| !applied.contains(*k)).map(|(_, r)| *r).collect();
         let mut faults = resource::check(&located, &others);
         for l in &located {
             let Resource::TagSource(source) = &l.resource else { continue };

@@ -327,21 +327,7 @@ impl<R: Rows> Policy<R> {
 
     /// The resources to delete: all of them, or none if some are not there.
     pub fn deletable(&self, request: DeleteRequest) -> Result<Vec<Key>, Refusal> {
-        let all: BTreeSet<Key> = request.resources.into_iter().collect();
-        let (there, missing): (Vec<Key>, Vec<Key>) = all.into_iter().partition(|k| self.inputs.resources.contains_key(k));
-        if !missing.is_empty() && !request.ignore_not_found {
-            let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
-            return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
-        }
-        let stay = self.inputs.resources.iter().filter(|(k, _)| !there.contains(k)).map(|(_, r)| r);
-        let needed = needed(&there, stay);
-        if !needed.is_empty() {
-            let needed = needed.join("; ");
-            return Err(Refusal::conflict(format!(
-                "nothing was deleted: {needed}. Change or delete that before, or together with it"
-            )));
-        }
-        Ok(there)
+        deletable(request, &self.inputs.resources.iter().map(|(k, r)| (k.clone(), r)).collect())
     }
 
     /// What operators changed about a load balancer goes with it: one of the same name later is another.
@@ -469,7 +455,28 @@ impl<R: Rows> Policy<R> {
     }
 }
 
-fn describe(k: &Key, old: Option<&Resource>, new: Option<&Resource>) -> Change {
+/// The keys of resources that are to be deleted, if all are there and nothing that stays needs them.
+pub fn deletable(request: DeleteRequest, resources: &BTreeMap<Key, &Resource>) -> Result<Vec<Key>, Refusal> {
+    let all: BTreeSet<Key> = request.resources.into_iter().collect();
+    let (there, missing): (BTreeSet<Key>, BTreeSet<Key>) = all.into_iter().partition(|k| resources.contains_key(k));
+    if !missing.is_empty() && !request.ignore_not_found {
+        let names: Vec<String> = missing.iter().map(|(kind, name)| format!("{kind} '{name}'")).collect();
+        return Err(Refusal::not_found(format!("nothing was deleted: there is no {}", names.join(", no "))));
+    }
+    let stay = resources.iter().filter(|(k, _)| !there.contains(*k)).map(|(_, r)| *r);
+    let there: Vec<Key> = there.iter().cloned().collect();
+    let needed = needed(&there, stay);
+    if !needed.is_empty() {
+        let needed = needed.join("; ");
+        return Err(Refusal::conflict(format!(
+            "nothing was deleted: {needed}. Change or delete that before, or together with it"
+        )));
+    }
+    Ok(there)
+}
+
+/// What becomes of a resource.
+pub fn describe(k: &Key, old: Option<&Resource>, new: Option<&Resource>) -> Change {
     let action = match (old, new) {
         (Some(old), Some(new)) if old == new => Action::Unchanged,
         (Some(_), Some(_)) => Action::Configured,

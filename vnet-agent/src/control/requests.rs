@@ -12,6 +12,7 @@ use vnet_common::api::{
 };
 
 use super::change::Edit;
+use super::inputs::Key;
 use super::{Agent, State, change, moving, parse, views};
 use crate::api::{Control, Refusal};
 
@@ -42,17 +43,21 @@ impl Control for Agent {
     }
 
     fn resources(&self, kind: Option<&str>) -> Result<Vec<Value>, Refusal> {
+        let is_wanted = |(k, _): &Key| kind.is_none_or(|kind| kind == k);
         self.ask(|s| {
-            let wanted = s.policy.inputs().resources.iter().filter(|((k, _), _)| kind.is_none_or(|kind| kind == k));
-            let json = wanted.map(|(k, r)| {
-                let mut json = serde_json::to_value(r).context("writing a resource as JSON")?;
-                if let Some(version) = s.version_of(k)
-                    && let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut)
-                {
-                    metadata.insert("resourceVersion".to_owned(), version.into());
-                }
-                Ok(json)
-            });
+            // In a fleet that is what all share, with its versions: who changes it and gives it back changes that.
+            if let Some(sharing) = s.sharing.as_ref().filter(|sharing| sharing.is_read()) {
+                let wanted = sharing.all_shared().filter(|(k, ..)| is_wanted(k));
+                let json = wanted.map(|(_, version, mut json)| {
+                    if let Some(metadata) = json.get_mut("metadata").and_then(Value::as_object_mut) {
+                        metadata.insert("resourceVersion".to_owned(), version.into());
+                    }
+                    json
+                });
+                return Ok(json.collect());
+            }
+            let wanted = s.policy.inputs().resources.iter().filter(|(k, _)| is_wanted(k));
+            let json = wanted.map(|(_, r)| serde_json::to_value(r).context("writing a resource as JSON"));
             Ok(json.collect::<Result<Vec<Value>>>()?)
         })
     }

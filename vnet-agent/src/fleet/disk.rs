@@ -1,39 +1,53 @@
 //! The last good state on disk: what an agent goes by that starts while the store is away.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
-use anyhow::{Context, Result};
+use anyhow::{Context as _, Result, anyhow};
 use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
 use vnet_common::etcd::Entry;
-use vnet_common::fleet::Key;
+use vnet_common::fleet::{Key, SERIAL};
 
 /// Key → (created, modified, value).
 const KEYS: TableDefinition<'_, &str, (i64, i64, &[u8])> = TableDefinition::new("keys");
+/// Keys of the store that was there before.
+const INHERITED: TableDefinition<'_, &str, ()> = TableDefinition::new("inherited");
 /// Numbers that this host has to know again, by what they are.
 const NUMBERS: TableDefinition<'_, &str, i64> = TableDefinition::new("numbers");
 
 /// The file.
 pub struct Disk {
-    db: Database,
+    /// `None`: it could not be opened again after it failed.
+    db: Mutex<Option<Database>>,
     path: PathBuf,
+}
+
+/// What was kept.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Recalled {
+    /// The keys.
+    pub entries: BTreeMap<String, Entry>,
+    /// Those of them that are of the store that was there before.
+    pub inherited: BTreeSet<String>,
 }
 
 /// Is this worth keeping? What hosts say every moment is not.
 #[must_use]
 pub fn is_kept(key: &str) -> bool {
-    matches!(
-        Key::parse(key),
-        Some(
-            Key::Resource(..)
-                | Key::Override(..)
-                | Key::Registration(_)
-                | Key::Rollout(_)
-                | Key::Alive(_)
-                | Key::Endpoint(..)
-                | Key::Identity(..)
+    key == SERIAL
+        || matches!(
+            Key::parse(key),
+            Some(
+                Key::Resource(..)
+                    | Key::Override(..)
+                    | Key::Registration(_)
+                    | Key::Rollout(_)
+                    | Key::Alive(_)
+                    | Key::Endpoint(..)
+                    | Key::Identity(..)
+            )
         )
-    )
 }
 
 impl Disk {
@@ -56,74 +70,98 @@ impl Disk {
                 Database::create(path).with_context(about)?
             }
         };
-        let txn = db.begin_write().with_context(about)?;
-        txn.open_table(KEYS).with_context(about)?;
-        txn.open_table(NUMBERS).with_context(about)?;
-        txn.commit().with_context(about)?;
-        Ok(Self { db, path: path.to_owned() })
+        tables(&db).with_context(about)?;
+        Ok(Self { db: Mutex::new(Some(db)), path: path.to_owned() })
+    }
+
+    /// Does something with the file. After an error that is opened again: what failed once fails until then, though there may be room by now.
+    fn with<T>(&self, what: &str, act: impl FnOnce(&Database) -> Result<T>) -> Result<T> {
+        let mut db = self.db.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = match db.as_ref() {
+            Some(db) => act(db),
+            None => Err(anyhow!("it could not be opened again")),
+        };
+        if result.is_err() {
+            // It is locked as long as it is open.
+            *db = None;
+            *db = Database::open(&self.path).ok();
+        }
+        result.with_context(|| format!("{what} {}", self.path.display()))
     }
 
     /// All that was kept.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn load(&self) -> Result<BTreeMap<String, Entry>> {
-        let load = || -> Result<BTreeMap<String, Entry>> {
-            let mut all = BTreeMap::new();
-            for row in self.db.begin_read()?.open_table(KEYS)?.iter()? {
+    pub fn load(&self) -> Result<Recalled> {
+        self.with("reading", |db| {
+            let (mut all, txn) = (Recalled::default(), db.begin_read()?);
+            for row in txn.open_table(KEYS)?.iter()? {
                 let (key, value) = row?;
                 let (created, modified, bytes) = value.value();
-                all.insert(key.value().to_owned(), Entry { value: bytes.to_vec(), created, modified, lease: 0 });
+                all.entries.insert(key.value().to_owned(), Entry { value: bytes.to_vec(), created, modified, lease: 0 });
+            }
+            for row in txn.open_table(INHERITED)?.iter()? {
+                all.inherited.insert(row?.0.value().to_owned());
             }
             Ok(all)
-        };
-        load().with_context(|| format!("reading {}", self.path.display()))
+        })
     }
 
-    /// Keeps these; `None`: they are gone.
+    /// Keeps these, and whether they are of the store that was there before; `None`: they are gone.
     ///
     /// # Errors
     /// The file cannot be written: then nothing was.
-    pub fn keep(&self, changes: &BTreeMap<String, Option<Entry>>) -> Result<()> {
-        let keep = || -> Result<()> {
-            let txn = self.db.begin_write()?;
+    pub fn keep(&self, changes: &BTreeMap<String, Option<(Entry, bool)>>) -> Result<()> {
+        self.with("writing", |db| {
+            let txn = db.begin_write()?;
             {
-                let mut keys = txn.open_table(KEYS)?;
+                let (mut keys, mut inherited) = (txn.open_table(KEYS)?, txn.open_table(INHERITED)?);
                 for (key, entry) in changes {
                     match entry {
-                        Some(e) => drop(keys.insert(key.as_str(), (e.created, e.modified, e.value.as_slice()))?),
+                        Some((e, _)) => drop(keys.insert(key.as_str(), (e.created, e.modified, e.value.as_slice()))?),
                         None => drop(keys.remove(key.as_str())?),
+                    }
+                    match entry {
+                        Some((_, true)) => drop(inherited.insert(key.as_str(), ())?),
+                        _ => drop(inherited.remove(key.as_str())?),
                     }
                 }
             }
-            txn.commit()?;
-            Ok(())
-        };
-        keep().with_context(|| format!("writing {}", self.path.display()))
+            Ok(txn.commit()?)
+        })
     }
 
     /// A number that was noted.
     pub fn number(&self, what: &str) -> Option<i64> {
-        let read = || -> Result<Option<i64>> { Ok(self.db.begin_read()?.open_table(NUMBERS)?.get(what)?.map(|v| v.value())) };
-        read().unwrap_or_else(|e| {
-            log::warn!("reading {}: {e:#}", self.path.display());
+        let read = self.with("reading", |db| Ok(db.begin_read()?.open_table(NUMBERS)?.get(what)?.map(|v| v.value())));
+        read.unwrap_or_else(|e| {
+            log::warn!("{e:#}");
             None
         })
     }
 
-    /// Notes a number.
+    /// Notes numbers, together.
     ///
     /// # Errors
-    /// The file cannot be written.
-    pub fn set_number(&self, what: &str, number: i64) -> Result<()> {
-        let set = || -> Result<()> {
-            let txn = self.db.begin_write()?;
-            txn.open_table(NUMBERS)?.insert(what, number)?;
-            txn.commit()?;
-            Ok(())
-        };
-        set().with_context(|| format!("writing {}", self.path.display()))
+    /// The file cannot be written: then none was noted.
+    pub fn set_numbers(&self, numbers: &[(&str, i64)]) -> Result<()> {
+        self.with("writing", |db| {
+            let txn = db.begin_write()?;
+            for (what, number) in numbers {
+                txn.open_table(NUMBERS)?.insert(*what, *number)?;
+            }
+            Ok(txn.commit()?)
+        })
     }
+}
+
+fn tables(db: &Database) -> Result<()> {
+    let txn = db.begin_write()?;
+    txn.open_table(KEYS)?;
+    txn.open_table(INHERITED)?;
+    txn.open_table(NUMBERS)?;
+    Ok(txn.commit()?)
 }
 
 #[cfg(test)]
@@ -138,18 +176,26 @@ mod tests {
         let entry = Entry { value: b"x".to_vec(), created: 3, modified: 7, lease: 0 };
         {
             let disk = Disk::open(&file).unwrap();
-            let all = [("a".to_owned(), Some(entry.clone())), ("b".to_owned(), Some(entry.clone()))];
-            disk.keep(&all.into()).unwrap();
-            disk.keep(&[("b".to_owned(), None)].into()).unwrap();
-            disk.set_number("alive", 12).unwrap();
+            let all = [("a", false), ("b", false), ("c", true), ("d", true)];
+            let keep = |kept: &[(&str, Option<bool>)]| {
+                let entries = kept.iter().map(|(key, inherited)| ((*key).to_owned(), inherited.map(|i| (entry.clone(), i))));
+                disk.keep(&entries.collect()).unwrap();
+            };
+            keep(&all.map(|(key, inherited)| (key, Some(inherited))));
+            keep(&[("b", None), ("d", Some(false))]);
+            disk.set_numbers(&[("alive", 12), ("linger", 13)]).unwrap();
             assert!(Disk::open(&file).is_err(), "another agent has it");
+            // What fails is opened again.
+            assert!(disk.with("trying", |_| -> Result<()> { Err(anyhow!("no room")) }).is_err());
+            assert_eq!(disk.number("alive"), Some(12));
         }
         let disk = Disk::open(&file).unwrap();
-        assert_eq!(disk.load().unwrap(), [("a".to_owned(), entry)].into());
-        assert_eq!((disk.number("alive"), disk.number("other")), (Some(12), None));
+        let entries = ["a", "c", "d"].map(|key| (key.to_owned(), entry.clone())).into();
+        assert_eq!(disk.load().unwrap(), Recalled { entries, inherited: BTreeSet::from(["c".to_owned()]) });
+        assert_eq!((disk.number("linger"), disk.number("other")), (Some(13), None));
         drop(disk);
         std::fs::write(&file, vec![0xa5; 8192]).unwrap();
-        assert_eq!(Disk::open(&file).unwrap().load().unwrap(), BTreeMap::new());
+        assert_eq!(Disk::open(&file).unwrap().load().unwrap(), Recalled::default());
         std::fs::remove_dir_all(&dir).unwrap();
     }
 

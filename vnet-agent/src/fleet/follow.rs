@@ -13,13 +13,14 @@ use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
 use vnet_common::fleet::{DESIRED, ROOT, SERIAL};
 
 use super::disk::is_kept;
+use super::mirror::Moment;
 use super::{ANOTHER, CLUSTER, Consumer, Fleet, lock};
 
 /// Between two attempts to connect, at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
 /// Between two looks whether certificates were replaced.
 const FILES: Duration = Duration::from_secs(2);
-/// Between two writes to the disk.
+/// Between two writes to the disk; [`Mirror::settle`](super::mirror::Mirror::settle) counts in it.
 const KEEP: Duration = Duration::from_secs(1);
 
 /// Any number: hosts that lost the same member must not all come back at the same moment.
@@ -42,8 +43,8 @@ impl Fleet {
         let told = Arc::clone(&consumer);
         tokio::spawn(async move {
             loop {
-                let keys = telling.untold().await;
-                block_in_place(|| told.changed(&keys));
+                telling.told.notified().await;
+                block_in_place(|| told.changed());
             }
         });
         tokio::spawn(async move { keeping.keep().await });
@@ -79,9 +80,16 @@ impl Fleet {
 
     /// One connection, for as long as it lasts.
     async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
-        // A store that was restored from a backup has been elsewhere, or further, than what we know.
-        let (known, same) = (self.mirror().revision(), self.cluster.load(Ordering::Relaxed) == client.cluster());
-        let mut full = known == 0 || !same || client.revision() < known;
+        // A store that was restored from a backup has been elsewhere, or further, than what we know, or it has come further meanwhile with
+        // other changes than ours.
+        let Moment { revision: known, serial, .. } = self.mirror().moment();
+        let mut full = known == 0 || self.cluster.load(Ordering::Relaxed) != client.cluster() || client.revision() < known;
+        if !full {
+            full = match client.get(SERIAL).await {
+                Ok(entry) => entry.is_none_or(|entry| entry.modified <= known && serial != Some(entry.modified)),
+                Err(e) => return End::Broken(e),
+            };
+        }
         loop {
             if full && let Err(e) = self.read_all(&mut client).await {
                 return End::Broken(e);
@@ -112,25 +120,24 @@ impl Fleet {
         let snapshot = client.read(ROOT).await?;
         let changed = {
             let mut mirror = self.mirror();
+            let before = self.cluster.load(Ordering::Relaxed);
+            let is_other = before != 0 && before != client.cluster() || mirror.is_set_back(&snapshot);
             // One that is empty is rather a new one than the wish that there be nothing: neither policies nor peers are given up for it.
-            if !snapshot.entries.contains_key(SERIAL) && mirror.below(DESIRED).next().is_some() {
+            if is_other && !snapshot.entries.contains_key(SERIAL) && mirror.below(DESIRED).next().is_some() {
                 bail!("the store has never been set up (`vnet-ctl store init`): this host keeps what it has");
             }
             log::info!("read {} keys of the store at revision {}", snapshot.entries.len(), snapshot.revision);
-            let before = self.cluster.swap(client.cluster(), Ordering::Relaxed);
-            if before != client.cluster() {
-                self.note(CLUSTER, client.cluster().cast_signed());
-            }
-            let known = mirror.newest().max(mirror.revision());
-            if before != 0 && before != client.cluster() || snapshot.revision < known {
+            self.cluster.store(client.cluster(), Ordering::Relaxed);
+            if is_other {
                 log::warn!(
                     "this is another store than before, or it was set back: what other hosts said stays until they say it again"
                 );
-                self.another.store(true, Ordering::Relaxed);
-                self.note(ANOTHER, 1);
-                *lock(&self.inherited) = Some(Instant::now());
+                self.note(&[(CLUSTER, client.cluster().cast_signed()), (ANOTHER, 1)]);
                 mirror.replace_by_another(snapshot, self.host())
             } else {
+                if before != client.cluster() {
+                    self.note(&[(CLUSTER, client.cluster().cast_signed())]);
+                }
                 mirror.replace(snapshot)
             }
         };
@@ -143,7 +150,7 @@ impl Fleet {
         loop {
             let Next::Changes(changes, revision) = watch.next().await? else { return Ok(()) };
             let changed = self.mirror().apply(changes, revision);
-            lock(&self.link).heard = Some(Instant::now());
+            self.heard();
             self.tell(changed, false);
         }
     }
@@ -177,7 +184,7 @@ impl Fleet {
     fn lost(&self, why: &anyhow::Error, consumer: &dyn Consumer) {
         let hint = match Failure::in_error(why) {
             Failure::Denied => ". Its certificate may not do this: see `vnet-ctl store init` and `vnet-ctl host add`",
-            Failure::Later | Failure::Compacted => "",
+            Failure::Later | Failure::Refused | Failure::Compacted => "",
         };
         let trouble = format!("{why:#}{hint}");
         let (link, news) = {
@@ -196,33 +203,20 @@ impl Fleet {
         }
     }
 
-    /// Forgets what hosts said in a store that was replaced, when they have said it again, or have had the time to.
-    fn settle(&self) {
-        let Some(since) = *lock(&self.inherited) else { return };
-        let over = since.elapsed() > Duration::from_secs(self.settings.linger.into());
-        let (forgotten, is_done) = {
-            let mut mirror = self.mirror();
-            (mirror.settle(over), over && !mirror.inherits())
-        };
-        if is_done {
-            *lock(&self.inherited) = None;
-        }
-        if !forgotten.is_empty() {
-            self.tell(forgotten, false);
-        }
-    }
-
     /// Writes to the disk what is known, as it changes.
     async fn keep(&self) {
         loop {
             sleep(KEEP).await;
-            self.settle();
+            if lock(&self.link).connected.is_some() {
+                let forgotten = self.mirror().settle(self.settings.linger);
+                self.tell(forgotten, false);
+            }
             let keys = std::mem::take(&mut *lock(&self.unkept));
-            let changes: BTreeMap<String, Option<Entry>> = {
+            let changes: BTreeMap<String, Option<(Entry, bool)>> = {
                 let mirror = self.mirror();
                 let kept = keys.into_iter().filter(|key| is_kept(key));
                 kept.map(|key| {
-                    let entry = mirror.get(&key).cloned();
+                    let entry = mirror.get(&key).map(|entry| (entry.clone(), mirror.inherits(&key)));
                     (key, entry)
                 })
                 .collect()

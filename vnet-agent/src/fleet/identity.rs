@@ -20,8 +20,8 @@ pub const UNUSED: Duration = Duration::from_secs(600);
 pub struct Numbers {
     own: BTreeMap<u32, IdentityLabels>,
     by_labels: HashMap<IdentityLabels, u32>,
-    /// How far what the store says of this host's numbers was looked at.
-    recalled: u64,
+    /// How far what the store says of this host's numbers was looked at, and the upper half that it had then.
+    recalled: (u64, Option<u16>),
     /// The lower half of the number that was given out last.
     last: u16,
     /// Those that nobody has, and since when.
@@ -34,7 +34,7 @@ impl Numbers {
     /// The number of an identity, and whether it is new. `host` is this host's name, `upper` the upper half of its numbers; `None`: it was
     /// not registered, and gives none out.
     pub fn number(&mut self, view: &View, host: &str, upper: Option<u16>, labels: &IdentityLabels) -> u32 {
-        self.recall(view, host);
+        self.recall(view, host, upper);
         if let Some(number) = view.identities.number(labels).or_else(|| self.by_labels.get(labels).copied()) {
             return number;
         }
@@ -48,19 +48,36 @@ impl Numbers {
         self.by_labels.entry(labels.clone()).or_insert(number);
     }
 
-    /// An agent before this one gave these out.
-    fn recall(&mut self, view: &View, host: &str) {
-        if std::mem::replace(&mut self.recalled, view.identities.changes()) == view.identities.changes() {
+    /// An agent before this one gave these out. Those of another upper half are of a registration that is over: another host may have that.
+    fn recall(&mut self, view: &View, host: &str, upper: Option<u16>) {
+        let now = (view.identities.changes(), upper);
+        let before = std::mem::replace(&mut self.recalled, now);
+        if before == now {
             return;
+        }
+        let is_ours = |number: u32| upper.is_none_or(|upper| number >> 16 == u32::from(upper));
+        if before.1 != upper {
+            let foreign: Vec<u32> = self.own.keys().copied().filter(|number| !is_ours(*number)).collect();
+            foreign.into_iter().for_each(|number| self.take_back(number));
         }
         let there: BTreeSet<u32> = view.identities.of(host).map(|(number, _)| number).collect();
         self.over.retain(|number| there.contains(number));
         for (number, labels) in view.identities.of(host) {
-            if !self.own.contains_key(&number) && !self.over.contains(&number) {
+            if is_ours(number) && !self.own.contains_key(&number) && !self.over.contains(&number) {
                 self.keep(number, labels);
                 self.last = self.last.max(number as u16);
             }
         }
+    }
+
+    fn take_back(&mut self, number: u32) {
+        if let Some(labels) = self.own.remove(&number)
+            && self.by_labels.get(&labels) == Some(&number)
+        {
+            self.by_labels.remove(&labels);
+        }
+        self.unused.remove(&number);
+        self.over.insert(number);
     }
 
     /// A number that was not given out, not even a while ago unless there is no other.
@@ -84,15 +101,7 @@ impl Numbers {
         }
         let over: Vec<u32> =
             self.unused.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= UNUSED).map(|(n, _)| *n).collect();
-        for number in over {
-            if let Some(labels) = self.own.remove(&number)
-                && self.by_labels.get(&labels) == Some(&number)
-            {
-                self.by_labels.remove(&labels);
-            }
-            self.unused.remove(&number);
-            self.over.insert(number);
-        }
+        over.into_iter().for_each(|number| self.take_back(number));
         &self.own
     }
 }
@@ -133,6 +142,24 @@ mod tests {
         let mut again = Numbers::default();
         assert_eq!(again.number(&view, "a", Some(1), &labels("web")), 0x1_0007);
         assert_eq!(again.number(&view, "a", Some(1), &labels("db")), 0x1_0008);
+    }
+
+    #[test]
+    fn numbers_of_a_registration_that_is_over_are_given_up() {
+        let mut view = View::default();
+        said(&mut view, "a", 0x1_0007, 3, "web");
+        let mut a = Numbers::default();
+        assert_eq!(a.number(&view, "a", Some(1), &labels("web")), 0x1_0007);
+        // It was taken out of the fleet, and is back; what it said is not any more.
+        view.identities.put("a", 0x1_0007, None);
+        let none = BTreeSet::new();
+        assert_eq!(a.number(&view, "a", Some(2), &labels("web")), 0x2_0008);
+        assert_eq!(a.settle(&view, &none, Instant::now()).keys().collect::<Vec<_>>(), [&0x2_0008]);
+        // Also an agent that finds them in a store.
+        said(&mut view, "a", 0x1_0007, 3, "web");
+        let mut again = Numbers::default();
+        again.number(&view, "a", Some(2), &labels("db"));
+        assert_eq!(again.settle(&view, &none, Instant::now()).keys().collect::<Vec<_>>(), [&0x2_0001]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The fleet: what this host knows of the others, and what it tells them, through a store that all share.
 //!
 //! ```text
-//!  etcd ──watch──► Mirror ──keys that changed──► Consumer (the agent)      what is desired, who else there is
+//!  etcd ──watch──► Mirror ──keys that changed──► View (the agent's)        what is desired, who else there is
 //!    ▲               │ disk: the last good state, while the store is away
 //!    └──── writes ── Fleet::say ◄── the agent                              what this host says of itself
 //! ```
@@ -40,6 +40,7 @@ use vnet_common::fleet::{Key, writable};
 
 use disk::Disk;
 use mirror::Mirror;
+use view::{Touched, View};
 
 /// Numbers on the disk: which store it is, and whether it is another than before (1).
 const CLUSTER: &str = "cluster";
@@ -58,8 +59,8 @@ pub struct Settings {
 
 /// Who is told what changes. The methods may block.
 pub trait Consumer: Send + Sync + 'static {
-    /// These keys have other values than before, or are gone. Told without any when everything was read, and is as it was.
-    fn changed(&self, keys: &BTreeSet<String>);
+    /// There may be something that [`Fleet::news`] has not told yet.
+    fn changed(&self);
     /// The store is heard of again, or not any more.
     fn link(&self, link: &Link);
 }
@@ -105,8 +106,7 @@ pub struct Fleet {
     said: Mutex<Said>,
     /// Something is to be written, or the mirror moved.
     wake: Notify,
-    /// Keys of which the consumer was not told. `Some`, also if it has none: everything was read.
-    untold: Mutex<Option<BTreeSet<String>>>,
+    /// The consumer is to look.
     told: Notify,
     /// Keys that are not on the disk as they are in the mirror.
     unkept: Mutex<BTreeSet<String>>,
@@ -119,10 +119,6 @@ pub struct Fleet {
     client: Mutex<Option<Client>>,
     /// Which store it was that the mirror is of; 0: not known.
     cluster: AtomicU64,
-    /// It is another than that before, or was set back, and has not had anything in force here.
-    another: AtomicBool,
-    /// Since when that is so, while the mirror has what hosts have not said there.
-    inherited: Mutex<Option<Instant>>,
 }
 
 #[derive(Default)]
@@ -141,9 +137,9 @@ impl Fleet {
     /// The file cannot be read or made.
     pub fn open(settings: Settings, state_dir: &Path) -> Result<Arc<Self>> {
         let disk = Disk::open(&state_dir.join("fleet.redb"))?;
-        let mirror = Mirror::recalled(disk.load()?);
+        let recalled = disk.load()?;
+        let mirror = Mirror::recalled(recalled.entries, recalled.inherited, disk.number(ANOTHER) == Some(1));
         let cluster = AtomicU64::new(disk.number(CLUSTER).unwrap_or(0).cast_unsigned());
-        let another = AtomicBool::new(disk.number(ANOTHER) == Some(1));
         let own = writable(&settings.host);
         let link = Link { connected: None, heard: None, silent_since: Instant::now(), trouble: None };
         Ok(Arc::new(Self {
@@ -152,7 +148,6 @@ impl Fleet {
             link: Mutex::new(link),
             said: Mutex::default(),
             wake: Notify::new(),
-            untold: Mutex::default(),
             told: Notify::new(),
             unkept: Mutex::default(),
             own,
@@ -160,8 +155,6 @@ impl Fleet {
             disk,
             client: Mutex::default(),
             cluster,
-            another,
-            inherited: Mutex::default(),
         }))
     }
 
@@ -185,20 +178,38 @@ impl Fleet {
         lock(&self.link).clone()
     }
 
-    /// Is the store another than the one that this host followed, or was it set back, so that nothing of it was in force here yet?
-    pub fn is_another(&self) -> bool {
-        self.another.load(Ordering::Relaxed)
+    /// Brings a view after the mirror. Gives the keys that changed, and what that touches; both are of the moment that the view says it is of.
+    pub fn news(&self, view: &mut View) -> (BTreeSet<String>, Touched) {
+        let mut mirror = self.mirror();
+        let keys = mirror.take_untold();
+        let touched = view.update(&mirror, &keys);
+        (keys, touched)
     }
 
-    /// What the store has is in force here: from now on it is this host's.
-    pub fn is_ours(&self) {
-        if self.another.swap(false, Ordering::Relaxed) {
-            self.note(ANOTHER, 0);
+    /// This host has had something in force from a store, of which nothing is known here: what comes now need not be that one.
+    pub fn forgot(&self) {
+        if self.cluster.load(Ordering::Relaxed) == 0 {
+            self.mirror().distrust();
+            self.note(&[(ANOTHER, 1)]);
         }
     }
 
-    fn note(&self, what: &str, number: i64) {
-        self.disk.set_number(what, number).unwrap_or_else(|e| log::error!("{e:#}"));
+    /// What the store has had since it was replaced for this often is in force here: from now on it is this host's.
+    pub fn is_ours(&self, replaced: u64) {
+        let is_news = self.mirror().is_ours(replaced);
+        if is_news {
+            self.note(&[(ANOTHER, 0)]);
+        }
+    }
+
+    /// To have to find it out again is no reason to stop.
+    fn note(&self, numbers: &[(&str, i64)]) {
+        self.disk.set_numbers(numbers).unwrap_or_else(|e| log::error!("{e:#}"));
+    }
+
+    /// The store was heard of.
+    fn heard(&self) {
+        lock(&self.link).heard = Some(Instant::now());
     }
 
     /// Says something to the others, or (`None`) takes it back.
@@ -258,25 +269,14 @@ impl Fleet {
         Ok(())
     }
 
-    /// What the consumer was not told yet; waits until there is something.
-    async fn untold(&self) -> BTreeSet<String> {
-        loop {
-            if let Some(keys) = lock(&self.untold).take() {
-                return keys;
-            }
-            self.told.notified().await;
-        }
-    }
-
     /// These keys of the mirror changed. `is_read`: everything was read.
     fn tell(&self, keys: Vec<String>, is_read: bool) {
         // What others write is nothing to answer by writing.
         let wake = self.behind.load(Ordering::SeqCst) || keys.iter().any(|key| self.is_own(key));
-        lock(&self.unkept).extend(keys.iter().cloned());
         if !keys.is_empty() || is_read {
-            lock(&self.untold).get_or_insert_default().extend(keys);
             self.told.notify_one();
         }
+        lock(&self.unkept).extend(keys);
         if wake {
             self.wake.notify_one();
         }

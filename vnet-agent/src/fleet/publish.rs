@@ -14,8 +14,8 @@ use super::{Fleet, Hold, Said, lock};
 
 /// What comes within this time goes together.
 const GATHER: Duration = Duration::from_millis(1);
-/// After the store did not let us write.
-const DENIED: Duration = Duration::from_secs(5);
+/// After the store did not take something, or took it from another.
+const PAUSE: Duration = Duration::from_secs(5);
 
 impl Fleet {
     /// Writes what is said, for as long as the connection lasts; gives why it does not.
@@ -30,49 +30,106 @@ impl Fleet {
         let mut alive = client.lease(self.disk.number("lease alive"), ALIVE_SECONDS).await?;
         let mut linger = client.lease(self.disk.number("lease linger"), self.settings.linger.into()).await?;
         // Also after a restart they are the same, and what has them need not be written again.
-        self.disk.set_number("lease alive", alive.id())?;
-        self.disk.set_number("lease linger", linger.id())?;
+        self.note(&[("lease alive", alive.id()), ("lease linger", linger.id())]);
         let (mut alive_due, mut linger_due) = (Instant::now() + alive.period(), Instant::now() + linger.period());
-        let (mut written, mut denied_until) = (0, Instant::now());
+        let (mut written, mut not_before) = (0, Instant::now());
         loop {
             // The mirror has to know what was written before it can be compared with. Said before it is asked: who changes it meanwhile
             // wakes this.
             self.behind.store(true, Ordering::SeqCst);
             let is_known = self.mirror().revision() >= written;
             self.behind.store(!is_known, Ordering::SeqCst);
-            if is_known && Instant::now() >= denied_until {
-                let (writes, load) = self.due(alive.id(), linger.id());
-                match self.write(&mut client, writes, load).await {
-                    Ok(revision) => written = written.max(revision),
-                    Err(e) if Failure::in_error(&e) == Failure::Denied => {
-                        self.denied(&e);
-                        denied_until = Instant::now() + DENIED;
+            if is_known && Instant::now() >= not_before {
+                let another = self.another_us(alive.id(), written);
+                let (revision, trouble) = match another {
+                    Some(_) => (0, another),
+                    None => {
+                        let (writes, load) = self.due(alive.id(), linger.id());
+                        self.write(&mut client, writes, load).await?
                     }
-                    Err(e) => return Err(e),
+                };
+                written = written.max(revision);
+                if trouble.is_some() {
+                    // What somebody else wrote as us until now is told, and to be put right.
+                    written = written.max(self.mirror().revision());
+                    not_before = Instant::now() + PAUSE;
                 }
+                self.taken(revision, trouble);
             }
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(GATHER).await,
                 () = sleep_until(alive_due) => {
                     kept(alive.renew().await?, "alive")?;
+                    self.heard();
                     alive_due = Instant::now() + alive.period();
                 }
                 () = sleep_until(linger_due) => {
                     kept(linger.renew().await?, "linger")?;
                     linger_due = Instant::now() + linger.period();
                 }
-                () = sleep_until(denied_until), if denied_until > Instant::now() => {}
+                () = sleep_until(not_before), if not_before > Instant::now() => {}
             }
         }
     }
 
-    /// Gives the revision of the last write that the mirror will hear of.
-    async fn write(&self, client: &mut Client, writes: Vec<Write>, load: Option<Write>) -> Result<i64> {
-        let revision = if writes.is_empty() { 0 } else { client.write(&writes).await? };
-        if let Some(load) = load {
-            client.write(&[load]).await?;
+    /// Why nothing is to be written now: after our last write, in revision `written`, somebody else wrote that this host is alive.
+    fn another_us(&self, lease: i64, written: i64) -> Option<String> {
+        let (mirror, host) = (self.mirror(), &self.settings.host);
+        let entry = mirror.get(&Key::Alive(host.clone()).to_string())?;
+        let is_another = written > 0 && entry.modified > written && entry.lease != lease;
+        is_another.then(|| {
+            format!("another agent says that it is host `{host}`: each host needs a name, and a certificate, of its own")
+        })
+    }
+
+    /// Gives the revision of the last write that the mirror will hear of, and what the store does not take.
+    async fn write(&self, client: &mut Client, writes: Vec<Write>, load: Option<Write>) -> Result<(i64, Option<String>)> {
+        let mut result = (0, None);
+        // Together; if the store refuses something, one by one: the rest is not to wait for that.
+        match client.write(&writes).await {
+            Ok(revision) => result.0 = revision,
+            Err(e) if Failure::in_error(&e) == Failure::Refused => {
+                for write in &writes {
+                    match client.write(std::slice::from_ref(write)).await {
+                        Ok(revision) => result.0 = revision,
+                        Err(e) => result.1 = Some(self.not_taken(write.key(), e)?),
+                    }
+                }
+            }
+            Err(e) => return Ok((0, Some(self.not_taken("what this host says of itself", e)?))),
         }
-        Ok(revision)
+        if let Some(load) = load
+            && let Err(e) = client.write(std::slice::from_ref(&load)).await
+        {
+            result.1 = Some(self.not_taken(load.key(), e)?);
+        }
+        Ok(result)
+    }
+
+    /// What to say of an error; one that goes with the connection is given back.
+    fn not_taken(&self, what: &str, why: anyhow::Error) -> Result<String> {
+        let hint = match Failure::in_error(&why) {
+            Failure::Later | Failure::Compacted => return Err(why),
+            Failure::Refused => String::new(),
+            Failure::Denied => format!(
+                ". Its certificate has to be that of host `{0}`, which has to be registered: vnet-ctl host add {0}",
+                self.settings.host
+            ),
+        };
+        Ok(format!("the store does not take {what}: {why:#}{hint}"))
+    }
+
+    /// Something was written (`revision`), or was to be and is not taken.
+    fn taken(&self, revision: i64, trouble: Option<String>) {
+        if revision == 0 && trouble.is_none() {
+            return;
+        }
+        self.heard();
+        let mut link = lock(&self.link);
+        if let Some(trouble) = trouble.as_ref().filter(|_| link.trouble != trouble) {
+            log::error!("{trouble}");
+        }
+        link.trouble = trouble;
     }
 
     /// What the store should have, and has not.
@@ -96,18 +153,6 @@ impl Fleet {
             }),
             load,
         )
-    }
-
-    fn denied(&self, why: &anyhow::Error) {
-        let trouble = format!(
-            "the store does not take what this host says of itself: {why:#}. Its certificate has to be that of host `{}`, which has to be registered: vnet-ctl host add {}",
-            self.settings.host, self.settings.host
-        );
-        let mut link = lock(&self.link);
-        if link.trouble.as_ref() != Some(&trouble) {
-            log::error!("{trouble}");
-            link.trouble = Some(trouble);
-        }
     }
 }
 

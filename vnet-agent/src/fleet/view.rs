@@ -2,11 +2,11 @@
 
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
-use vnet_common::fleet::{Applied, Global, HealthReport, HostState, Key, Registration, Rollout, Stored};
+use vnet_common::fleet::{Applied, DESIRED, Global, HealthReport, HostState, Key, Registration, Rollout, Stored};
 
 use super::claims::{Claim, Claims};
 use super::identities::Identities;
-use super::mirror::Mirror;
+use super::mirror::{Mirror, Moment};
 
 /// Kind and name of a resource.
 pub type Name = (String, String);
@@ -14,6 +14,10 @@ pub type Name = (String, String);
 /// The keys, read. Changed by what changed: with ten thousand endpoints nobody wants to read all of them because of one.
 #[derive(Clone, Debug, Default)]
 pub struct View {
+    /// How far the mirror had come of which this is.
+    pub moment: Moment,
+    /// What is desired, and cannot be read: what to say of it, by its key.
+    pub unreadable: BTreeMap<String, String>,
     /// What is desired of resources, with the revision of each.
     pub resources: BTreeMap<Name, (i64, Stored)>,
     /// What was changed of members: load balancer and member.
@@ -57,17 +61,6 @@ pub struct Touched {
     pub moving: bool,
 }
 
-/// Reads a value; what cannot be read is as if it were not there, and said.
-fn read<T: DeserializeOwned>(key: &str, value: &[u8]) -> Option<T> {
-    match serde_json::from_slice(value) {
-        Ok(value) => Some(value),
-        Err(e) => {
-            log::error!("the store has something at {key} that this agent cannot read: {e}; it goes on without it");
-            None
-        }
-    }
-}
-
 fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
     match value {
         Some(value) => drop(map.insert(key, value)),
@@ -76,9 +69,24 @@ fn put<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
 }
 
 impl View {
+    /// Reads a value. What a host said and cannot be read is as if it were not there; what is desired is wrong with it.
+    fn read<T: DeserializeOwned>(&mut self, key: &str, value: &[u8]) -> Option<T> {
+        let e = match serde_json::from_slice(value) {
+            Ok(value) => return Some(value),
+            Err(e) => e,
+        };
+        let about = format!("the store has something at {key} that this agent cannot read: {e}");
+        match key.starts_with(DESIRED) {
+            true => drop(self.unreadable.insert(key.to_owned(), about)),
+            false => log::error!("{about}; it goes on without it"),
+        }
+        None
+    }
+
     /// These keys of the mirror changed.
     pub fn update(&mut self, mirror: &Mirror, keys: &BTreeSet<String>) -> Touched {
         let mut touched = Touched::default();
+        self.moment = mirror.moment();
         for text in keys {
             let Some(key) = Key::parse(text) else { continue };
             self.take(mirror, text, key, &mut touched);
@@ -88,57 +96,68 @@ impl View {
 
     fn take(&mut self, mirror: &Mirror, text: &str, key: Key, touched: &mut Touched) {
         let entry = mirror.get(text);
+        self.unreadable.remove(text);
         macro_rules! value {
             () => {
-                entry.and_then(|e| read(text, &e.value))
+                entry.and_then(|e| self.read(text, &e.value))
             };
             (modified) => {
-                entry.and_then(|e| Some((e.modified, read(text, &e.value)?)))
+                entry.and_then(|e| Some((e.modified, self.read(text, &e.value)?)))
             };
             (created) => {
-                entry.and_then(|e| Some((e.created, read(text, &e.value)?)))
+                entry.and_then(|e| Some((e.created, self.read(text, &e.value)?)))
             };
         }
         match key {
             Key::Resource(kind, name) => {
                 touched.desired = true;
-                put(&mut self.resources, (kind, name), value!(modified));
+                let value = value!(modified);
+                put(&mut self.resources, (kind, name), value);
             }
             Key::Override(lb, member) => {
                 touched.desired = true;
-                put(&mut self.overrides, (lb, member), value!(modified));
+                let value = value!(modified);
+                put(&mut self.overrides, (lb, member), value);
             }
             Key::Rollout(name) => {
                 touched.desired = true;
-                put(&mut self.rollouts, name, value!());
+                let value = value!();
+                put(&mut self.rollouts, name, value);
             }
             Key::Registration(host) => {
                 touched.hosts = true;
-                put(&mut self.registered, host, value!());
+                let value = value!();
+                put(&mut self.registered, host, value);
             }
             Key::Alive(host) => {
                 touched.hosts = true;
-                put(&mut self.alive, host, value!(created));
+                let value = value!(created);
+                put(&mut self.alive, host, value);
             }
             Key::Applied(host) => {
                 touched.applied = true;
-                put(&mut self.applied, host, value!());
+                let value = value!();
+                put(&mut self.applied, host, value);
             }
             Key::Health(host) => {
                 touched.health = true;
-                put(&mut self.health, host, value!());
+                let value = value!();
+                put(&mut self.health, host, value);
             }
             Key::Global(host) => {
                 touched.globals = true;
-                put(&mut self.globals, host, value!());
+                let value = value!();
+                put(&mut self.globals, host, value);
             }
             Key::Endpoint(host, name) => {
                 touched.endpoints = true;
-                self.endpoints.put(&name, &host, value!(created));
+                let value = value!(created);
+                self.endpoints.put(&name, &host, value);
             }
             Key::Identity(host, number) => {
                 touched.identities = true;
-                self.identities.put(&host, number, value!(created));
+                let value = value!(created);
+                self.identities.put(&host, number, value);
             }
             Key::Moving(..) => touched.moving = true,
             Key::Load(_) => {}
@@ -261,13 +280,32 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_not_there_and_what_is_not_known_is_left_alone() {
+    fn what_cannot_be_read_is_wrong_if_it_is_desired_and_else_not_there() {
         let mut both = Both::default();
         assert!(both.put(&alive("a"), HOST).hosts);
         assert!(both.1.alive.contains_key("a"));
         both.put(&alive("a"), "{");
         assert!(!both.1.alive.contains_key("a"));
+        assert!(both.1.unreadable.is_empty());
+        let desired = [
+            Key::Resource("Policy".into(), "p".into()),
+            Key::Override("lb".into(), "m".into()),
+            Key::Rollout("r".into()),
+            Key::Registration("a".into()),
+        ];
+        for key in &desired {
+            both.put(key, "{");
+            assert!(both.1.unreadable.remove(&key.to_string()).is_some_and(|said| said.contains(&key.to_string())), "{key}");
+            both.put(key, "[");
+        }
+        assert_eq!(both.1.unreadable.len(), desired.len());
+        both.put(&desired[0], r#"{"resource":{}}"#);
+        both.delete(&desired[1]);
+        both.put(&desired[2], r#"{"hosts":[],"put":[],"bases":[]}"#);
+        both.put(&desired[3], r#"{"number":1}"#);
+        assert!(both.1.unreadable.is_empty());
         let unknown = BTreeSet::from(["/vnet/v1/state/later/a".to_owned()]);
         assert_eq!(both.1.update(&both.0, &unknown), Touched::default());
+        assert_eq!(both.1.moment, both.0.moment());
     }
 }

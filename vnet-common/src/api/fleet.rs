@@ -37,6 +37,11 @@ pub enum ProposeRequest {
         /// What changes.
         change: MemberChange,
     },
+    /// What some hosts try is to be what all have. Nothing is proposed to be written: the rollout says that already.
+    Promote {
+        /// The rollout.
+        rollout: String,
+    },
 }
 
 /// What a change would be, and what it takes.
@@ -135,6 +140,9 @@ pub struct HostStatus {
     /// Why a newer one is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// That newer one.
+    #[serde(rename = "refusedRevision", default, skip_serializing_if = "Option::is_none")]
+    pub refused_revision: Option<i64>,
 }
 
 /// A change that only some hosts have.

@@ -101,6 +101,14 @@ pub enum Write {
 }
 
 impl Write {
+    /// The key, or how the keys begin.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Put(key, ..) | Self::Delete(key) | Self::DeleteBelow(key) => key,
+        }
+    }
+
     fn size(&self) -> usize {
         match self {
             Self::Put(key, value, _) => key.len() + value.len() + 32,

@@ -7,6 +7,7 @@ use etcd_client::Error;
 /// gRPC's numbers of what matters here.
 const INVALID_ARGUMENT: i32 = 3;
 const PERMISSION_DENIED: i32 = 7;
+const RESOURCE_EXHAUSTED: i32 = 8;
 const OUT_OF_RANGE: i32 = 11;
 const UNAUTHENTICATED: i32 = 16;
 
@@ -17,6 +18,8 @@ pub enum Failure {
     Later,
     /// We may not do this.
     Denied,
+    /// It is too much, of one request or of all: nobody else takes it either.
+    Refused,
     /// What was asked for is not kept any more.
     Compacted,
 }
@@ -29,6 +32,7 @@ impl Failure {
         match status.code() as i32 {
             PERMISSION_DENIED | UNAUTHENTICATED => Self::Denied,
             INVALID_ARGUMENT if status.message().contains("user name is empty") => Self::Denied,
+            INVALID_ARGUMENT | RESOURCE_EXHAUSTED => Self::Refused,
             OUT_OF_RANGE if status.message().contains("compacted") => Self::Compacted,
             _ => Self::Later,
         }

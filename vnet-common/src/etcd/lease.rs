@@ -22,13 +22,14 @@ pub struct Lease {
 const PATIENCE: Duration = Duration::from_secs(3);
 
 impl Client {
-    /// Takes a lease again that this host had (`former`), if it is still there; else a new one of `ttl` seconds.
+    /// Takes a lease again that this host had (`former`), if it is still there and of `ttl` seconds; else a new one.
     ///
     /// # Errors
     /// The member does not answer.
     pub async fn lease(&mut self, former: Option<i64>, ttl: i64) -> Result<Lease> {
         if let Some(id) = former
-            && let Some(lease) = self.keep(id, ttl).await?
+            && let Some(mut lease) = self.keep(id, ttl).await?
+            && lease.renewed().await? == ttl
         {
             return Ok(lease);
         }
@@ -76,10 +77,15 @@ impl Lease {
     /// # Errors
     /// The member does not answer.
     pub async fn renew(&mut self) -> Result<bool> {
+        Ok(self.renewed().await? > 0)
+    }
+
+    /// Renews it. Gives the seconds for which it is there without that.
+    async fn renewed(&mut self) -> Result<i64> {
         let renewed = async {
             self.keeper.keep_alive().await.map_err(Told::from)?;
             match self.answers.message().await.map_err(Told::from)? {
-                Some(answer) => Ok(answer.ttl() > 0),
+                Some(answer) => Ok(answer.ttl()),
                 None => bail!("the store ended the stream on which leases are kept"),
             }
         };

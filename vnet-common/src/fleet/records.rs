@@ -12,13 +12,16 @@ pub const LINGER_SECONDS: u32 = 300;
 pub const ALIVE_SECONDS: i64 = 10;
 
 /// A resource in the store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Stored {
     /// The resource, as JSON: also the fields that only newer agents know.
     pub resource: Value,
     /// Where it was written: an object of the agent's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Value>,
+    /// What only newer agents know of it.
+    #[serde(flatten)]
+    pub rest: serde_json::Map<String, Value>,
 }
 
 /// A host that may take part.
@@ -67,6 +70,9 @@ pub struct Applied {
     /// Why a newer one is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trouble: Option<String>,
+    /// That newer one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<i64>,
 }
 
 /// An endpoint, as its host knows it.

@@ -6,11 +6,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, anyhow};
 use serde_json::Value;
 use vnet_common::api::File;
-use vnet_common::fleet::{Applied, Key as StoreKey, Rollout, SERIAL, Stored};
+use vnet_common::fleet::{Applied, Key as StoreKey, Rollout, Stored};
 
 use super::super::change::Edit;
 use super::super::inputs::{Key, key, load_balancer_key};
 use super::super::{State, parse};
+use super::Sharing;
 use crate::api::Refusal;
 use crate::fleet::Hold;
 use crate::fleet::view::View;
@@ -25,6 +26,8 @@ pub(super) struct Desired {
     pub applied: i64,
     /// The revision that was looked at last.
     seen: i64,
+    /// How often the store had been replaced by then.
+    replaced: u64,
     /// Why that is not in force.
     pub refused: Option<String>,
     /// Fields of resources that this agent does not know, and resources of kinds that it does not.
@@ -41,20 +44,23 @@ impl Desired {
 
 /// What is desired of this host.
 #[derive(Default)]
-struct Target {
-    resources: BTreeMap<Key, Arc<Wanted>>,
+pub(super) struct Target {
+    pub resources: BTreeMap<Key, Arc<Wanted>>,
     unknown: BTreeSet<String>,
 }
 
 /// Resources that were read before, by the revision in which the store has them: `None` for one of a kind that is not known.
-type Read = BTreeMap<Key, (i64, Option<Arc<Wanted>>)>;
+pub(super) type Read = BTreeMap<Key, (i64, Option<Arc<Wanted>>)>;
+
+/// What was changed of members, by load balancer and member.
+type Overrides = BTreeMap<(String, String), MemberOverride>;
 
 /// A resource that is desired.
 #[derive(Debug)]
-struct Wanted {
-    resource: Resource,
+pub(super) struct Wanted {
+    pub resource: Resource,
     /// The same as the store has it, but for what this agent does not know.
-    json: Value,
+    pub json: Value,
     /// Where it was written.
     origin: Option<Origin>,
     /// What this agent does not know of it.
@@ -62,54 +68,66 @@ struct Wanted {
 }
 
 impl State {
-    /// Is there something that was not looked at, or refused?
-    pub(super) fn desired_is_behind(&self) -> bool {
-        self.sharing.as_ref().is_some_and(|s| {
-            let newest = s.fleet.mirror().desired_revision();
-            newest != s.desired.seen || s.desired.refused.is_some()
-        })
-    }
-
-    /// Puts in force what the store says, or says why not.
-    pub(super) fn follow_desired(&mut self) {
-        let Some(sharing) = self.sharing.as_ref() else { return };
-        let revision = {
-            let mirror = sharing.fleet.mirror();
-            if mirror.revision() == 0 {
-                // Only what was on the disk: the local store has what was in force.
-                return;
-            }
-            mirror.desired_revision()
+    /// Puts in force what the store says, or says why not. What was refused is tried again if it changed, or if `again`.
+    pub(super) fn follow_desired(&mut self, again: bool) {
+        let Some(Sharing { view, desired, .. }) = self.sharing.as_mut() else { return };
+        let moment = view.moment;
+        // Before it was read there is what was on the disk: the local store has what was in force.
+        let is_news = moment.desired != desired.seen || moment.replaced != desired.replaced || again && desired.refused.is_some();
+        if moment.revision == 0 || !is_news {
+            return;
+        }
+        if moment.replaced != desired.replaced {
+            // Revisions of another store say nothing.
+            *desired = Desired { replaced: moment.replaced, refused: desired.refused.take(), ..Desired::default() };
+        }
+        let refused = match self.take_over() {
+            Err(e) => Some(format!("{e:#}")),
+            // All of it is there, and the datapath may not say so.
+            Ok(()) => self.policy.trouble().or(self.security.trouble()).map(str::to_owned),
         };
-        let result = self.take_over();
-        let Some(sharing) = self.sharing.as_mut() else { return };
-        let refused = result.err().map(|e| format!("{e:#}"));
-        if let Some(why) = refused.as_ref().filter(|_| sharing.desired.refused != refused) {
+        let revision = moment.desired;
+        let Some(Sharing { desired, fleet, .. }) = self.sharing.as_mut() else { return };
+        if let Some(why) = refused.as_ref().filter(|_| desired.refused != refused) {
             log::error!("what the store says at revision {revision} is not in force on this host: {why}");
             self.parts.observer.events.say(Saying::Store, "", "refused", format!("revision {revision}: {why}"));
         }
         if refused.is_none() {
-            sharing.desired.applied = revision;
+            desired.applied = revision;
         }
-        (sharing.desired.seen, sharing.desired.refused) = (revision, refused);
-        let applied = Applied { revision: sharing.desired.applied, trouble: sharing.desired.refused.clone() };
-        let said = sharing.fleet.say(&StoreKey::Applied(sharing.fleet.host().to_owned()), Some(&applied), Hold::Alive);
+        (desired.seen, desired.refused) = (revision, refused);
+        let applied = Applied {
+            revision: desired.applied,
+            refused: desired.refused.is_some().then_some(revision),
+            trouble: desired.refused.clone(),
+        };
+        let said = fleet.say(&StoreKey::Applied(fleet.host().to_owned()), Some(&applied), Hold::Alive);
         said.unwrap_or_else(|e| log::error!("{e:#}"));
     }
 
     fn take_over(&mut self) -> Result<()> {
         let Some(sharing) = self.sharing.as_mut() else { return Ok(()) };
+        let moment = sharing.view.moment;
         // An empty store is rather a wrong one than the wish that nothing be forbidden.
-        if sharing.fleet.mirror().get(SERIAL).is_none() {
-            return Err(anyhow!("the store has never been set up (`vnet-ctl store init`): this host keeps what it has"));
+        if moment.serial.is_none() {
+            return Err(anyhow!(
+                "the store has never been set up (`vnet-ctl store init`), or is being filled (`vnet-ctl store restore`): this host keeps what it has"
+            ));
+        }
+        if let Some(what) = sharing.view.unreadable.values().next() {
+            return Err(anyhow!("{what}. Mend it, or take it away (`etcdctl del`)"));
         }
         let target = Target::of(&sharing.view, sharing.fleet.host(), &mut sharing.desired.read)?;
         sharing.desired.unknown.clone_from(&target.unknown);
+        let overrides = wanted_overrides(&sharing.view)?;
         let inputs = self.policy.inputs();
-        // Nor is one that is set up, and has not been filled again.
-        if sharing.fleet.is_another() && target.resources.is_empty() && !inputs.resources.is_empty() {
+        let delete: Vec<Key> = inputs.resources.keys().filter(|k| !target.resources.contains_key(*k)).cloned().collect();
+        // Nor is one that has not been filled again, also if somebody has begun to.
+        if moment.another && delete.len() * 2 > inputs.resources.len() {
             return Err(anyhow!(
-                "the store is another than before, and has no resources: this host keeps what it has. Fill it with `vnet-ctl store restore`, or with what is to be in force"
+                "the store is another than before, and lacks {} of the {} resources of this host, which keeps what it has. Fill it with `vnet-ctl store restore`, or with what this host has in force (`vnet-ctl store migrate`), and delete then what is not wanted",
+                delete.len(),
+                inputs.resources.len()
             ));
         }
         if !self.policy.store().has_joined()? {
@@ -128,7 +146,6 @@ impl State {
         }
         let changed: Vec<(&Key, &Arc<Wanted>)> =
             target.resources.iter().filter(|(k, wanted)| inputs.resources.get(*k) != Some(&wanted.resource)).collect();
-        let delete: Vec<Key> = inputs.resources.keys().filter(|k| !target.resources.contains_key(*k)).cloned().collect();
         let leaving = leaving(&sharing.view, sharing.fleet.host(), &changed);
         if !changed.is_empty() || !delete.is_empty() {
             self.policy.keep_here(leaving);
@@ -139,10 +156,10 @@ impl State {
             let response = self.change(edit, false).map_err(|e| anyhow!("{e}"))?;
             response.warnings.iter().for_each(|warning| log::warn!("{warning}"));
         }
-        self.follow_overrides()?;
+        self.follow_overrides(overrides)?;
         self.policy.store().set_joined(true).context("noting that this host follows the store")?;
         if let Some(sharing) = self.sharing.as_ref() {
-            sharing.fleet.is_ours();
+            sharing.fleet.is_ours(moment.replaced);
         }
         Ok(())
     }
@@ -156,22 +173,11 @@ impl State {
         let files: Vec<File> = changed.iter().map(file).collect();
         let told = |refusal: Refusal| anyhow!("{}", refusal.with_faults());
         let located = parse(&files).map_err(told)?;
-        self.edit_without(located, gone).map_err(told)
+        self.edit_over(located, &Edit { delete: gone.to_vec(), ..Edit::default() }).map_err(told)
     }
 
-    fn follow_overrides(&mut self) -> Result<()> {
-        let Some(sharing) = self.sharing.as_ref() else { return Ok(()) };
-        let mut wanted: BTreeMap<(String, String), MemberOverride> = BTreeMap::new();
-        for ((lb, member), (_, value)) in &sharing.view.overrides {
-            if !self.policy.inputs().resources.contains_key(&load_balancer_key(lb)) {
-                continue;
-            }
-            let read = serde_json::from_value(value.clone());
-            wanted.insert(
-                (lb.clone(), member.clone()),
-                read.with_context(|| format!("what was changed of member {member} of {lb}"))?,
-            );
-        }
+    fn follow_overrides(&mut self, mut wanted: Overrides) -> Result<()> {
+        wanted.retain(|(lb, _), _| self.policy.inputs().resources.contains_key(&load_balancer_key(lb)));
         for id in self.policy.inputs().overrides.keys() {
             wanted.entry(id.clone()).or_default();
         }
@@ -180,6 +186,15 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// What operators changed of members: read before anything is in force.
+fn wanted_overrides(view: &View) -> Result<Overrides> {
+    let read = |((lb, member), (_, value)): (&(String, String), &(i64, Value))| {
+        let read = serde_json::from_value(value.clone());
+        Ok(((lb.clone(), member.clone()), read.with_context(|| format!("what was changed of member {member} of {lb}"))?))
+    };
+    view.overrides.iter().map(read).collect()
 }
 
 /// Endpoints that are here, and are to be elsewhere. One that another host has, too, is not this host's to keep: it is one of two that were
@@ -193,7 +208,8 @@ fn leaving(view: &View, own: &str, changed: &[(&Key, &Arc<Wanted>)]) -> Vec<Stri
 }
 
 impl Target {
-    fn of(view: &View, host: &str, read: &mut Read) -> Result<Self> {
+    /// What is desired of `host`.
+    pub fn of(view: &View, host: &str, read: &mut Read) -> Result<Self> {
         read.retain(|name, _| view.resources.contains_key(name));
         let mut target = Self::default();
         for (name, (revision, stored)) in &view.resources {
@@ -240,7 +256,7 @@ impl Target {
 }
 
 /// Reads a resource; `None`: it is of a kind that this agent does not know.
-fn read_of((kind, name): &Key, stored: &Stored) -> Result<Option<Arc<Wanted>>> {
+pub(super) fn read_of((kind, name): &Key, stored: &Stored) -> Result<Option<Arc<Wanted>>> {
     let mut json = stored.resource.clone();
     let Some(paths) = without_unknown(&mut json) else { return Ok(None) };
     let about = |path: &String| format!("{kind} {name}: this agent does not know `{path}`, which has no effect here");

@@ -10,11 +10,9 @@ use crate::observe::Saying;
 impl State {
     /// Brings what depends on other hosts after what the store says of them. `changed` are claims that changed.
     pub(in super::super) fn follow_others(&mut self, changed: &BTreeSet<At>) {
-        let Some(mut sharing) = self.sharing.take() else { return };
+        let Some(Sharing { view, others, fleet, .. }) = self.sharing.as_mut() else { return };
         let inputs = self.policy.inputs();
-        let Sharing { view, others, fleet, .. } = &mut sharing;
         let elsewhere = others.elsewhere(view, fleet.host(), changed, |name| inputs.placed(name).map(str::to_owned));
-        self.sharing = Some(sharing);
         self.elsewhere_changed(elsewhere);
         self.look_for_conflicts();
     }

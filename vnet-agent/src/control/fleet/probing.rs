@@ -15,7 +15,7 @@ use crate::observe::Saying;
 impl Sharing {
     /// Is it known who is alive? Once the store has been silent for longer than a host stays alive without it, it is not.
     pub(super) fn is_current(&self) -> bool {
-        self.fleet.mirror().revision() != 0 && self.fleet.link().silent() <= Duration::from_secs(ALIVE_SECONDS as u64)
+        self.is_read() && self.fleet.link().silent() <= Duration::from_secs(ALIVE_SECONDS as u64)
     }
 
     /// The hosts that may ask members: those that are alive, as long as that is known.
@@ -32,14 +32,14 @@ impl Sharing {
 impl State {
     /// Makes the checks that are this host's, believes others about the rest, and says what it has found out.
     pub(in super::super) fn share_checks(&mut self) {
-        let Some(mut sharing) = self.sharing.take() else { return };
+        let Self { sharing: Some(sharing), policy, checker, runtime, .. } = self else { return };
         let mut probing = std::mem::take(&mut sharing.probing);
-        let desired = self.policy.desired();
+        let desired = policy.desired();
         probing.retain(|check| desired.has_check(check));
         let hosts = sharing.asking();
         let around = Around { own: sharing.fleet.host(), hosts: &hosts, reports: &sharing.view.health };
-        for check in desired.checks().filter(|check| self.checker.has(check)) {
-            if self.policy.inputs().health.get(check).is_some_and(|(health, _)| *health == Health::Down) {
+        for check in desired.checks().filter(|check| checker.has(check)) {
+            if policy.inputs().health.get(check).is_some_and(|(health, _)| *health == Health::Down) {
                 probing.found_down(check, now());
             }
         }
@@ -47,14 +47,14 @@ impl State {
             desired.checks().map(|check| (check.clone(), probing.duty(check, &around, now()))).collect();
         let mut news: Vec<(Check, Health, Option<String>)> = Vec::new();
         for (check, duty) in duties {
-            let known = self.policy.inputs().health.get(&check).cloned().unwrap_or_default();
+            let known = policy.inputs().health.get(&check).cloned().unwrap_or_default();
             match duty {
                 Duty::Ask => {
-                    let _runtime = self.runtime.enter();
-                    self.checker.start(check, known.0);
+                    let _runtime = runtime.enter();
+                    checker.start(check, known.0);
                 }
                 Duty::Believe(health, why) => {
-                    self.checker.stop(&check);
+                    checker.stop(&check);
                     // Who has heard nothing yet knows what it knew.
                     if health != Health::Unknown && health != known.0 {
                         news.push((check, health, why));
@@ -63,8 +63,7 @@ impl State {
             }
         }
         sharing.probing = probing;
-        self.say_health(&sharing);
-        self.sharing = Some(sharing);
+        self.say_health();
         self.believe(news);
     }
 
@@ -87,7 +86,8 @@ impl State {
         self.refresh();
     }
 
-    fn say_health(&self, sharing: &Sharing) {
+    fn say_health(&self) {
+        let Some(sharing) = self.sharing.as_ref() else { return };
         let mut checks: BTreeMap<String, Result<(), String>> = BTreeMap::new();
         for (check, (health, why)) in self.policy.inputs().health.iter().filter(|(check, _)| self.checker.has(check)) {
             let said = match health {

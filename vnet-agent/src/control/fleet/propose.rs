@@ -6,10 +6,11 @@ use anyhow::Context;
 use serde_json::Value;
 use vnet_common::api::fleet::{Content, FleetStatus, Proposal, ProposeRequest, Proposed};
 use vnet_common::api::{Action, ApplyResponse, Change, DeleteRequest, MemberChange};
-use vnet_common::fleet::{Key as StoreKey, SERIAL, Stored};
+use vnet_common::fleet::{Key as StoreKey, Stored};
 
 use super::super::change::Edit;
 use super::super::inputs::{Key, key};
+use super::super::policy::deletable;
 use super::super::{Agent, State, diff, parse};
 use super::Sharing;
 use crate::api::{self, Refusal};
@@ -49,25 +50,14 @@ impl State {
 
     /// Checks a change against everything, and says what to write. Nothing changes.
     fn propose(&mut self, request: ProposeRequest) -> Result<Proposal, Refusal> {
-        let sharing = self.sharing()?;
-        let serial = {
-            let mirror = sharing.fleet.mirror();
-            mirror
-                .get(SERIAL)
-                .map(|e| e.modified)
-                .ok_or_else(|| Refusal::conflict("the store has never been set up: vnet-ctl store init"))?
-        };
-        if sharing.desired_seen() != sharing.fleet.mirror().desired_revision() {
-            return Err(Refusal::conflict("this host is just taking over a change: try again"));
-        }
+        let serial = self.may_propose()?;
+        let base = self.base()?;
         match request {
             ProposeRequest::Apply { files } => {
-                let located = parse(&files)?;
-                let edit = self.edit(located)?;
+                let edit = self.edit_over(parse(&files)?, &base)?;
                 edit.versions.iter().try_for_each(|(name, version)| self.is_current(name, *version, &edit))?;
-                let (put, origins) = (edit.put.clone(), edit.origins.clone());
-                let mut response = self.change(edit, true)?;
-                let writes = put.iter().map(|r| self.put_of(r, &origins)).collect::<Result<Vec<_>, _>>()?;
+                let mut response = self.checked(base, &edit)?;
+                let writes = edit.put.iter().map(|r| self.put_of(r, &edit.origins)).collect::<Result<Vec<_>, _>>()?;
                 let writes: Vec<Proposed> = writes.into_iter().flatten().collect();
                 for change in &mut response.changes {
                     agree(change, &writes);
@@ -75,9 +65,10 @@ impl State {
                 Ok(Proposal { response, serial, writes })
             }
             ProposeRequest::Delete { resources, ignore_not_found } => {
-                let delete = self.policy.deletable(DeleteRequest { resources, ignore_not_found })?;
-                let response = self.change(Edit { delete: delete.clone(), ..Edit::default() }, true)?;
+                let request = DeleteRequest { resources, ignore_not_found };
+                let delete = deletable(request, &base.resources(self.policy.inputs()))?;
                 let writes = delete.iter().map(|k| self.deletes_of(k)).collect::<Result<Vec<_>, _>>()?.concat();
+                let response = self.checked(base, &Edit { delete, ..Edit::default() })?;
                 Ok(Proposal { response, serial, writes })
             }
             ProposeRequest::Member { lb, member, change } => {
@@ -85,7 +76,51 @@ impl State {
                 let response = ApplyResponse { changes: Vec::new(), warnings: Vec::new(), effects: None };
                 Ok(Proposal { response, serial, writes: write.into_iter().collect() })
             }
+            ProposeRequest::Promote { rollout } => {
+                let found = self.sharing()?.view.rollouts.get(&rollout).cloned();
+                let found = found.ok_or_else(|| Refusal::not_found(format!("there is no rollout '{rollout}'")))?;
+                let edit = self.rolled_out(&found, &base)?;
+                let response = self.checked(base, &edit)?;
+                Ok(Proposal { response, serial, writes: Vec::new() })
+            }
         }
+    }
+
+    /// The revision with which a proposal is good; an error as long as this host cannot make one.
+    fn may_propose(&self) -> Result<i64, Refusal> {
+        let Sharing { view, desired, fleet, .. } = self.sharing()?;
+        let moment = view.moment;
+        if moment.revision == 0 {
+            let why = fleet.link().trouble.unwrap_or_else(|| "no answer yet".to_owned());
+            return Err(Refusal::conflict(format!("this host has not reached the store since its agent started: {why}")));
+        }
+        let serial = moment.serial.ok_or_else(|| {
+            Refusal::conflict(
+                "the store has never been set up (`vnet-ctl store init`), or is being filled (`vnet-ctl store restore`)",
+            )
+        })?;
+        if desired.seen() != moment.desired || fleet.mirror().moment().serial != moment.serial {
+            return Err(Refusal::conflict("this host is just taking over a change: try again"));
+        }
+        match desired.refused.as_ref().filter(|_| moment.another) {
+            Some(why) => {
+                Err(Refusal::conflict(format!("nothing may be changed in a store that this host does not follow: {why}")))
+            }
+            None => Ok(serial),
+        }
+    }
+
+    /// What a change would do to all hosts: it is checked as the whole that it makes of what all share.
+    fn checked(&mut self, base: Edit, edit: &Edit) -> Result<ApplyResponse, Refusal> {
+        let is_trying = !base.put.is_empty() || !base.delete.is_empty();
+        let mut response = self.change(base.then(edit.clone()), true)?;
+        response.changes = self.told_of_shared(response.changes, edit);
+        if is_trying {
+            response
+                .warnings
+                .push("this host tries a rollout: effects are those of going back from that, and of the change".to_owned());
+        }
+        Ok(response)
     }
 
     fn sharing(&self) -> Result<&Sharing, Refusal> {
@@ -93,7 +128,7 @@ impl State {
     }
 
     /// The version of a resource, in a fleet.
-    pub(in super::super) fn version_of(&self, name: &Key) -> Option<i64> {
+    fn version_of(&self, name: &Key) -> Option<i64> {
         self.sharing.as_ref()?.view.resources.get(name).map(|(revision, _)| *revision)
     }
 
@@ -104,12 +139,12 @@ impl State {
             return Ok(());
         }
         let text = |r: Option<&Resource>| r.map(to_yaml).unwrap_or_default();
-        let (now, wanted) = (self.policy.inputs().resources.get(name), edit.put.iter().find(|r| key(r) == *name));
+        let (now, wanted) = (self.sharing()?.shared(name), edit.put.iter().find(|r| key(r) == *name));
         let by_now = there.map_or("it is not there any more".to_owned(), |there| format!("it is {there} by now"));
         Err(Refusal::conflict(format!(
             "{} was made from version {version}, and {by_now}. Nothing was changed: get it again, and make your change to that. From what is there to what you gave:\n{}",
             what(name),
-            diff::unified(&text(now), &text(wanted))
+            diff::unified(&text(now.as_ref()), &text(wanted))
         )))
     }
 
@@ -126,7 +161,8 @@ impl State {
         }
         let origin = origins.iter().find(|(k, _)| *k == name).map(|(_, origin)| serde_json::to_value(origin));
         let origin = origin.transpose().context("writing where a resource is from as JSON")?;
-        let value = serde_json::to_value(Stored { resource: json, origin }).context("writing a resource as JSON")?;
+        let rest = known.map(|(_, stored)| stored.rest.clone()).unwrap_or_default();
+        let value = serde_json::to_value(Stored { resource: json, origin, rest }).context("writing a resource as JSON")?;
         let before = known.map(|(_, stored)| serde_json::to_value(stored)).transpose().context("writing a resource as JSON")?;
         Ok(Some(Proposed {
             key: StoreKey::Resource(name.0.clone(), name.1.clone()).to_string(),
@@ -167,16 +203,16 @@ impl State {
         let id = (lb.to_owned(), member.to_owned());
         let known = self.sharing()?.view.overrides.get(&id);
         let mut value = serde_json::to_value(&new).context("writing what changes of a member as JSON")?;
+        let mut gone = new == MemberOverride::default();
         if let (Some((_, Value::Object(before))), Value::Object(after)) = (known, &mut value) {
-            before
-                .iter()
-                .filter(|(field, _)| !after.contains_key(*field))
-                .map(|(f, v)| (f.clone(), v.clone()))
-                .collect::<Vec<_>>()
-                .into_iter()
-                .for_each(|(f, v)| drop(after.insert(f, v)));
+            // What only newer agents know stays, and the key with it.
+            let known =
+                serde_json::to_value(MemberOverride { drained: true, weight: Some(0) }).context("asking for the fields")?;
+            let kept = before.iter().filter(|(field, _)| known.get(field).is_none());
+            let kept: Vec<(String, Value)> = kept.map(|(field, value)| (field.clone(), value.clone())).collect();
+            gone = gone && kept.is_empty();
+            after.extend(kept);
         }
-        let gone = new == MemberOverride::default();
         let same = match known {
             Some((_, before)) => !gone && *before == value,
             None => gone,
@@ -208,9 +244,11 @@ impl State {
                 .map(serde_json::to_value)
                 .transpose()
                 .context("writing where a resource is from as JSON")?;
-            content
-                .resources
-                .push(Stored { resource: serde_json::to_value(resource).context("writing a resource as JSON")?, origin });
+            content.resources.push(Stored {
+                resource: serde_json::to_value(resource).context("writing a resource as JSON")?,
+                origin,
+                ..Stored::default()
+            });
         }
         for ((lb, member), value) in inputs.overrides.iter().collect::<std::collections::BTreeMap<_, _>>() {
             let json = serde_json::to_value(value).context("writing what changes of a member as JSON")?;

@@ -34,6 +34,7 @@ impl State {
                 capacity: state.capacity,
                 applied: applied.map_or(0, |a| a.revision),
                 refused: applied.and_then(|a| a.trouble.clone()),
+                refused_revision: applied.and_then(|a| a.refused),
             }
         };
         let rollouts = view.rollouts.iter().map(|(name, rollout)| RolloutStatus {
@@ -85,7 +86,7 @@ impl State {
         alarms.extend(sharing.conflicts.iter().cloned());
         alarms.extend(sharing.desired.unknown.iter().cloned());
         let host = sharing.fleet.host();
-        if sharing.fleet.mirror().revision() > 0 && !sharing.view.registered.contains_key(host) {
+        if sharing.is_read() && !sharing.view.registered.contains_key(host) {
             alarms.push(format!("this host is not registered: vnet-ctl host add {host}"));
         }
         alarms

@@ -119,8 +119,7 @@ impl Simulated {
         let here = estate.subjects(number).collect();
         let state = Mutex::new(State { here, ..State::default() });
         let agent = Self { fleet, estate, number, state, elected: AtomicBool::new(false), gate };
-        let known: BTreeSet<String> = agent.fleet.mirror().entries().keys().cloned().collect();
-        agent.gate.pass(|| agent.follow(&known))?;
+        agent.gate.pass(|| agent.follow())?;
         Ok(Arc::new(agent))
     }
 
@@ -170,20 +169,20 @@ impl Simulated {
     }
 
     /// What `control::fleet` does when keys changed.
-    fn follow(&self, keys: &BTreeSet<String>) -> Result<()> {
+    fn follow(&self) -> Result<()> {
         let mut state = self.state();
         let State { view, others, .. } = &mut *state;
         let mut costs = Vec::new();
-        let touched = timed(&mut costs, "view", || view.update(&self.fleet.mirror(), keys));
+        let (keys, touched) = timed(&mut costs, "view", || self.fleet.news(view));
         if touched.hosts || touched.endpoints || touched.desired {
             let own = self.fleet.host();
             let changed = view.endpoints.take_changed();
             let elsewhere = timed(&mut costs, "others", || others.elsewhere(view, own, &changed, |_| None));
             timed(&mut costs, "image", || state.compile(elsewhere, touched))?;
         }
-        let is_read = self.fleet.mirror().revision() > 0;
+        let is_read = state.view.moment.revision > 0;
         if is_read && (touched.desired || keys.is_empty()) {
-            self.say_applied()?;
+            self.say_applied(state.view.moment.desired)?;
         }
         if is_read && (touched.desired || touched.hosts || touched.identities || keys.is_empty()) {
             timed(&mut costs, "here", || self.say_here(&mut state))?;
@@ -193,12 +192,11 @@ impl Simulated {
             (cost.times, cost.ms) = (cost.times + 1, cost.ms + ms);
         }
         self.elected.store(state.view.elected() == Some(self.fleet.host()), Ordering::Relaxed);
-        state.look(keys, is_read, (self.estate.endpoints() - ENDPOINTS) as usize)
+        state.look(&keys, is_read, (self.estate.endpoints() - ENDPOINTS) as usize)
     }
 
-    fn say_applied(&self) -> Result<()> {
-        let revision = self.fleet.mirror().desired_revision();
-        let applied = Applied { revision, trouble: None };
+    fn say_applied(&self, revision: i64) -> Result<()> {
+        let applied = Applied { revision, ..Applied::default() };
         self.fleet.say(&Key::Applied(self.fleet.host().to_owned()), Some(&applied), Hold::Alive)
     }
 
@@ -279,8 +277,8 @@ impl State {
 }
 
 impl Consumer for Simulated {
-    fn changed(&self, keys: &BTreeSet<String>) {
-        if let Err(e) = self.gate.pass(|| self.follow(keys)) {
+    fn changed(&self) {
+        if let Err(e) = self.gate.pass(|| self.follow()) {
             log::error!("{}: {e:#}", self.fleet.host());
         }
     }

@@ -45,7 +45,7 @@ pub fn seed(fleet: &Fleet, hosts: &[String], resources: impl IntoIterator<Item =
 /// A resource as it is desired.
 pub fn resource_put(resource: &Resource) -> Result<Write> {
     let key = Key::Resource(resource.kind().to_owned(), resource.name().to_owned());
-    put(&key, &Stored { resource: serde_json::to_value(resource)?, origin: None })
+    put(&key, &Stored { resource: serde_json::to_value(resource)?, ..Stored::default() })
 }
 
 /// What goes with each change of what is desired.
