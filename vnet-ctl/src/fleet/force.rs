@@ -6,6 +6,7 @@ use serde::Serialize;
 use tokio::time::{Instant, sleep};
 use vnet_common::api::fleet::{FleetStatus, HostStatus};
 
+use super::Standing;
 use crate::output::Session;
 use crate::progress::Progress;
 use crate::{human, time};
@@ -77,12 +78,14 @@ pub async fn wait_for(session: &Session, revision: Option<i64>, limit: Duration,
                 return None;
             }
         };
-        let missing: Vec<&HostStatus> = concerned(&fleet, hosts).filter(|host| host.alive && host.applied < revision).collect();
+        let standing = concerned(&fleet, hosts).map(|host| Standing::told(host, revision));
+        let missing: Vec<Standing> =
+            standing.filter(|standing| matches!(standing, Standing::NotYet(_) | Standing::Refused(_))).collect();
         let unsure = fleet.connected.is_none();
         if missing.is_empty() && !unsure || Instant::now() >= end {
             break fleet;
         }
-        match missing.iter().all(|host| host.refused.is_some()) && !unsure {
+        match missing.iter().all(|standing| matches!(standing, Standing::Refused(_))) && !unsure {
             false => refused = None,
             true if *refused.get_or_insert(Instant::now()) + REFUSED <= Instant::now() => break fleet,
             true => {}
@@ -103,18 +106,26 @@ fn concerned<'a>(fleet: &'a FleetStatus, hosts: Option<&'a [String]>) -> impl It
 fn told(session: &Session, fleet: &FleetStatus, revision: i64, hosts: Option<&[String]>) -> InForce {
     let mut force = InForce { revision, ..InForce::default() };
     for host in concerned(fleet, hosts) {
-        if !host.alive {
-            force.silent.push(host.name.clone());
-        } else if host.applied >= revision {
-            force.hosts.push(host.name.clone());
-        } else if let Some(why) = &host.refused {
-            session.warn(&format!("host {} refuses it, and goes on with what it has: {why}", host.name));
-            force.behind.push((host.name.clone(), why.clone()));
-        } else {
-            let why = format!("it has revision {} of {revision}", host.applied);
-            session.warn(&format!("host {} does not have it in force yet: {why}", host.name));
-            force.behind.push((host.name.clone(), why));
-        }
+        let why = match Standing::told(host, revision) {
+            Standing::Silent => {
+                force.silent.push(host.name.clone());
+                continue;
+            }
+            Standing::InForce => {
+                force.hosts.push(host.name.clone());
+                continue;
+            }
+            Standing::Refused(why) => {
+                session.warn(&format!("host {} refuses it, and goes on with what it has: {why}", host.name));
+                why
+            }
+            Standing::NotYet(applied) => {
+                let why = format!("it has revision {applied} of {revision}");
+                session.warn(&format!("host {} does not have it in force yet: {why}", host.name));
+                why
+            }
+        };
+        force.behind.push((host.name.clone(), why));
     }
     if fleet.connected.is_none() {
         let why = fleet.trouble.as_deref().unwrap_or("no reason is known");

@@ -1,6 +1,7 @@
 //! How far hosts have come, by what they say in the store.
 
 use anyhow::Result;
+use vnet_common::api::fleet::HostStatus;
 use vnet_common::fleet::{Applied, Key};
 
 use super::Etcd;
@@ -27,11 +28,17 @@ impl Standing {
         }
         let entry = etcd.get(&Key::Applied(host.to_owned()).to_string()).await?;
         let applied: Applied = entry.and_then(|entry| serde_json::from_slice(&entry.value).ok()).unwrap_or_default();
-        Ok(match applied.trouble {
-            _ if applied.revision >= revision => Self::InForce,
-            Some(why) => Self::Refused(why),
-            None => Self::NotYet(applied.revision),
-        })
+        Ok(Self::new(applied.revision, applied.refused, applied.trouble.as_ref(), revision))
+    }
+
+    /// Of a host that is alive, has `applied` in force, and does not have `refused` because of a trouble.
+    pub fn new(applied: i64, refused: Option<i64>, trouble: Option<&String>, revision: i64) -> Self {
+        match trouble {
+            _ if applied >= revision => Self::InForce,
+            // What it refused before may be mended by what it is just taking over.
+            Some(why) if refused.is_none_or(|refused| refused >= revision) => Self::Refused(why.clone()),
+            _ => Self::NotYet(applied),
+        }
     }
 
     /// In few words.
@@ -54,6 +61,14 @@ impl Standing {
         }
     }
 
+    /// As an agent tells it of a host.
+    pub fn told(host: &HostStatus, revision: i64) -> Self {
+        match host.alive {
+            false => Self::Silent,
+            true => Self::new(host.applied, host.refused_revision, host.refused.as_ref(), revision),
+        }
+    }
+
     /// How [`Standing::word`] looks.
     pub fn look(&self) -> Look {
         match self {
@@ -67,4 +82,27 @@ impl Standing {
 /// Does the host keep its lease?
 pub async fn alive(etcd: &mut Etcd, host: &str) -> Result<bool> {
     Ok(etcd.get(&Key::Alive(host.to_owned()).to_string()).await?.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_host_refused_before_says_nothing_of_what_came_since() {
+        let why = "no room".to_owned();
+        let refused = Standing::Refused(why.clone());
+        for (applied, at, trouble, expected) in [
+            (50, None, None, Standing::InForce),
+            (40, None, None, Standing::NotYet(40)),
+            (40, Some(50), Some(&why), refused.clone()),
+            (40, Some(60), Some(&why), refused.clone()),
+            (40, Some(45), Some(&why), Standing::NotYet(40)),
+            (50, Some(60), Some(&why), Standing::InForce),
+            // By an agent that does not say which.
+            (40, None, Some(&why), refused),
+        ] {
+            assert_eq!(Standing::new(applied, at, trouble, 50), expected, "{applied} {at:?}");
+        }
+    }
 }

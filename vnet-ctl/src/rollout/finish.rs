@@ -2,6 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde::Serialize;
+use vnet_common::api::fleet::{Proposal, ProposeRequest};
 use vnet_common::etcd::{Snapshot, Write};
 use vnet_common::fleet::{DESIRED, SERIAL};
 
@@ -30,8 +31,16 @@ pub async fn promote(session: &Session, args: PromoteArgs) -> Result<u8> {
     let mut etcd = fleet::open(session, &store).await?;
     let record = record::find(&etcd.read(DESIRED).await?, name)?;
     tried(session, &mut etcd, name, &record, args.force).await?;
+    // What fits the hosts that try it need not fit what all have by now.
+    let request = ProposeRequest::Promote { rollout: name.clone() };
+    let checked: Proposal = session.agent.post("/v1/fleet/propose", &request).await?;
     let plan = |snapshot: &Snapshot| {
         let record = record::find(snapshot, name)?;
+        if snapshot.entries.get(SERIAL).map(|entry| entry.modified) != Some(checked.serial) {
+            bail!(
+                "rollout '{name}' was not promoted: something else was changed while it was checked against the whole; try again"
+            );
+        }
         let conflicts: Vec<_> = record.changes.iter().filter_map(|change| conflict(snapshot, change)).collect();
         if !conflicts.is_empty() {
             return Err(fleet::explain(session, &conflicts, &fleet::told(snapshot.entries.get(SERIAL))));
