@@ -1,8 +1,8 @@
 //! Changes by operators: two at once, newer versions' fields, canaries, hosts that go.
 
 use crate::scene::{
-    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, allow, content, everywhere, go_on, host_is, no_alarm, passes, policy, refused,
-    web,
+    HOSTS, Open, SERVED, SOON, Trio, VIPS, alarm, alarms, allow, content, everywhere, go_on, host_is, no_alarm, passes, policy,
+    refused, web,
 };
 use anyhow::{Context as _, Result, ensure};
 use std::collections::BTreeSet;
@@ -21,9 +21,9 @@ fn of_two_who_change_the_same_one_is_shown_the_others() -> Result<()> {
     let agents = trio.agents(&[])?;
     // Her agent does not hear of his change, while she reaches the store.
     trio.fleet.cut(0)?;
-    let his = web(&allow("his", SERVED + 1));
+    let his = web(&allow("bob-was-here", SERVED + 1));
     agents[1].apply(&his)?;
-    let file = agents[0].dir().write("hers.yaml", &web(&allow("hers", SERVED + 2)))?;
+    let file = agents[0].dir().write("hers.yaml", &web(&allow("eve-was-here", SERVED + 2)))?;
     let mut command = trio.fleet.core.command(bin_dir()?.join("vnet-ctl"))?;
     let operator = trio.fleet.etcd.pki.client(OPERATOR)?;
     command.arg("--socket").arg(agents[0].socket()).args(["apply", "-f"]).arg(&file);
@@ -32,8 +32,11 @@ fn of_two_who_change_the_same_one_is_shown_the_others() -> Result<()> {
     }
     let error = refused(trio.fleet.core.output_of(command), "a change of what somebody else has changed")?;
     println!("{error}");
-    ensure!(error.contains("nothing was written") && error.contains("his") && error.contains("hers"), "{error}");
-    ensure!(value(&trio.fleet, WEB)?.contains("his") && !value(&trio.fleet, WEB)?.contains("hers"));
+    let has_line = |sign: char, what: &str| error.lines().any(|line| line.starts_with(sign) && line.contains(what));
+    ensure!(error.contains("nothing was written") && error.contains("--- proposed-from/securitygroup/web"), "{error}");
+    ensure!(has_line('+', "bob-was-here") && has_line('-', "bob-was-here") && has_line('+', "eve-was-here"), "{error}");
+    let now = value(&trio.fleet, WEB)?;
+    ensure!(now.contains("bob-was-here") && !now.contains("eve-was-here"), "{now}");
     trio.fleet.mend(0)?;
     no_alarm(&agents[0])?;
     let has = || trio.connects(1, 0, SERVED + 1).ok().filter(|c| *c);
@@ -97,10 +100,24 @@ fn what_only_newer_versions_know_is_left_alone() -> Result<()> {
     trio.in_force()?;
     go_on(&mut open)?;
     everywhere(&agents[0], &web(&allow("second", SERVED + 1)))?;
-    let now: serde_json::Value = serde_json::from_str(&value(&trio.fleet, WEB)?)?;
-    ensure!(now["resource"]["spec"]["later"]["depth"] == 5, "{now}");
+    let written = value(&trio.fleet, WEB)?;
+    let now: serde_json::Value = serde_json::from_str(&written)?;
+    ensure!(now["resource"]["spec"]["later"]["depth"] == 5 && now["since"] == 2, "{now}");
     ensure!(now.to_string().contains("second"), "{now}");
     ensure!(trio.connects(0, 1, SERVED + 1)?, "what it knows of the resource is in force");
+
+    // What is desired and cannot be read at all is not taken for the wish that it be gone.
+    put(OPERATOR, WEB, "{\"torn")?;
+    agents.iter().try_for_each(|agent| alarm(agent, "that this agent cannot read"))?;
+    trio.in_force()?;
+    let error = refused(agents[1].ctl(&["delete", "lb", "web"]), "a change of a store that is not in force")?;
+    println!("{error}");
+    put(OPERATOR, WEB, &written)?;
+    for agent in &agents {
+        let is_over = || alarms(agent).ok().filter(|all| !all.contains("cannot read"));
+        wait_for("it to be mended", SOON, is_over)?;
+    }
+    trio.in_force()?;
     go_on(&mut open)
 }
 
@@ -122,6 +139,15 @@ fn a_canary_is_alone_with_its_change_until_all_have_it() -> Result<()> {
         ensure!(!trio.connects(0, 1, port)? && !trio.connects(0, 2, port)?, "the others have not");
         let rollouts = agents[2].ctl(&["rollout", "status", name])?;
         ensure!(rollouts.contains("host-a"), "{rollouts}");
+        // Who changes something at the host that tries it changes what all have.
+        let shared = agents[0].ctl(&["get", "securitygroup", "web", "-o", "yaml"])?;
+        ensure!(!shared.contains(&format!("name: {name}")), "{shared}");
+        let other = format!(
+            "apiVersion: vnet/v1alpha1\nkind: Policy\nmetadata: {{ name: other-{name} }}\n\
+             spec: {{ ingress: [{{ name: r, peers: [{{ cidr: 172.16.0.0/12 }}], ports: [{{ protocol: TCP, port: {port} }}], action: deny }}] }}\n"
+        );
+        everywhere(&agents[0], &other)?;
+        ensure!(!value(&trio.fleet, WEB)?.contains(&format!("\"{name}\"")), "only host-a has it");
         agents[2].ctl(&["rollout", if promoted { "promote" } else { "rollback" }, name])?;
         for host in 0..3 {
             let as_said = || trio.connects((host + 1) % 3, host, port).ok().filter(|c| *c == promoted);
@@ -130,6 +156,34 @@ fn a_canary_is_alone_with_its_change_until_all_have_it() -> Result<()> {
         go_on(&mut open)?;
     }
     Ok(())
+}
+
+#[test]
+fn a_canary_that_does_not_fit_what_all_have_by_now_stays_one() -> Result<()> {
+    let trio = Trio::new()?;
+    let agents = trio.agents(&[])?;
+    let balancer = |name: &str| {
+        format!(
+            "apiVersion: vnet/v1alpha1\nkind: LoadBalancer\nmetadata: {{ name: {name} }}\nspec:\n  vips: [10.96.0.30]\n  protocol: TCP\n  \
+             ports: [80]\n  members: [{{ address: 10.1.0.11, port: {SERVED} }}]\n"
+        )
+    };
+    let file = agents[1].dir().write("canary.yaml", &balancer("one"))?;
+    let file = file.to_str().context("a path of plain letters")?;
+    agents[1].ctl(&["apply", "-f", file, "--canary", "host-a", "--name", "clash"])?;
+    // Two of one VIP: each is right by itself, and host-a cannot have both.
+    let error = refused(agents[0].apply(&balancer("one").replace("10.96.0.30", "10.96.0.10")), "a VIP that all have")?;
+    ensure!(error.contains("10.96.0.10"), "{error}");
+    let printed = agents[2].apply(&balancer("two"))?;
+    ensure!(printed.contains("in force on 2 of 3 hosts"), "{printed}");
+    alarm(&agents[0], "10.96.0.30")?;
+    let error = refused(agents[2].ctl(&["rollout", "promote", "clash", "--force"]), "a promotion that no host could follow")?;
+    ensure!(error.contains("10.96.0.30") && error.contains("two"), "{error}");
+    agents[2].ctl(&["rollout", "rollback", "clash"])?;
+    no_alarm(&agents[0])?;
+    let balancers = agents[0].ctl(&["lb", "ls"])?;
+    ensure!(balancers.contains("two") && !balancers.contains("one"), "{balancers}");
+    trio.in_force()
 }
 
 /// Who serves those that connect to the VIP now.
@@ -167,7 +221,7 @@ fn a_host_is_drained_and_taken_out() -> Result<()> {
     let gone = || agents[2].ctl(&["host", "ls"]).ok().filter(|text| !text.contains("host-b"));
     wait_for("host-b to be gone", SOON, gone)?;
     let left = trio.fleet.etcd.etcdctl(ROOT, &["get", "--prefix", "/vnet/", "--keys-only"])?;
-    ensure!(!left.lines().any(|key| key.starts_with("/vnet/v1/state") && key.contains("host-b")), "{left}");
+    ensure!(left.contains("host-c") && !left.contains("host-b"), "{left}");
     let error = refused(trio.fleet.etcd.etcdctl("host-b", &["get", "--prefix", "/vnet/v1/"]), "a read by a host that is gone")?;
     println!("{error}");
     agents[1].begin()?;

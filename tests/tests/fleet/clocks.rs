@@ -63,7 +63,7 @@ fn hosts_need_not_agree_on_the_time() -> Result<()> {
     everywhere(&agents[0], &policy(""))?;
     trio.in_force()?;
     // A hold that ends by itself: by the clock of the host that holds, and that is none of the day.
-    agents[1].ctl(&["tag", "add", "b0", "malware", "--severity", "9", "--ttl", "4s"])?;
+    agents[1].ctl(&["tag", "add", "b0", "malware", "--severity", "9", "--ttl", "8s"])?;
     for through in [false, true] {
         passes(&agents[0], "10.1.0.10", "a1:8080/tcp", through)?;
         passes(&agents[2], "10.1.0.10", "c1:8080/tcp", through)?;

@@ -11,7 +11,7 @@ use vnet_tests::wait_for;
 #[test]
 fn endpoints_of_a_host_that_dies_linger_and_those_that_are_held_stay() -> Result<()> {
     let trio = Trio::new()?;
-    let mut agents = trio.agents(&["--linger", "25"])?;
+    let mut agents = trio.agents(&["--linger", "35"])?;
     agents[1].ctl(&["quarantine", "hold", "b1", "--group", "isolated", "--reason", "a test"])?;
     passes(&agents[0], "a0", "10.1.0.11:8080/tcp", false)?;
     agents[1].kill()?;
@@ -26,7 +26,7 @@ fn endpoints_of_a_host_that_dies_linger_and_those_that_are_held_stay() -> Result
     }
     for (agent, client, member) in [(&agents[0], "a0", "a1:8080/tcp"), (&agents[2], "c0", "c1:8080/tcp")] {
         let gone = || explained(agent, "10.1.0.10", member).ok().filter(|(through, _)| !through);
-        wait_for("b0 to be gone", SOON, gone).with_context(|| agent.logged())?;
+        wait_for("b0 to be gone", SOON * 3, gone).with_context(|| agent.logged())?;
         let (through, story) = explained(agent, client, "10.1.0.11:8080/tcp")?;
         ensure!(!through && story.contains("which holds the peer"), "b1 is held still: {story}");
     }

@@ -1,6 +1,6 @@
 //! Three hosts that share a store, with a load balancer and groups in force; what their VMs do, and how one sees that it goes on.
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
@@ -188,11 +188,10 @@ pub fn alarm(agent: &Agent<'_>, what: &str) -> Result<()> {
         .with_context(|| format!("{}\n{}", alarms(agent).unwrap_or_default(), agent.logged()))
 }
 
-/// Waits until there is no alarm.
+/// Waits until an agent follows the store, and has no alarm.
 pub fn no_alarm(agent: &Agent<'_>) -> Result<()> {
-    wait_for("no alarm", SOON * 2, || alarms(agent).ok().filter(|all| all == "[]"))
-        .map(drop)
-        .with_context(|| format!("{}\n{}", alarms(agent).unwrap_or_default(), agent.logged()))
+    let is_well = || (connected(agent).ok()?.is_some() && alarms(agent).ok()? == "[]").then_some(());
+    wait_for("no alarm", SOON * 2, is_well).with_context(|| format!("{}\n{}", alarms(agent).unwrap_or_default(), agent.logged()))
 }
 
 /// Waits until an agent says this of a host (`alive`, `silent` …).
@@ -209,10 +208,16 @@ pub fn metric(agent: &Agent<'_>, host: &Host, name: &str) -> Result<f64> {
     line.rsplit(' ').next().context("a value")?.parse().with_context(|| line.to_owned())
 }
 
-/// What an agent says would become of a packet: does it get through, and the story.
+/// What an agent says would become of a packet: does it get through, and the story. An agent that does not answer says neither.
 pub fn explained(agent: &Agent<'_>, from: &str, to: &str) -> Result<(bool, String)> {
-    let args = ["explain", "--from", from, "--to", to];
-    Ok((agent.ctl(&args).is_ok(), agent.ctl_printed(&args)?))
+    let story = agent.ctl_printed(&["explain", "--from", from, "--to", to, "-o", "json"])?;
+    let parsed: Value = serde_json::from_str(&story).with_context(|| format!("explain printed no JSON: {story}"))?;
+    let through = match parsed["outcome"].as_str() {
+        Some("allowed" | "answered" | "redirected") => true,
+        Some("dropped" | "refused") => false,
+        other => bail!("explain says {other:?}: {story}"),
+    };
+    Ok((through, story))
 }
 
 /// Waits until an agent says that such a packet gets through, or does not.

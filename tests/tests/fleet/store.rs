@@ -2,11 +2,12 @@
 
 use crate::scene::{
     HOSTS, SERVED, SOON, Trio, alarm, alarms, allow, connected, content, everywhere, explained, go_on, host_is, logs, metric,
-    no_alarm, passes, web,
+    no_alarm, passes, refused, web,
 };
 use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
 use std::time::Duration;
-use vnet_tests::{OPERATOR, ROOT, TempDir, wait_for};
+use vnet_tests::{Agent, OPERATOR, ROOT, TempDir, wait_for};
 
 #[test]
 fn nothing_is_lost_but_changes_while_members_of_the_store_die() -> Result<()> {
@@ -117,7 +118,7 @@ fn an_agent_that_starts_while_the_store_is_away_goes_on_with_what_was() -> Resul
     agents[1].ctl(&["quarantine", "hold", "b1", "--group", "isolated", "--reason", "a test"])?;
     passes(&agents[0], "a0", "10.1.0.11:8080/tcp", false)?;
     // What is known is written down every second.
-    std::thread::sleep(Duration::from_millis(1500));
+    std::thread::sleep(Duration::from_secs(3));
     trio.fleet.etcd.stop_all()?;
     for agent in &mut agents[..2] {
         agent.kill()?;
@@ -145,6 +146,16 @@ fn an_agent_that_starts_while_the_store_is_away_goes_on_with_what_was() -> Resul
     go_on(&mut with_others)
 }
 
+/// The first value within another that is meant.
+fn find<'a>(value: &'a Value, is_meant: &dyn Fn(&Value) -> bool) -> Option<&'a Value> {
+    let within = || match value {
+        Value::Array(all) => all.iter().find_map(|value| find(value, is_meant)),
+        Value::Object(all) => all.values().find_map(|value| find(value, is_meant)),
+        _ => None,
+    };
+    if is_meant(value) { Some(value) } else { within() }
+}
+
 #[test]
 fn a_store_that_lost_everything_takes_nothing_away_and_is_filled_from_a_backup() -> Result<()> {
     let trio = Trio::new()?;
@@ -164,11 +175,24 @@ fn a_store_that_lost_everything_takes_nothing_away_and_is_filled_from_a_backup()
     trio.in_force()?;
     go_on(&mut open)?;
 
+    let key = "/vnet/v1/desired/resources/SecurityGroup/shop";
     let store = trio.fleet.etcd.endpoints();
     let mut init = vec!["store", "init", "--store", store.as_str(), "--operator", OPERATOR];
     init.extend(HOSTS.iter().flat_map(|host| ["--host", *host]));
     trio.fleet.ctl_as(&trio.fleet.etcd.pki.client(ROOT)?, 0, &init)?;
-    println!("{}", trio.fleet.ctl(0, &["store", "restore", file])?);
+    // Set up, and empty; then somebody who does not know writes one of all resources.
+    let lacks =
+        |agent: &Agent<'_>, count: u32| alarm(agent, &format!("the store is another than before, and lacks {count} of the 10"));
+    agents.iter().try_for_each(|agent| lacks(agent, 10))?;
+    let error = refused(agents[0].apply(&web("")), "a change of a store that nobody follows")?;
+    ensure!(error.contains("nothing may be changed in a store that this host does not follow"), "{error}");
+    let saved: Value = serde_json::from_str(&std::fs::read_to_string(file)?)?;
+    let shop = find(&saved, &|value| value.pointer("/resource/metadata/name").is_some_and(|name| name == "shop"));
+    trio.fleet.etcd.etcdctl(OPERATOR, &["put", key, &shop.context("group shop in the backup")?.to_string()])?;
+    agents.iter().try_for_each(|agent| lacks(agent, 9))?;
+    trio.in_force()?;
+    go_on(&mut open)?;
+    println!("{}", trio.fleet.ctl(0, &["store", "restore", file, "--replace"])?);
     agents.iter().try_for_each(no_alarm)?;
     for agent in &agents {
         ensure!(content(agent)? == before, "{}", content(agent)?);

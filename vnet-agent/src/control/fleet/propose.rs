@@ -102,6 +102,9 @@ impl State {
         if desired.seen() != moment.desired || fleet.mirror().moment().serial != moment.serial {
             return Err(Refusal::conflict("this host is just taking over a change: try again"));
         }
+        if let Some(what) = view.unreadable.values().next() {
+            return Err(Refusal::conflict(format!("nothing can be checked against what all hosts share: {what}")));
+        }
         match desired.refused.as_ref().filter(|_| moment.another) {
             Some(why) => {
                 Err(Refusal::conflict(format!("nothing may be changed in a store that this host does not follow: {why}")))
@@ -226,9 +229,12 @@ impl State {
         }))
     }
 
-    /// All that an operator wrote.
+    /// All that operators wrote.
     fn content(&self) -> Result<Content, Refusal> {
-        if let Ok(Sharing { view, .. }) = self.sharing() {
+        // Of a store that was lost what is in force here may be all that is left.
+        if let Some(Sharing { view, .. }) =
+            self.sharing.as_ref().filter(|sharing| sharing.is_read() && !sharing.view.moment.another)
+        {
             let overrides = view.overrides.iter().map(|((lb, member), (_, value))| (lb.clone(), member.clone(), value.clone()));
             return Ok(Content {
                 resources: view.resources.values().map(|(_, s)| s.clone()).collect(),
