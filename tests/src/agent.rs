@@ -46,7 +46,11 @@ impl<'host> Agent<'host> {
         Self::make(host, program, attach, &[])
     }
 
-    fn make(host: &'host Host, program: &Path, attach: &[&str], more: &[&str]) -> Result<Self> {
+    /// The same with another build of the agent and further arguments.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn make(host: &'host Host, program: &Path, attach: &[&str], more: &[&str]) -> Result<Self> {
         let owned = |words: &[&str]| words.iter().map(|&word| word.to_owned()).collect();
         let (attach, more) = (owned(attach), owned(more));
         let mut agent =

@@ -5,7 +5,7 @@ use crate::pki::text;
 use crate::{Agent, Etcd, Host, Identity, Machine, ROOT, connect, plug};
 use anyhow::{Context as _, Result, ensure};
 use std::net::{Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// The user that [`Fleet::ctl`] and the agents' [`Agent::ctl`] are.
@@ -157,6 +157,14 @@ impl Fleet {
     /// # Errors
     /// See [`Agent::start`].
     pub fn agent(&self, host: usize, more: &[&str]) -> Result<Agent<'_>> {
+        self.agent_program(host, &bin_dir()?.join("vnet-agent"), more)
+    }
+
+    /// The same with another build of the agent.
+    ///
+    /// # Errors
+    /// See [`Agent::start`].
+    pub fn agent_program(&self, host: usize, program: &Path, more: &[&str]) -> Result<Agent<'_>> {
         let Member { host, socket, .. } = &self.hosts[host];
         let (endpoints, identity) = (self.etcd.endpoints(), self.etcd.pki.client(host.name())?);
         let args = [
@@ -166,7 +174,7 @@ impl Fleet {
             ["--store-key", text(&identity.key)?],
             ["--host", host.name()],
         ];
-        let mut agent = Agent::start_with(host, &["tap*"], &[args.as_flattened(), more].concat())?;
+        let mut agent = Agent::make(host, program, &["tap*"], &[args.as_flattened(), more].concat())?;
         agent.set_ctl_environment(environment(&self.etcd.pki.client(OPERATOR)?).to_vec());
         *socket.lock().unwrap_or_else(PoisonError::into_inner) = Some(agent.socket());
         Ok(agent)

@@ -24,3 +24,5 @@ mod scene;
 mod store;
 #[path = "fleet/support.rs"]
 mod support;
+#[path = "fleet/upgrade.rs"]
+mod upgrade;

@@ -5,7 +5,7 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// What is known of other hosts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,8 +48,39 @@ pub struct RemoteEndpoint {
     pub identity: u32,
 }
 
-/// Endpoints of other hosts by their addresses, with their names.
-pub type ByAddress = HashMap<IpAddr, (Arc<str>, Arc<RemoteEndpoint>)>;
+/// Endpoints of other hosts by their addresses, with their names: made when somebody asks for one, as most changes come before that.
+#[derive(Debug, Default)]
+pub struct ByAddress {
+    of: Arc<Elsewhere>,
+    all: OnceLock<HashMap<IpAddr, Named>>,
+}
+
+/// An endpoint and its name.
+pub type Named = (Arc<str>, Arc<RemoteEndpoint>);
+
+impl ByAddress {
+    /// Of all that is elsewhere.
+    #[must_use]
+    pub fn new(of: Arc<Elsewhere>) -> Self {
+        Self { of, all: OnceLock::new() }
+    }
+
+    /// All of them. Of several with one address that which was given it comes first, then the first name.
+    pub fn all(&self) -> &HashMap<IpAddr, Named> {
+        self.all.get_or_init(|| {
+            let mut all = HashMap::<IpAddr, Named>::with_capacity(self.of.endpoints.len());
+            for (name, endpoint) in &self.of.endpoints {
+                for address in &endpoint.addresses {
+                    let there = all.get(address);
+                    if there.is_none_or(|(_, there)| endpoint.given && !there.given) {
+                        all.insert(*address, (Arc::clone(name), Arc::clone(endpoint)));
+                    }
+                }
+            }
+            all
+        })
+    }
+}
 
 /// The name of an endpoint among all hosts. That of a resource is one already; what is only named like its device is `host/device`.
 #[must_use]
@@ -103,20 +134,6 @@ impl Elsewhere {
                 found.extend(this.or(that).map(|(name, _)| name));
             }
         }
-    }
-
-    /// The endpoints by their addresses. Of several with one address that which was given it comes first, then the first name.
-    pub fn by_address(&self) -> ByAddress {
-        let mut all = ByAddress::with_capacity(self.endpoints.len());
-        for (name, endpoint) in &self.endpoints {
-            for address in &endpoint.addresses {
-                let there = all.get(address);
-                if there.is_none_or(|(_, there)| endpoint.given && !there.given) {
-                    all.insert(*address, (Arc::clone(name), Arc::clone(endpoint)));
-                }
-            }
-        }
-        all
     }
 }
 
@@ -185,8 +202,8 @@ mod tests {
             ("c", endpoint("b", "g", &["10.0.0.1"])),
             ("d", endpoint("b", "g", &["10.0.0.1"])),
         ]);
-        let by_address = all.by_address();
-        let owner = |a: &str| &*by_address[&a.parse::<IpAddr>().unwrap()].0;
+        let by_address = ByAddress::new(Arc::new(all));
+        let owner = |a: &str| &*by_address.all()[&a.parse::<IpAddr>().unwrap()].0;
         assert_eq!((owner("10.0.0.1"), owner("10.0.0.2")), ("c", "a"));
     }
 }

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod expression;
 pub mod fleet;
 pub mod lb;
+mod memory;
 pub mod object;
 pub mod observe;
 pub mod policy;
@@ -19,3 +20,7 @@ pub mod resource;
 mod socket_file;
 pub mod source;
 pub mod store;
+
+/// The version of the agent.
+pub const VERSION: &str =
+    if cfg!(feature = "previous-abi") { concat!(env!("CARGO_PKG_VERSION"), "-previous") } else { env!("CARGO_PKG_VERSION") };

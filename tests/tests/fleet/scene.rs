@@ -3,8 +3,9 @@
 use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::Value;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::time::Duration;
-use vnet_tests::{Agent, Fleet, Host, wait_for};
+use vnet_tests::{Agent, Fleet, Host, bin_dir, wait_for};
 pub use vnet_tests::{Open, serve_name};
 
 /// The hosts.
@@ -42,7 +43,12 @@ impl Trio {
 
     /// Starts the agents of all hosts, and has the policy in force on all.
     pub fn agents(&self, more: &[&str]) -> Result<Vec<Agent<'_>>> {
-        let agents = (0..HOSTS.len()).map(|host| self.fleet.agent(host, more)).collect::<Result<Vec<_>>>()?;
+        self.agents_program(&bin_dir()?.join("vnet-agent"), more)
+    }
+
+    /// The same with another build of the agent.
+    pub fn agents_program(&self, program: &Path, more: &[&str]) -> Result<Vec<Agent<'_>>> {
+        let agents = (0..HOSTS.len()).map(|host| self.fleet.agent_program(host, program, more)).collect::<Result<Vec<_>>>()?;
         everywhere(&agents[0], &policy(""))?;
         self.peers_known(&agents)?;
         Ok(agents)

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::{Agent, State};
-use crate::elsewhere::{Elsewhere, RemoteEndpoint};
+use crate::elsewhere::{ByAddress, Elsewhere, RemoteEndpoint};
 use crate::policy::{Image, Subject};
 
 impl Agent {
@@ -30,8 +30,7 @@ impl State {
         if self.policy.known().is_some() {
             self.follow_elsewhere(here);
         }
-        let by_address = elsewhere.by_address();
-        self.parts.observer.names.update(|names| names.elsewhere = Arc::new(by_address));
+        self.parts.observer.names.update(|names| names.elsewhere = Arc::new(ByAddress::new(elsewhere)));
     }
 
     /// Brings what depends on other hosts after it. `here`: other endpoints are on this host.

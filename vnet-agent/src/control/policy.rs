@@ -115,7 +115,11 @@ impl<R: Rows> Policy<R> {
     }
 
     /// Notes where resources were written.
-    pub fn set_origins(&mut self, origins: Vec<(Key, Origin)>) -> Result<()> {
+    pub fn set_origins(&mut self, mut origins: Vec<(Key, Origin)>) -> Result<()> {
+        origins.retain(|(k, origin)| self.inputs.origins.get(k) != Some(origin));
+        if origins.is_empty() {
+            return Ok(());
+        }
         let stored = self.store.set_origins(&origins).context("noting where the resources were written");
         self.inputs.origins.extend(origins);
         stored

@@ -15,6 +15,7 @@ use super::Agent;
 use crate::datapath::gc::Collector;
 use crate::device::{self, Snapshot};
 use crate::lb::health;
+use crate::memory;
 use crate::observe::{Observer, Saying};
 
 /// Between two looks at what should be right.
@@ -66,6 +67,7 @@ pub async fn run(
     let collector = tokio::spawn(collect(Arc::clone(agent)));
     let mut groups = agent.parts().quarantine.changes();
     let feedback = tokio::spawn(super::fleet::load::feed_back(Arc::clone(agent)));
+    let giving_back = tokio::spawn(memory::give_back());
     let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -97,6 +99,7 @@ pub async fn run(
     tell_systemd(&[sd_notify::NotifyState::Stopping]);
     collector.abort();
     telling.abort();
+    giving_back.abort();
     feedback.abort();
     agent.end();
     Ok(())

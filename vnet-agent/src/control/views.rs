@@ -68,7 +68,7 @@ fn summary(s: &State) -> Status {
         ));
     }
     Status {
-        version: env!("CARGO_PKG_VERSION").into(),
+        version: crate::VERSION.to_owned(),
         abi: ABI,
         pid: std::process::id(),
         endpoints: s.attachments.count() as u32,

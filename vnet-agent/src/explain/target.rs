@@ -72,7 +72,7 @@ impl Scene {
             };
         }
         let known = self.names.addresses.iter();
-        let known = known.chain(self.names.elsewhere.iter().map(|(a, (name, _))| (a, name)));
+        let known = known.chain(self.names.elsewhere.all().iter().map(|(a, (name, _))| (a, name)));
         let mut found: Vec<IpAddr> = known.filter(|(_, name)| name.as_ref() == who).map(|(a, _)| *a).collect();
         found.sort_unstable();
         match (found.is_empty(), who) {

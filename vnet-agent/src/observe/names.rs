@@ -35,12 +35,12 @@ impl Names {
 
     /// The endpoint with this address, here or elsewhere.
     pub fn at(&self, address: IpAddr) -> Option<&Arc<str>> {
-        self.addresses.get(&address).or_else(|| self.elsewhere.get(&address).map(|(name, _)| name))
+        self.addresses.get(&address).or_else(|| self.elsewhere.all().get(&address).map(|(name, _)| name))
     }
 
     /// The endpoint of another host with this address, if none of this host has it.
     pub fn elsewhere(&self, address: IpAddr) -> Option<&(Arc<str>, Arc<RemoteEndpoint>)> {
-        self.elsewhere.get(&address).filter(|_| !self.addresses.contains_key(&address))
+        self.elsewhere.all().get(&address).filter(|_| !self.addresses.contains_key(&address))
     }
 
     /// The other side of a flow: an endpoint's name, or what its identity is called; empty if it has neither.
@@ -95,7 +95,7 @@ mod tests {
         let others = elsewhere(vec![("b/tap0", endpoint("b", "g", &["10.0.0.1", "10.0.0.2"]))]);
         let names = Names {
             addresses: Arc::new(HashMap::from([(a(1), "vm1".into())])),
-            elsewhere: Arc::new(others.by_address()),
+            elsewhere: Arc::new(ByAddress::new(Arc::new(others))),
             ..Names::default()
         };
         let peers = [1, 2, 3].map(|n| names.peer(a(n), identity::WORLD).to_string());

@@ -88,7 +88,8 @@ pub struct LoadBalancerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub passive_health: Option<PassiveHealth>,
     /// Let the members' load, as all hosts see it, adjust their weights. Default: weights are as configured.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(not(feature = "previous-abi"), serde(default, skip_serializing_if = "Option::is_none"))]
+    #[cfg_attr(feature = "previous-abi", serde(skip))]
     pub feedback: Option<Feedback>,
 }
 

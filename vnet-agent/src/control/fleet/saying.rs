@@ -36,7 +36,7 @@ impl State {
         let Some(sharing) = self.sharing.as_mut() else { return Ok(()) };
         let inputs = self.policy.inputs();
         let host = HostState {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
+            version: crate::VERSION.to_owned(),
             zone: inputs.zone.clone(),
             addresses: inputs.world.addresses.iter().copied().filter(is_shared).collect(),
             capacity,

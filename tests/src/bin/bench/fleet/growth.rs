@@ -88,7 +88,8 @@ impl Run {
     fn measure(self, quick: bool) -> Result<Vec<Row>> {
         let mut rows = Rows(self.hosts, Vec::new());
         let mut real = self.fleet.agent(1, &[])?;
-        let alone = wait_for("the real agent to read the store", LIMIT, || self.known(&real).ok().map(|_| Memory::of(&real)))??;
+        wait_for("the real agent to read the store", LIMIT, || self.known(&real).ok())?;
+        let alone = Memory::settled(&real)?;
         let before = Sample::take(&self.fleet, "host0")?;
 
         let mut agents = self.start(0)?;
@@ -102,7 +103,7 @@ impl Run {
         wait_for("the real agent to know all endpoints", LIMIT, || {
             self.known(&real).ok().filter(|known| *known >= u64::from(endpoints))
         })?;
-        let full = Memory::of(&real)?;
+        let full = Memory::settled(&real)?;
         self.changes(&agents, &real, if quick { 10 } else { 30 }, &mut rows)?;
         rows.memory("the real agent, with nobody else", &alone, None);
         let goal = (self.hosts == GOAL).then_some(100.0);
@@ -112,7 +113,7 @@ impl Run {
         wait_for("the real agent to know all endpoints again", LIMIT, || {
             self.known(&real).ok().filter(|known| *known >= u64::from(endpoints))
         })?;
-        rows.memory("the same after a restart", &Memory::of(&real)?, goal);
+        rows.memory("the same after a restart", &Memory::settled(&real)?, goal);
 
         let before = Sample::take(&self.fleet, "host0")?;
         agents.process.stop(nix::sys::signal::Signal::SIGKILL)?;
@@ -265,6 +266,12 @@ struct Memory {
 }
 
 impl Memory {
+    /// When it has given back what it needed for a moment: every 10 s it does.
+    fn settled(agent: &Agent<'_>) -> Result<Self> {
+        std::thread::sleep(Duration::from_secs(12));
+        Self::of(agent)
+    }
+
     fn of(agent: &Agent<'_>) -> Result<Self> {
         let status: serde_json::Value = super::ask(&agent.socket(), "GET", "/v1/status", "")?;
         let text = std::fs::read_to_string(format!("/proc/{}/status", agent.pid()?)).context("asking for memory")?;
@@ -298,6 +305,9 @@ impl Rows {
     /// What it took until all had converged.
     fn cost(&mut self, what: &str, report: &Report, before: &Sample, after: &Sample, hosts: u32) {
         self.put(&format!("{what}: CPU of a simulated agent"), "s", report.cpu / f64::from(hosts));
+        for (step, (_, ms)) in &report.costs {
+            self.put(&format!("{what}: CPU of a simulated agent: {step}"), "ms", ms / f64::from(hosts));
+        }
         self.put(&format!("{what}: CPU of the three members of etcd"), "s", after.cpu - before.cpu);
         self.put(&format!("{what}: from the store to the agents"), "MB", (after.sent - before.sent) / 1e6);
         self.put(&format!("{what}: writes"), "count", after.revision - before.revision);

@@ -219,7 +219,6 @@ impl State {
             return Ok(());
         }
         let after = Arc::new(elsewhere);
-        let _by_address = after.by_address();
         let image = match &self.image {
             Some(image) if !touched.desired => {
                 let (changed, gone) = changes(image, self.here.clone(), &self.elsewhere, &after);
