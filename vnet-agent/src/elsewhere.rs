@@ -13,7 +13,7 @@ pub struct Elsewhere {
     /// The other hosts, by their names.
     pub hosts: BTreeMap<String, RemoteHost>,
     /// Their endpoints, by names that are unique among all hosts: see [`qualified`].
-    pub endpoints: BTreeMap<Arc<str>, Arc<RemoteEndpoint>>,
+    pub endpoints: Arc<BTreeMap<Arc<str>, Arc<RemoteEndpoint>>>,
     /// This host is drained: as members of load balancers its endpoints get no new flows.
     pub drained: bool,
 }
@@ -69,7 +69,7 @@ impl ByAddress {
     pub fn all(&self) -> &HashMap<IpAddr, Named> {
         self.all.get_or_init(|| {
             let mut all = HashMap::<IpAddr, Named>::with_capacity(self.of.endpoints.len());
-            for (name, endpoint) in &self.of.endpoints {
+            for (name, endpoint) in &*self.of.endpoints {
                 for address in &endpoint.addresses {
                     let there = all.get(address);
                     if there.is_none_or(|(_, there)| endpoint.given && !there.given) {
@@ -118,6 +118,9 @@ impl Elsewhere {
 
     /// The endpoints that are other ones in `other`, or in one of the two only, in order.
     pub fn differing<'a>(&'a self, other: &'a Self) -> Vec<&'a Arc<str>> {
+        if Arc::ptr_eq(&self.endpoints, &other.endpoints) {
+            return Vec::new();
+        }
         let mut sides = (self.endpoints.iter().peekable(), other.endpoints.iter().peekable());
         let mut found = Vec::new();
         loop {
@@ -157,8 +160,9 @@ pub(crate) mod fixtures {
     /// These endpoints, and their hosts without anything.
     pub fn elsewhere(endpoints: Vec<(&str, RemoteEndpoint)>) -> Elsewhere {
         let hosts = endpoints.iter().map(|(_, e)| (e.host.to_string(), RemoteHost::default())).collect();
-        let endpoints = endpoints.into_iter().map(|(name, e)| (name.into(), Arc::new(e))).collect();
-        Elsewhere { hosts, endpoints, drained: false }
+        let endpoints: BTreeMap<Arc<str>, Arc<RemoteEndpoint>> =
+            endpoints.into_iter().map(|(name, e)| (name.into(), Arc::new(e))).collect();
+        Elsewhere { hosts, endpoints: Arc::new(endpoints), drained: false }
     }
 }
 
@@ -172,12 +176,11 @@ mod tests {
         let all = |names: &[(&str, &str)]| elsewhere(names.iter().map(|(n, group)| (*n, endpoint("b", group, &[]))).collect());
         let before = all(&[("a", "g"), ("c", "g"), ("d", "g"), ("f", "g")]);
         let mut after = before.clone();
-        for (name, e) in all(&[("b", "g"), ("d", "h"), ("g", "g")]).endpoints {
-            after.endpoints.insert(name, e);
-        }
-        after.endpoints.remove("a");
+        let endpoints = Arc::make_mut(&mut after.endpoints);
+        endpoints.extend((*all(&[("b", "g"), ("d", "h"), ("g", "g")]).endpoints).clone());
+        endpoints.remove("a");
         // The same value in another place is no difference.
-        after.endpoints.insert("c".into(), Arc::new(endpoint("b", "g", &[])));
+        endpoints.insert("c".into(), Arc::new(endpoint("b", "g", &[])));
         for (these, those) in [(&before, &after), (&after, &before)] {
             let names: Vec<&str> = these.differing(those).into_iter().map(|n| &**n).collect();
             assert_eq!(names, ["a", "b", "d", "g"]);

@@ -65,7 +65,7 @@ fn far(group: &str, change: impl FnOnce(&mut RemoteHost)) -> Elsewhere {
         identity: 0x0002_0010,
     };
     let mut all = Elsewhere::default();
-    all.endpoints.insert("vm7".into(), Arc::new(endpoint));
+    Arc::make_mut(&mut all.endpoints).insert("vm7".into(), Arc::new(endpoint));
     change(all.hosts.entry("b".into()).or_default());
     all
 }

@@ -1,6 +1,6 @@
 //! Where endpoints are: which hosts say that they have them.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use vnet_common::fleet::EndpointState;
@@ -11,10 +11,69 @@ pub type Claim = (i64, Arc<EndpointState>);
 /// An endpoint's name and a host.
 pub type At = (String, String);
 
-/// The claims of a name, by host.
+/// Who claims a name: hardly ever more than one.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts(Vec<(String, Claim)>);
+
+impl Hosts {
+    /// What a host says of it.
+    #[must_use]
+    pub fn get(&self, host: &str) -> Option<&Claim> {
+        self.iter().find(|(name, _)| *name == host).map(|(_, claim)| claim)
+    }
+
+    /// Does a host claim it?
+    #[must_use]
+    pub fn contains_key(&self, host: &str) -> bool {
+        self.get(host).is_some()
+    }
+
+    /// The hosts and their claims, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&String, &Claim)> {
+        self.0.iter().map(|(host, claim)| (host, claim))
+    }
+
+    /// The hosts, in order.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.iter().map(|(host, _)| host)
+    }
+
+    /// Their claims, in the same order.
+    pub fn values(&self) -> impl Iterator<Item = &Claim> {
+        self.iter().map(|(_, claim)| claim)
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Is there none?
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Gives what the host said before.
+    fn put(&mut self, host: &str, claim: Option<Claim>) -> Option<Claim> {
+        match (self.0.binary_search_by(|(name, _)| name.as_str().cmp(host)), claim) {
+            (Ok(at), Some(claim)) => self.0.get_mut(at).map(|there| std::mem::replace(&mut there.1, claim)),
+            (Ok(at), None) => Some(self.0.remove(at).1),
+            (Err(at), Some(claim)) => {
+                self.0.reserve_exact(1);
+                self.0.insert(at, (host.to_owned(), claim));
+                None
+            }
+            (Err(_), None) => None,
+        }
+    }
+}
+
+/// The claims of a name.
 #[derive(Clone, Debug, Default)]
 struct Named {
-    claims: BTreeMap<String, Claim>,
+    claims: Hosts,
     /// How many of them have a resource.
     with_resource: u32,
 }
@@ -31,20 +90,25 @@ pub struct Claims {
     by_identity: HashMap<u32, u32>,
     /// Claims that changed and were not taken yet.
     changed: BTreeSet<At>,
+    /// Labels of endpoints: many have the same.
+    labels: HashSet<Arc<BTreeMap<String, String>>>,
 }
 
 impl Claims {
     /// A host claims an endpoint, or (`None`) does not any more.
     pub fn put(&mut self, name: &str, host: &str, claim: Option<(i64, EndpointState)>) {
         let named = self.by_name.entry(name.to_owned()).or_default();
-        let claim = claim.map(|(since, state)| (since, Arc::new(state)));
+        let claim = claim.map(|(since, mut state)| {
+            match self.labels.get(&state.labels) {
+                Some(known) => state.labels = Arc::clone(known),
+                None => drop(self.labels.insert(Arc::clone(&state.labels))),
+            }
+            (since, Arc::new(state))
+        });
         let (is, number) = (claim.is_some(), claim.as_ref().map(|(_, state)| state.identity));
         let has_resource = |claim: &Option<Claim>| claim.as_ref().is_some_and(|(_, state)| !state.discovered);
         let more = has_resource(&claim);
-        let before = match claim {
-            Some(claim) => named.claims.insert(host.to_owned(), claim),
-            None => named.claims.remove(host),
-        };
+        let before = named.claims.put(host, claim);
         if more != has_resource(&before) {
             count(&mut named.with_resource, more);
         }
@@ -70,21 +134,25 @@ impl Claims {
             }
         }
         self.changed.insert((name.to_owned(), host.to_owned()));
+        // Labels that only this has are nobody's any more.
+        if self.labels.len() > 2 * self.by_name.len() + 64 {
+            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
+        }
     }
 
     /// Who claims an endpoint; `None`: nobody does.
     #[must_use]
-    pub fn of(&self, name: &str) -> Option<&BTreeMap<String, Claim>> {
+    pub fn of(&self, name: &str) -> Option<&Hosts> {
         self.by_name.get(name).map(|named| &named.claims)
     }
 
     /// Every name, with who claims it.
-    pub fn names(&self) -> impl Iterator<Item = (&String, &BTreeMap<String, Claim>)> {
+    pub fn names(&self) -> impl Iterator<Item = (&String, &Hosts)> {
         self.by_name.iter().map(|(name, named)| (name, &named.claims))
     }
 
     /// The names that several hosts claim, and at least one with a resource.
-    pub fn contested(&self) -> impl Iterator<Item = (&str, &BTreeMap<String, Claim>)> {
+    pub fn contested(&self) -> impl Iterator<Item = (&str, &Hosts)> {
         self.contested.iter().filter_map(|name| Some((name.as_str(), self.of(name)?)))
     }
 
@@ -135,7 +203,7 @@ mod tests {
             let all: Vec<(&String, &String, &Claim)> =
                 claims.names().flat_map(|(n, c)| c.iter().map(move |(h, claim)| (n, h, claim))).collect();
             let contested: Vec<&str> = claims.contested().map(|(name, _)| name).collect();
-            let is_contested = |c: &BTreeMap<String, Claim>| c.len() > 1 && c.values().any(|(_, state)| !state.discovered);
+            let is_contested = |c: &Hosts| c.len() > 1 && c.values().any(|(_, state)| !state.discovered);
             let expected: Vec<&str> = claims.names().filter(|(_, c)| is_contested(c)).map(|(n, _)| n.as_str()).collect();
             assert_eq!(contested, expected);
             for host in hosts {

@@ -16,6 +16,9 @@ const INHERITED: TableDefinition<'_, &str, ()> = TableDefinition::new("inherited
 /// Numbers that this host has to know again, by what they are.
 const NUMBERS: TableDefinition<'_, &str, i64> = TableDefinition::new("numbers");
 
+/// The number that says of which revision the keys are.
+const REVISION: &str = "revision";
+
 /// The file.
 pub struct Disk {
     /// `None`: it could not be opened again after it failed.
@@ -30,6 +33,8 @@ pub struct Recalled {
     pub entries: BTreeMap<String, Entry>,
     /// Those of them that are of the store that was there before.
     pub inherited: BTreeSet<String>,
+    /// They are what the store had in this revision.
+    pub revision: i64,
 }
 
 /// Is this worth keeping? What hosts say every moment is not.
@@ -104,15 +109,17 @@ impl Disk {
             for row in txn.open_table(INHERITED)?.iter()? {
                 all.inherited.insert(row?.0.value().to_owned());
             }
+            all.revision = txn.open_table(NUMBERS)?.get(REVISION)?.map_or(0, |number| number.value());
             Ok(all)
         })
     }
 
-    /// Keeps these, and whether they are of the store that was there before; `None`: they are gone.
+    /// Keeps these, and whether they are of the store that was there before; `None`: they are gone. With them it has all that the store had
+    /// in `revision`.
     ///
     /// # Errors
     /// The file cannot be written: then nothing was.
-    pub fn keep(&self, changes: &BTreeMap<String, Option<(Entry, bool)>>) -> Result<()> {
+    pub fn keep(&self, changes: &BTreeMap<String, Option<(Entry, bool)>>, revision: i64) -> Result<()> {
         self.with("writing", |db| {
             let txn = db.begin_write()?;
             {
@@ -128,6 +135,7 @@ impl Disk {
                     }
                 }
             }
+            txn.open_table(NUMBERS)?.insert(REVISION, revision)?;
             Ok(txn.commit()?)
         })
     }
@@ -179,7 +187,7 @@ mod tests {
             let all = [("a", false), ("b", false), ("c", true), ("d", true)];
             let keep = |kept: &[(&str, Option<bool>)]| {
                 let entries = kept.iter().map(|(key, inherited)| ((*key).to_owned(), inherited.map(|i| (entry.clone(), i))));
-                disk.keep(&entries.collect()).unwrap();
+                disk.keep(&entries.collect(), kept.len() as i64).unwrap();
             };
             keep(&all.map(|(key, inherited)| (key, Some(inherited))));
             keep(&[("b", None), ("d", Some(false))]);
@@ -191,7 +199,7 @@ mod tests {
         }
         let disk = Disk::open(&file).unwrap();
         let entries = ["a", "c", "d"].map(|key| (key.to_owned(), entry.clone())).into();
-        assert_eq!(disk.load().unwrap(), Recalled { entries, inherited: BTreeSet::from(["c".to_owned()]) });
+        assert_eq!(disk.load().unwrap(), Recalled { entries, inherited: BTreeSet::from(["c".to_owned()]), revision: 2 });
         assert_eq!((disk.number("linger"), disk.number("other")), (Some(13), None));
         drop(disk);
         std::fs::write(&file, vec![0xa5; 8192]).unwrap();

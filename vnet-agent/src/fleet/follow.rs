@@ -8,16 +8,18 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use tokio::task::block_in_place;
-use tokio::time::sleep;
+use tokio::time::{sleep, sleep_until};
 use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
-use vnet_common::fleet::{DESIRED, ROOT, SERIAL};
+use vnet_common::fleet::{DESIRED, ROOT, SERIAL, STATE};
 
 use super::disk::is_kept;
-use super::mirror::Moment;
 use super::{ANOTHER, CLUSTER, Consumer, Fleet, lock};
 
 /// Between two attempts to connect, at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+/// Until everything is read again and compared, after a restart that went on from the disk, and after that: some half as much again, or as
+/// much less. What is told of changes should leave nothing to find.
+const COMPARE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
 /// Between two looks whether certificates were replaced.
 const FILES: Duration = Duration::from_secs(2);
 /// Between two writes to the disk; [`Mirror::settle`](super::mirror::Mirror::settle) counts in it.
@@ -26,6 +28,11 @@ const KEEP: Duration = Duration::from_secs(1);
 /// Any number: hosts that lost the same member must not all come back at the same moment.
 fn random() -> u64 {
     RandomState::new().build_hasher().finish()
+}
+
+/// Half as much more, or less.
+fn varied(time: Duration) -> Duration {
+    time.mul_f64(0.5 + (random() % 1000) as f64 / 1000.0)
 }
 
 /// Why a session ended.
@@ -72,7 +79,7 @@ impl Fleet {
                     if failed % rotation.access().endpoints().len() == 0 {
                         wait = (wait * 2).min(PATIENCE.1);
                     }
-                    sleep(wait.mul_f64(0.5 + (random() % 1000) as f64 / 1000.0)).await;
+                    sleep(varied(wait)).await;
                 }
             }
         }
@@ -80,16 +87,13 @@ impl Fleet {
 
     /// One connection, for as long as it lasts.
     async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
-        // A store that was restored from a backup has been elsewhere, or further, than what we know, or it has come further meanwhile with
-        // other changes than ours.
-        let Moment { revision: known, serial, .. } = self.mirror().moment();
-        let mut full = known == 0 || self.cluster.load(Ordering::Relaxed) != client.cluster() || client.revision() < known;
-        if !full {
-            full = match client.get(SERIAL).await {
-                Ok(entry) => entry.is_none_or(|entry| entry.modified <= known && serial != Some(entry.modified)),
-                Err(e) => return End::Broken(e),
-            };
-        }
+        let restarted = self.mirror().revision() == 0;
+        let mut full = match self.goes_on(&mut client).await {
+            Ok(goes_on) => !goes_on,
+            Err(e) => return End::Broken(e),
+        };
+        let soon = restarted && !full;
+        let mut compare = Instant::now() + varied(if soon { COMPARE.0 } else { COMPARE.1 });
         loop {
             if full && let Err(e) = self.read_all(&mut client).await {
                 return End::Broken(e);
@@ -111,8 +115,47 @@ impl Fleet {
                 },
                 end = self.publishing(client.clone()) => return End::Broken(end),
                 () = self.files_replaced() => return End::Replaced,
+                () = sleep_until(compare.into()) => {
+                    compare = Instant::now() + varied(COMPARE.1);
+                    full = true;
+                }
             }
         }
+    }
+
+    /// Can the store be followed from what is known on? One that was restored from a backup has been elsewhere, or further, or it has come
+    /// further meanwhile with other changes than those that we know.
+    async fn goes_on(&self, client: &mut Client) -> Result<bool> {
+        let (known, serial) = {
+            let mirror = self.mirror();
+            (mirror.known(), mirror.moment().serial)
+        };
+        if known == 0 || self.cluster.load(Ordering::Relaxed) != client.cluster() || client.revision() < known {
+            return Ok(false);
+        }
+        let entry = client.get(SERIAL).await?;
+        if entry.is_none_or(|entry| entry.modified <= known && serial != Some(entry.modified)) {
+            return Ok(false);
+        }
+        if self.mirror().revision() == 0 {
+            let (mut read, prefixes) = (BTreeMap::new(), self.unknown());
+            for prefix in &prefixes {
+                read.extend(client.read(prefix).await?.entries);
+            }
+            self.mirror().resume(read, &prefixes);
+            log::info!("going on from revision {known} of the store, which was known when the agent before this one ended");
+            self.tell(&[], true);
+        }
+        Ok(true)
+    }
+
+    /// What the disk does not say: what is not kept there, and the leases of what this host says.
+    fn unknown(&self) -> Vec<String> {
+        let (single, below) = &self.own;
+        let not_kept = ["applied/", "health/", "global/", "moving/"].map(|kind| format!("{STATE}{kind}"));
+        let leased =
+            single.iter().chain(below).filter(|own| own.starts_with(ROOT) && !not_kept.iter().any(|all| own.starts_with(all)));
+        not_kept.iter().chain(leased).cloned().collect()
     }
 
     /// Reads everything.
@@ -141,7 +184,7 @@ impl Fleet {
                 mirror.replace(snapshot)
             }
         };
-        self.tell(changed, true);
+        self.tell(&changed, true);
         Ok(())
     }
 
@@ -151,7 +194,7 @@ impl Fleet {
             let Next::Changes(changes, revision) = watch.next().await? else { return Ok(()) };
             let changed = self.mirror().apply(changes, revision);
             self.heard();
-            self.tell(changed, false);
+            self.tell(&changed, false);
         }
     }
 
@@ -209,24 +252,24 @@ impl Fleet {
             sleep(KEEP).await;
             if lock(&self.link).connected.is_some() {
                 let forgotten = self.mirror().settle(self.settings.linger);
-                self.tell(forgotten, false);
+                self.tell(&forgotten, false);
             }
-            let keys = std::mem::take(&mut *lock(&self.unkept));
-            let changes: BTreeMap<String, Option<(Entry, bool)>> = {
-                let mirror = self.mirror();
+            let (changes, revision): (BTreeMap<String, Option<(Entry, bool)>>, i64) = {
+                let mut mirror = self.mirror();
+                let (keys, revision) = mirror.take_unkept();
                 let kept = keys.into_iter().filter(|key| is_kept(key));
-                kept.map(|key| {
+                let kept = kept.map(|key| {
                     let entry = mirror.get(&key).map(|entry| (entry.clone(), mirror.inherits(&key)));
                     (key, entry)
-                })
-                .collect()
+                });
+                (kept.collect(), revision)
             };
             if changes.is_empty() {
                 continue;
             }
-            if let Err(e) = block_in_place(|| self.disk.keep(&changes)) {
+            if let Err(e) = block_in_place(|| self.disk.keep(&changes, revision)) {
                 log::error!("{e:#}; trying again");
-                lock(&self.unkept).extend(changes.into_keys());
+                self.mirror().keep_later(changes.into_keys());
             }
         }
     }

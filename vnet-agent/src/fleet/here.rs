@@ -34,7 +34,7 @@ impl Fleet {
         let upper = view.registered.get(host).map(|r| r.number);
         let mut endpoints = BTreeMap::new();
         for (name, mut state) in here.endpoints {
-            let labels = IdentityLabels { group: state.group.clone(), labels: state.labels.clone() };
+            let labels = IdentityLabels { group: state.group.clone(), labels: (*state.labels).clone() };
             state.identity = numbers.number(view, host, upper, &labels);
             endpoints.insert(Key::Endpoint(host.to_owned(), name), state);
         }

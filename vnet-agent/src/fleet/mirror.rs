@@ -5,6 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use vnet_common::etcd::{Change, Entry, Snapshot};
 use vnet_common::fleet::{ALIVE_SECONDS, DESIRED, EndpointState, Key, SERIAL};
 
+use super::disk::Recalled;
+
 /// For so many seconds without a break a host has to be alive, until it has said all that it has to say: one whose lease came with the
 /// store is gone by then, and whoever waited to connect again is back.
 const BACK: u32 = ALIVE_SECONDS as u32 + 5;
@@ -19,6 +21,10 @@ pub struct Mirror {
     desired: i64,
     /// Keys with other values than when they were told last.
     untold: BTreeSet<String>,
+    /// Keys with other values than on the disk.
+    unkept: BTreeSet<String>,
+    /// The revision up to which the disk was, as long as nothing else is known; 0: it is not to be gone by.
+    kept: i64,
     /// What hosts said in the store that was there before, and what this one has instead: they have not said it again.
     inherited: BTreeMap<String, Option<Entry>>,
     /// For so many seconds this store has been heard of since it took that one's place.
@@ -50,13 +56,54 @@ fn is_held(entry: &Entry) -> bool {
 }
 
 impl Mirror {
-    /// Of what was written to the disk: values that were good once. Nothing is watched from there. Of those that are `inherited` the store
-    /// knew nothing.
+    /// Of what was written to the disk: values that were good once.
     #[must_use]
-    pub fn recalled(entries: BTreeMap<String, Entry>, inherited: BTreeSet<String>, another: bool) -> Self {
-        let inherited = inherited.into_iter().filter(|key| entries.contains_key(key)).map(|key| (key, None)).collect();
+    pub fn recalled(recalled: Recalled, another: bool) -> Self {
+        let Recalled { entries, inherited, revision } = recalled;
+        // Of those that are inherited the store knew nothing.
+        let inherited: BTreeMap<_, _> =
+            inherited.into_iter().filter(|key| entries.contains_key(key)).map(|key| (key, None)).collect();
         let untold = entries.keys().cloned().collect();
-        Self { entries, inherited, untold, another, replaced: another.into(), ..Self::default() }
+        let kept = if another || !inherited.is_empty() { 0 } else { revision };
+        Self { entries, inherited, untold, kept, another, replaced: another.into(), ..Self::default() }
+    }
+
+    /// The revision from which the store can be followed without reading all of it again; 0: none.
+    #[must_use]
+    pub fn known(&self) -> i64 {
+        if self.revision > 0 { self.revision } else { self.kept }
+    }
+
+    /// Goes on from what was on the disk: all that it has was so in the store in that revision. `read` are the keys below `prefixes`, which
+    /// were read by now.
+    pub fn resume(&mut self, read: BTreeMap<String, Entry>, prefixes: &[String]) {
+        let is_read = |key: &String| prefixes.iter().any(|prefix| key.starts_with(prefix));
+        let over: Vec<String> = self.entries.keys().filter(|key| is_read(key) && !read.contains_key(*key)).cloned().collect();
+        over.iter().for_each(|key| drop(self.entries.remove(key)));
+        self.noted(over.iter().chain(read.keys()).cloned().collect());
+        self.entries.extend(read);
+        self.desired = self.newest_desired();
+        self.revision = std::mem::take(&mut self.kept);
+    }
+
+    fn newest_desired(&self) -> i64 {
+        self.below(DESIRED).map(|(_, entry)| entry.modified).max().unwrap_or(0)
+    }
+
+    fn noted(&mut self, changed: Vec<String>) -> Vec<String> {
+        self.untold.extend(changed.iter().cloned());
+        self.unkept.extend(changed.iter().cloned());
+        changed
+    }
+
+    /// The keys that are not on the disk as they are here, and the revision that it is of when they are.
+    pub fn take_unkept(&mut self) -> (BTreeSet<String>, i64) {
+        (std::mem::take(&mut self.unkept), self.revision)
+    }
+
+    /// These could not be written.
+    pub fn keep_later(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.unkept.extend(keys);
     }
 
     /// The revision of the store up to which this is; 0: it has not been read since the agent started.
@@ -151,11 +198,9 @@ impl Mirror {
         let known = |key: &String, entry: &Entry| self.entries.get(key).is_some_and(|there| is_same(there, entry));
         let mut changed: Vec<String> = entries.iter().filter(|(k, e)| !known(k, e)).map(|(k, _)| k.clone()).collect();
         changed.extend(self.entries.keys().filter(|k| !entries.contains_key(*k)).cloned());
-        let is_desired = |(key, entry): (&String, &Entry)| key.starts_with(DESIRED).then_some(entry.modified);
-        self.desired = entries.iter().filter_map(is_desired).max().unwrap_or(0);
-        (self.entries, self.revision) = (entries, revision);
-        self.untold.extend(changed.iter().cloned());
-        changed
+        (self.entries, self.revision, self.kept) = (entries, revision, 0);
+        self.desired = self.newest_desired();
+        self.noted(changed)
     }
 
     /// One second more in which this store was heard of. Forgets what hosts have not said again though they have been back for a while;
@@ -181,8 +226,7 @@ impl Mirror {
                 None => drop(self.entries.remove(key)),
             }
         }
-        self.untold.extend(forgotten.iter().cloned());
-        forgotten
+        self.noted(forgotten)
     }
 
     /// Is this what a host said in the store that was there before?
@@ -200,25 +244,28 @@ impl Mirror {
 
     /// These happened, and everything up to `revision` was told: gives the keys.
     pub fn apply(&mut self, changes: Vec<Change>, revision: i64) -> Vec<String> {
-        let mut changed = Vec::with_capacity(changes.len());
+        let (mut changed, is_progress) = (Vec::with_capacity(changes.len()), changes.is_empty());
         for Change { key, entry, revision } in changes {
             if key.starts_with(DESIRED) {
                 self.desired = self.desired.max(revision);
             }
-            self.inherited.remove(&key);
+            self.revision = self.revision.max(revision);
+            let there = self.entries.get(&key).filter(|_| self.inherited.remove(&key).is_none());
+            if there.is_some_and(|there| there.modified > revision) {
+                // It was read after that.
+                continue;
+            }
             match entry {
                 Some(entry) => drop(self.entries.insert(key.clone(), entry)),
                 None => drop(self.entries.remove(&key)),
             }
-            self.revision = self.revision.max(revision);
             changed.push(key);
         }
         // The header may be ahead of the events: what it counts has then been told, or comes with a larger revision.
-        if changed.is_empty() {
+        if is_progress {
             self.revision = self.revision.max(revision);
         }
-        self.untold.extend(changed.iter().cloned());
-        changed
+        self.noted(changed)
     }
 }
 
@@ -301,7 +348,9 @@ mod tests {
         let there = [(alive("b"), entry("{}", 3)), (endpoint("b", "stays"), entry(FREE, 3))];
         m.replace(Snapshot { revision: 4, entries: there.clone().into() });
         let inherited = m.entries().keys().filter(|key| m.inherits(key)).cloned().collect();
-        let mut again = Mirror::recalled(m.entries().clone(), inherited, true);
+        let recalled = Recalled { entries: m.entries().clone(), inherited, revision: 4 };
+        let mut again = Mirror::recalled(recalled, true);
+        assert_eq!(again.known(), 0, "all of it is to be read again");
         again.replace(Snapshot { revision: 900, entries: there.into() });
         assert_eq!(again.entries(), m.entries());
         for mut m in [m, again] {
@@ -349,10 +398,41 @@ mod tests {
         ] {
             assert_eq!(m.is_set_back(&there), expected, "{what}");
         }
-        let recalled = Mirror::recalled(m.entries().clone(), BTreeSet::new(), false);
+        let recalled = Mirror::recalled(Recalled { entries: m.entries().clone(), ..Recalled::default() }, false);
         assert!(!recalled.is_set_back(&snapshot(9, &[("k", 5), ("l", 7), ("m", 6)])), "the disk does not have everything");
         assert!(recalled.is_set_back(&snapshot(9, &[("k", 4)])));
         assert!(!Mirror::default().is_set_back(&snapshot(2 * BUMP, &[("k", 4)])), "nothing was known");
+    }
+
+    #[test]
+    fn an_agent_that_was_restarted_goes_on_from_its_disk() {
+        let applied = "/vnet/v1/state/applied/b".to_owned();
+        let own = |name: &str| endpoint("own", name);
+        let mut m = Mirror::default();
+        let first = [(SERIAL.to_owned(), entry("", 3)), (endpoint("b", "vm"), entry(FREE, 4)), (own("a"), entry(FREE, 5))];
+        m.replace(Snapshot { revision: 6, entries: first.into() });
+        m.apply(vec![change(&own("b"), Some(FREE), 7), change(&applied, Some("1"), 8)], 8);
+        let (unkept, revision) = m.take_unkept();
+        assert_eq!((unkept.len(), revision), (5, 8));
+        assert!(m.take_unkept().0.is_empty());
+        let entries = m.entries().iter().filter(|(key, _)| **key != applied).map(|(k, e)| (k.clone(), e.clone())).collect();
+        let mut again = Mirror::recalled(Recalled { entries, inherited: BTreeSet::new(), revision }, false);
+        assert_eq!((again.revision(), again.known(), again.take_untold().len()), (0, 8, 4));
+        // Meanwhile its endpoint `a` was deleted (9), another host's changed (10) and said what is in force (11, 12).
+        let prefixes = ["/vnet/v1/state/applied/".to_owned(), own("")];
+        let leased = Entry { lease: 7, ..entry(FREE, 7) };
+        again.resume([(applied.clone(), entry("3", 12)), (own("b"), leased.clone())].into(), &prefixes);
+        assert_eq!((again.revision(), again.moment().desired, again.get(&own("a"))), (8, 3, None));
+        assert_eq!(again.take_untold(), BTreeSet::from([applied.clone(), own("a"), own("b")]));
+        let told = vec![
+            change(&own("a"), None, 9),
+            change(&endpoint("b", "vm"), Some(HELD), 10),
+            change(&applied, Some("2"), 11),
+            change(&applied, Some("3"), 12),
+        ];
+        assert_eq!(again.apply(told, 12), [own("a"), endpoint("b", "vm"), applied.clone()]);
+        assert_eq!((again.revision(), again.get(&own("b")), again.entries().len()), (12, Some(&leased), 4));
+        assert_eq!(again.get(&applied), Some(&entry("3", 12)), "what was read is newer than what is told of before");
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One task keeps a connection to one member of the store and goes on to the next when it breaks. It follows all keys in a
-//! [`Mirror`]: by a full read at first, by watching from the next revision on, and by a full read again when what came
-//! since was thrown away. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
+//! [`Mirror`]: by a full read at first, by watching from the next revision on, also after a restart, and by a full read again when what
+//! came since was thrown away, and now and then. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
 //! whatever cause, is written again.
 //!
 //! Nothing here asks for the time of day: what ends, ends by leases that the store counts, or by this host's monotonic clock.
@@ -108,8 +108,6 @@ pub struct Fleet {
     wake: Notify,
     /// The consumer is to look.
     told: Notify,
-    /// Keys that are not on the disk as they are in the mirror.
-    unkept: Mutex<BTreeSet<String>>,
     /// Where this host writes: single keys, and prefixes.
     own: (Vec<String>, Vec<String>),
     /// The mirror has to hear of a write before anything else is written.
@@ -137,8 +135,7 @@ impl Fleet {
     /// The file cannot be read or made.
     pub fn open(settings: Settings, state_dir: &Path) -> Result<Arc<Self>> {
         let disk = Disk::open(&state_dir.join("fleet.redb"))?;
-        let recalled = disk.load()?;
-        let mirror = Mirror::recalled(recalled.entries, recalled.inherited, disk.number(ANOTHER) == Some(1));
+        let mirror = Mirror::recalled(disk.load()?, disk.number(ANOTHER) == Some(1));
         let cluster = AtomicU64::new(disk.number(CLUSTER).unwrap_or(0).cast_unsigned());
         let own = writable(&settings.host);
         let link = Link { connected: None, heard: None, silent_since: Instant::now(), trouble: None };
@@ -149,7 +146,6 @@ impl Fleet {
             said: Mutex::default(),
             wake: Notify::new(),
             told: Notify::new(),
-            unkept: Mutex::default(),
             own,
             behind: AtomicBool::new(false),
             disk,
@@ -270,13 +266,12 @@ impl Fleet {
     }
 
     /// These keys of the mirror changed. `is_read`: everything was read.
-    fn tell(&self, keys: Vec<String>, is_read: bool) {
+    fn tell(&self, keys: &[String], is_read: bool) {
         // What others write is nothing to answer by writing.
         let wake = self.behind.load(Ordering::SeqCst) || keys.iter().any(|key| self.is_own(key));
         if !keys.is_empty() || is_read {
             self.told.notify_one();
         }
-        lock(&self.unkept).extend(keys);
         if wake {
             self.wake.notify_one();
         }

@@ -1,6 +1,6 @@
 //! Other hosts, and what is there: from the store's keys to what rules and load balancers follow from.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use vnet_common::fleet::{EndpointState, HostState};
@@ -15,8 +15,6 @@ pub struct Others {
     made: Elsewhere,
     /// Hosts that are alive, or have been while their endpoints linger.
     hosts: BTreeMap<String, HostState>,
-    /// Labels of endpoints: many have the same.
-    labels: HashSet<Arc<BTreeMap<String, String>>>,
 }
 
 impl Others {
@@ -42,10 +40,6 @@ impl Others {
             // Only endpoints with a resource are one and the same wherever they are.
             self.put(name.into(), claim.filter(|(_, state)| !state.discovered));
         }
-        // Labels that only this has are nobody's any more.
-        if self.labels.len() > 2 * self.made.endpoints.len() + 1 {
-            self.labels.retain(|labels| Arc::strong_count(labels) > 1);
-        }
         self.hosts.extend(view.alive.iter().map(|(host, (_, state))| (host.clone(), state.clone())));
         self.hosts.retain(|host, _| view.alive.contains_key(host) || view.endpoints.is_host(host));
         let drained = |host: &str| view.registered.get(host).is_some_and(|r| r.drained);
@@ -60,30 +54,24 @@ impl Others {
 
     /// An endpoint is on a host, or (`None`) on none other than this.
     fn put(&mut self, name: Arc<str>, claim: Option<(&str, &EndpointState)>) {
-        let Some((host, state)) = claim else {
-            self.made.endpoints.remove(&name);
-            return;
-        };
-        let known = self.labels.get(&state.labels).cloned();
-        let labels = known.unwrap_or_else(|| {
-            let labels = Arc::new(state.labels.clone());
-            self.labels.insert(Arc::clone(&labels));
-            labels
-        });
-        let remote = remote(host, state, labels);
+        let there = self.made.endpoints.get(&name);
+        let remote = claim.map(|(host, state)| remote(host, state));
         // What is the same stays the same value: it is known by that.
-        match self.made.endpoints.get_mut(&name) {
-            Some(known) if **known == remote => {}
-            Some(known) => *known = Arc::new(remote),
-            None => drop(self.made.endpoints.insert(name, Arc::new(remote))),
+        if there.map(|there| &**there) == remote.as_ref() {
+            return;
+        }
+        let endpoints = Arc::make_mut(&mut self.made.endpoints);
+        match remote {
+            Some(remote) => drop(endpoints.insert(name, Arc::new(remote))),
+            None => drop(endpoints.remove(&name)),
         }
     }
 }
 
-fn remote(host: &str, state: &EndpointState, labels: Arc<BTreeMap<String, String>>) -> RemoteEndpoint {
+fn remote(host: &str, state: &EndpointState) -> RemoteEndpoint {
     RemoteEndpoint {
         host: host.into(),
-        labels,
+        labels: Arc::clone(&state.labels),
         addresses: state.addresses.clone(),
         given: state.given,
         group: state.group.as_str().into(),

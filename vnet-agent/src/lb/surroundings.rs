@@ -216,7 +216,7 @@ mod tests {
         all.drained = false;
         all.hosts.get_mut("b").unwrap().drained = true;
         assert_eq!(told(&all), [0_u8; 0], "10.0.0.1 is here too, 10.0.0.2 at c");
-        all.endpoints.remove("c");
+        Arc::make_mut(&mut all.endpoints).remove("c");
         assert_eq!(told(&all), [2]);
     }
 
@@ -237,10 +237,12 @@ mod tests {
             let names = around(Vec::new(), &before).affected(&after, &desired);
             names.into_iter().collect::<Vec<_>>().join(" ")
         };
-        let put = |after: &mut Elsewhere, name: &str, e: RemoteEndpoint| drop(after.endpoints.insert(name.into(), Arc::new(e)));
+        let put = |after: &mut Elsewhere, name: &str, e: RemoteEndpoint| {
+            drop(Arc::make_mut(&mut after.endpoints).insert(name.into(), Arc::new(e)))
+        };
         assert_eq!(affected(&[], &|_| {}), "");
         assert_eq!(affected(&[], &|e| put(e, "vm1", web(&["10.0.0.3"]))), "labels");
-        assert_eq!(affected(&[], &|e| drop(e.endpoints.remove("vm1"))), "labels");
+        assert_eq!(affected(&[], &|e| drop(Arc::make_mut(&mut e.endpoints).remove("vm1"))), "labels");
         assert_eq!(affected(&[], &|e| put(e, "vm1", labelled("b", &["10.0.0.1"], &[("app", "db")]))), "labels");
         assert_eq!(affected(&[], &|e| put(e, "vm3", endpoint("c", "default", &["10.0.0.7"]))), "");
         assert_eq!(affected(&[], &|e| e.hosts.get_mut("b").unwrap().drained = true), "address");

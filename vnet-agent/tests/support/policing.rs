@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use vnet_agent::datapath::Datapath;
-use vnet_agent::elsewhere::RemoteEndpoint;
+use vnet_agent::elsewhere::{ByAddress, Elsewhere, RemoteEndpoint};
 use vnet_agent::observe::Names;
 use vnet_agent::policy::apply::Applier;
 use vnet_agent::policy::ids::RuleIds;
@@ -66,10 +66,12 @@ pub fn names(image: &Image, endpoints: &[Endpoint<'_>], id: impl Fn(&str) -> u32
         let (host, quarantined) = ("b".into(), held);
         Arc::new(RemoteEndpoint { host, labels, addresses, given: true, group, quarantined, identity: THERE })
     };
+    let elsewhere =
+        Elsewhere { endpoints: Arc::new(there.iter().map(|e| (e.0.into(), far(e))).collect()), ..Elsewhere::default() };
     Names {
         endpoints: Arc::new(here.iter().map(|e| (id(e.0), e.0.into())).collect()),
         addresses: Arc::new(here.iter().map(|e| (e.2, e.0.into())).collect()),
-        elsewhere: Arc::new(there.iter().map(|e| (e.2, (e.0.into(), far(e)))).collect()),
+        elsewhere: Arc::new(ByAddress::new(Arc::new(elsewhere))),
         rules: image.rules_by_number(),
         ..Names::default()
     }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -81,9 +82,9 @@ pub struct EndpointState {
     /// No resource names it: its name is unique on its host only.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub discovered: bool,
-    /// Its labels.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
+    /// Its labels: of many endpoints the same, and then shared by who has many.
+    #[serde(default, skip_serializing_if = "no_labels")]
+    pub labels: Arc<BTreeMap<String, String>>,
     /// Its addresses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub addresses: Vec<IpAddr>,
@@ -97,6 +98,10 @@ pub struct EndpointState {
     pub quarantined: bool,
     /// The number of its identity.
     pub identity: u32,
+}
+
+fn no_labels(labels: &BTreeMap<String, String>) -> bool {
+    labels.is_empty()
 }
 
 /// What the number of an identity stands for.

@@ -48,11 +48,11 @@ fn changes_lead_to_what_there_is() {
         let mut after = (*before).clone();
         for name in names.into_iter().chain(["h1/tap"]).filter(|_| random.one_in(3)).collect::<Vec<_>>() {
             match random.one_in(2) {
-                true => drop(after.endpoints.remove(name)),
+                true => drop(Arc::make_mut(&mut after.endpoints).remove(name)),
                 false => {
                     let (host, address) = (["h1", "h2"][random.index(2)], ["10.0.0.1", "10.0.0.2"][random.index(2)]);
                     let e = endpoint(host, ["default", "far"][random.index(2)], &[address]);
-                    after.endpoints.extend(elsewhere(vec![(name, e)]).endpoints);
+                    Arc::make_mut(&mut after.endpoints).extend((*elsewhere(vec![(name, e)]).endpoints).clone());
                 }
             }
         }

@@ -55,7 +55,7 @@ impl State {
             let group = held.map(|a| &a.group).or(base).map_or(DEFAULT_GROUP, String::as_str).to_owned();
             let state = EndpointState {
                 discovered: nic.discovered,
-                labels: nic.labels.clone(),
+                labels: nic.labels.clone().into(),
                 addresses: nic.addresses.clone(),
                 given: nic.given,
                 group,

@@ -108,7 +108,7 @@ fn other_hosts_come_with_their_endpoints_and_rules_for_those_that_they_hold() {
     assert_eq!((identity(&image, "10.0.0.1"), identity(&image, "10.0.0.2")), (host, remote));
     // What is other of other hosts, and of this one, is found without making rules anew.
     let vm2 = RemoteEndpoint { quarantined: true, ..endpoint("b", "later", &["10.1.0.2"]) };
-    others.endpoints.insert("vm2".into(), Arc::new(vm2));
+    Arc::make_mut(&mut others.endpoints).insert("vm2".into(), Arc::new(vm2));
     others.hosts.insert("c".into(), RemoteHost { addresses: vec!["10.0.0.3".parse().unwrap()], ..RemoteHost::default() });
     inputs.elsewhere = Arc::new(others.clone());
     let next = enforce(&mut security, &inputs, &[], false);
@@ -136,7 +136,7 @@ fn one_of_many_changes_elsewhere() {
     enforce(&mut security, &inputs, &here, true);
     println!("10,000 endpoints elsewhere, 100 here: compiled and planned in {:?}", start.elapsed());
     for round in 0..4 {
-        let one = &mut Arc::make_mut(others.endpoints.get_mut("vm-5000").unwrap());
+        let one = &mut Arc::make_mut(Arc::make_mut(&mut others.endpoints).get_mut("vm-5000").unwrap());
         (one.quarantined, one.group) = (round % 2 == 0, if round % 2 == 0 { "later".into() } else { "default".into() });
         inputs.elsewhere = Arc::new(others.clone());
         let start = Instant::now();
@@ -144,7 +144,4 @@ fn one_of_many_changes_elsewhere() {
         println!("one of them is {} in {:?}", if round % 2 == 0 { "held" } else { "let go" }, start.elapsed());
         assert_eq!(image.holds_elsewhere(), round % 2 == 0);
     }
-    let start = Instant::now();
-    let by_address = others.by_address();
-    println!("{} names by address in {:?}", by_address.len(), start.elapsed());
 }

@@ -30,6 +30,9 @@ pub struct Options {
     /// How many.
     #[arg(long)]
     hosts: u32,
+    /// The store's revision that they have to come to.
+    #[arg(long)]
+    revision: i64,
     /// Where they keep what they know.
     #[arg(long)]
     state: PathBuf,
@@ -63,7 +66,9 @@ pub fn run(options: &Options) -> Result<()> {
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most).context("raising the limit of open files")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let (estate, gate) = (Arc::new(Estate::new(options.hosts)), Arc::new(Gate::new(AT_ONCE)));
+    let mut estate = Estate::new(options.hosts);
+    estate.revision = options.revision;
+    let (estate, gate) = (Arc::new(estate), Arc::new(Gate::new(AT_ONCE)));
     let agents: Arc<Mutex<Vec<Arc<Simulated>>>> = Arc::default();
     let (listener, told) = (UnixListener::bind(&options.socket)?, Arc::clone(&agents));
     std::thread::spawn(move || serve(&listener, &told));

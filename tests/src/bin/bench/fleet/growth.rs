@@ -8,12 +8,13 @@ use super::world::{ENDPOINTS, Estate, host_name};
 use crate::Options;
 use crate::report::{Of, Row};
 use anyhow::{Context as _, Result, ensure};
+use std::collections::BTreeMap;
 use std::io::Read as _;
 use std::net::IpAddr;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
-use vnet_common::fleet::{EndpointState, Key};
+use vnet_common::fleet::{EndpointState, Key, ROOT};
 use vnet_tests::{Agent, Fleet, Pins, Process, TempDir, wait_for};
 
 const SUITE: &str = "fleet at scale";
@@ -136,6 +137,9 @@ impl Run {
         let certificates = first.certificate.parent().context("a file in a directory")?;
         let mut command = self.fleet.host(0).command(std::env::current_exe().context("finding this program")?)?;
         command.args(["simulated-agents", "--store", &self.fleet.etcd.endpoints(), "--hosts", &self.hosts.to_string()]);
+        let newest = within(&self.fleet.core, || async { connect(&self.fleet).await?.read(ROOT).await })?;
+        let revision = newest.entries.values().map(|entry| entry.modified).max().unwrap_or(0);
+        command.args(["--revision", &revision.to_string()]);
         command.arg("--certificates").arg(certificates).arg("--state").arg(self.dir.path()).arg("--socket").arg(&socket);
         let started = monotonic()?;
         let mut process = Process::start(command)?;
@@ -193,7 +197,7 @@ impl Run {
             let address = IpAddr::from([10, 130, 0, trial + 1]);
             let labels = [("app", "app-1".to_owned()), (WRITTEN, written.to_string())];
             let state = EndpointState {
-                labels: labels.into_iter().map(|(k, v)| (k.to_owned(), v)).collect(),
+                labels: BTreeMap::from(labels.map(|(k, v)| (k.to_owned(), v))).into(),
                 addresses: vec![address],
                 given: true,
                 group: "app-1".to_owned(),

@@ -180,7 +180,8 @@ impl Simulated {
             let elsewhere = timed(&mut costs, "others", || others.elsewhere(view, own, &changed, |_| None));
             timed(&mut costs, "image", || state.compile(elsewhere, touched))?;
         }
-        let is_read = state.view.moment.revision > 0;
+        let revision = state.view.moment.revision;
+        let is_read = revision > 0;
         if is_read && (touched.desired || keys.is_empty()) {
             self.say_applied(state.view.moment.desired)?;
         }
@@ -192,7 +193,7 @@ impl Simulated {
             (cost.times, cost.ms) = (cost.times + 1, cost.ms + ms);
         }
         self.elected.store(state.view.elected() == Some(self.fleet.host()), Ordering::Relaxed);
-        state.look(&keys, is_read, (self.estate.endpoints() - ENDPOINTS) as usize)
+        state.look(&keys, is_read && revision >= self.estate.revision, (self.estate.endpoints() - ENDPOINTS) as usize)
     }
 
     fn say_applied(&self, revision: i64) -> Result<()> {
@@ -204,7 +205,7 @@ impl Simulated {
         let addresses = vec![IpAddr::from([10, 98, 0, 2])];
         let host = HostState { version: env!("CARGO_PKG_VERSION").to_owned(), zone: None, addresses, capacity: 1024 };
         let each = state.here.iter().map(|s| {
-            let labels = (*s.labels).clone();
+            let labels = Arc::clone(&s.labels);
             let (addresses, group) = (s.addresses.clone(), s.group.to_string());
             (s.name.to_string(), EndpointState { labels, addresses, given: true, group, ..EndpointState::default() })
         });
@@ -260,8 +261,8 @@ impl State {
     }
 
     /// Notes when all was known, and how old what changed was.
-    fn look(&mut self, keys: &BTreeSet<String>, is_read: bool, expected: usize) -> Result<()> {
-        if self.converged.is_none() && is_read && self.image.is_some() && self.elsewhere.endpoints.len() >= expected {
+    fn look(&mut self, keys: &BTreeSet<String>, is_newest: bool, expected: usize) -> Result<()> {
+        if self.converged.is_none() && is_newest && self.image.is_some() && self.elsewhere.endpoints.len() >= expected {
             self.converged = Some(monotonic()?);
         }
         for key in keys {

@@ -21,6 +21,8 @@ const PORT: u16 = 443;
 pub struct Estate {
     /// How many hosts.
     pub hosts: u32,
+    /// The store's revision that agents have to come to.
+    pub revision: i64,
     world: World,
 }
 
@@ -28,7 +30,7 @@ impl Estate {
     /// Of so many hosts.
     pub fn new(hosts: u32) -> Self {
         let scale = Scale { endpoints: hosts * ENDPOINTS, local: 0, groups: GROUPS, rules: RULES };
-        Self { hosts, world: World::new(scale) }
+        Self { hosts, revision: 0, world: World::new(scale) }
     }
 
     /// All endpoints.
