@@ -247,7 +247,7 @@ impl Client {
     /// The member does not answer, or we may not write this.
     pub async fn write(&mut self, writes: &[Write]) -> Result<i64> {
         let mut revision = 0;
-        for batch in batches(writes) {
+        for batch in batches(writes, OPERATIONS) {
             match self.commit(&[], batch).await? {
                 Outcome::Done(at) => revision = at,
                 Outcome::Conflict => bail!("the store at {} refused a write without conditions", self.endpoint),
@@ -287,11 +287,12 @@ fn after(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// As few parts as a transaction's limits allow.
-fn batches(writes: &[Write]) -> Vec<&[Write]> {
+/// As few parts as a transaction's size allows, if it has `most` writes.
+#[must_use]
+pub fn batches(writes: &[Write], most: usize) -> Vec<&[Write]> {
     let (mut batches, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (i, write) in writes.iter().enumerate() {
-        if i > start && (i - start == OPERATIONS || bytes + write.size() > BYTES) {
+        if i > start && (i - start == most || bytes + write.size() > BYTES) {
             batches.push(&writes[start..i]);
             (start, bytes) = (i, 0);
         }
@@ -351,7 +352,7 @@ mod tests {
     #[test]
     fn writes_are_split_where_a_transaction_ends() {
         let put = |n: usize| Write::Put("k".into(), vec![0; n], 0);
-        let lengths = |writes: &[Write]| batches(writes).iter().map(|b| b.len()).collect::<Vec<_>>();
+        let lengths = |writes: &[Write]| batches(writes, OPERATIONS).iter().map(|b| b.len()).collect::<Vec<_>>();
         assert_eq!(lengths(&[]), Vec::<usize>::new());
         assert_eq!(lengths(&vec![put(1); 300]), [128, 128, 44]);
         assert_eq!(lengths(&[put(BYTES / 2), put(BYTES / 2), put(1)]), [1, 2]);

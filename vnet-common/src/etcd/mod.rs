@@ -11,7 +11,7 @@ mod lease;
 mod operators;
 
 pub use access::{Access, Rotation, Tls};
-pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write};
+pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write, batches};
 pub use error::{Failure, describe};
 pub use lease::Lease;
 pub use operators::{ROOT_USER, RoleSet};

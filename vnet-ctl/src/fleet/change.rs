@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::time::sleep;
 use vnet_common::api::ApplyResponse;
 use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed};
-use vnet_common::etcd::{Condition, Entry, Failure, Outcome, Write};
+use vnet_common::etcd::{Condition, Entry, Outcome, Write};
 use vnet_common::fleet::SERIAL;
 
 use super::conflict::{Conflict, explain};
@@ -148,21 +148,9 @@ async fn attempt(session: &Session, etcd: &mut Etcd, proposal: &Proposal, writes
     let conditions: Vec<_> = compared.map(|(key, revision)| Condition { key: key.to_owned(), revision }).collect();
     let serial = [put(SERIAL, &serial(what))];
     let operations: Vec<_> = writes.iter().map(write).chain(serial).collect();
-    match etcd.commit(&conditions, &operations).await {
-        Ok(Outcome::Done(revision)) => Ok(Tried::Done(revision)),
-        Ok(Outcome::Conflict) => look(session, etcd, writes).await,
-        Err(error) if Failure::in_error(&error) == Failure::Denied => Err(error),
-        Err(error) => {
-            // The connection may have broken after it was written.
-            let Ok(again) = open(session, &etcd.access.to_string()).await else {
-                return Err(error.context("whether it was written is not known: look, and do it again if it was not"));
-            };
-            *etcd = again;
-            match look(session, etcd, writes).await? {
-                Tried::Done(revision) => Ok(Tried::Done(revision)),
-                Tried::Again => Err(error.context("as far as the store says, nothing was written")),
-            }
-        }
+    match etcd.commit(&conditions, &operations, proposal.serial).await? {
+        Outcome::Done(revision) => Ok(Tried::Done(revision)),
+        Outcome::Conflict => look(session, etcd, writes).await,
     }
 }
 

@@ -37,7 +37,7 @@ pub async fn edit<T>(
         // Everybody writes it with everything: as long as it stays, all of it does.
         let revision = snapshot.entries.get(SERIAL).map_or(0, |entry| entry.modified);
         let unchanged = Condition { key: SERIAL.to_owned(), revision };
-        match etcd.commit(&[unchanged], &writes).await? {
+        match etcd.commit(&[unchanged], &writes, revision).await? {
             Outcome::Done(revision) => return Ok((Some(revision), about)),
             Outcome::Conflict => sleep(pause(again)).await,
         }

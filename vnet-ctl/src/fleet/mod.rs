@@ -2,6 +2,7 @@
 
 mod access;
 mod change;
+mod commit;
 mod conflict;
 mod edit;
 mod force;

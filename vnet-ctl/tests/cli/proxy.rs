@@ -5,7 +5,7 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vnet_common::etcd::Access;
+use vnet_common::etcd::{self, Access, Client};
 use vnet_common::fleet::SERIAL;
 
 /// What is lost of the first change.
@@ -15,6 +15,8 @@ pub enum Lost {
     Request,
     /// It is done, and nobody hears of it.
     Answer,
+    /// Nothing, but somebody else's comes first.
+    Race,
 }
 
 /// Passes on what goes to the store and back, but for the first change; gives its port. Other connections live on.
@@ -26,13 +28,19 @@ pub fn start(access: &Access, lost: Lost) -> u16 {
     std::thread::spawn(move || {
         for client in listener.incoming().flatten() {
             let store = TcpStream::connect(&access.endpoints()[0]).unwrap();
-            let (access, there) = (access.clone(), armed.clone());
-            let is_answer = move |_: &[u8]| lost == Lost::Answer && written(&access) && there.swap(false, Ordering::Relaxed);
-            let here = armed.clone();
+            let is_answer = {
+                let (access, armed) = (access.clone(), armed.clone());
+                move |_: &[u8]| lost == Lost::Answer && written(&access) && armed.swap(false, Ordering::Relaxed)
+            };
+            let (there, here) = (access.clone(), armed.clone());
             let is_change = move |bytes: &[u8]| {
                 let wanted = SERIAL.as_bytes();
-                let change = lost == Lost::Request && bytes.windows(wanted.len()).any(|window| window == wanted);
-                change && here.swap(false, Ordering::Relaxed)
+                let change = lost != Lost::Answer && bytes.windows(wanted.len()).any(|window| window == wanted);
+                let first = change && here.swap(false, Ordering::Relaxed);
+                if first && lost == Lost::Race {
+                    as_another(&there);
+                }
+                first && lost == Lost::Request
             };
             let both = (client.try_clone().unwrap(), store.try_clone().unwrap());
             std::thread::spawn(move || pass(client, store, is_change));
@@ -55,9 +63,19 @@ fn pass(mut from: TcpStream, mut to: TcpStream, is_lost: impl Fn(&[u8]) -> bool)
 
 /// Has the change been done?
 fn written(access: &Access) -> bool {
+    with_client(access, async |client| client.get(SERIAL).await.unwrap().is_some())
+}
+
+/// Writes what every change writes.
+fn as_another(access: &Access) {
+    let serial = etcd::Write::Put(SERIAL.to_owned(), b"\"bob@h2: apply\"".to_vec(), 0);
+    with_client(access, async |client| client.write(&[serial]).await.unwrap());
+}
+
+fn with_client<T>(access: &Access, ask: impl AsyncFnOnce(&mut Client) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         let mut client = access.connect(&access.endpoints()[0]).await.unwrap();
-        client.get(SERIAL).await.unwrap().is_some()
+        ask(&mut client).await
     })
 }
