@@ -20,7 +20,7 @@ use crate::output::Session;
 pub use access::{Etcd, Need, StoreOptions, open};
 pub use change::{Made, OPERATIONS, Wanted, make, put, serial, told};
 pub use conflict::{Conflict, explain};
-pub use edit::{Plan, edit};
+pub use edit::{Plan, begin, edit};
 pub use force::{InForce, WaitArgs, wait, wait_for};
 pub use standing::{Standing, alive};
 

@@ -28,6 +28,8 @@ pub async fn run(session: &Session, args: InitArgs) -> Result<u8> {
         let word = if new { "registered" } else { "registered already" };
         report.done.push(format!("host/{name} {word} (number {number})"));
     }
+    // Also without hosts: until it is said, agents take it for one that lost everything.
+    fleet::begin(&mut etcd, "store init").await?;
     report.done.push(match (enabled, args.no_auth) {
         (true, _) => "the store checks its clients already".to_owned(),
         (false, true) => "the store does not check its clients: whoever reaches it may do everything".to_owned(),

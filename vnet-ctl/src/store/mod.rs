@@ -91,7 +91,8 @@ pub struct BackupArgs {
 /// Write what a backup has into the store
 ///
 /// All of it is read back and compared. A store that has other resources is refused, unless --replace: then these are deleted. Hosts that
-/// are registered and not in the backup stay. It takes several transactions where it is much: agents follow each of them.
+/// are registered and not in the backup stay. Where it is much it takes several transactions: hosts keep what they have until the last of
+/// them. If it is interrupted they go on so; do it again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -120,6 +120,7 @@ fn a_store_that_does_not_look_at_names_is_left_as_it_was() {
     assert!(!checks(&etcd));
     let ran = run_as(&host, &etcd, "root", &["store", "init", "--operator", "alice", "--no-auth"]);
     assert!(ran.code == 0 && ran.out.contains("whoever reaches it may do everything"), "{ran:?}");
+    assert!(etcd.get_raw(SERIAL).is_some(), "agents would say that it was never set up");
     let ran = host.run(&["store", "init", "--operator", "alice", "--store", "etcd://127.0.0.1:1"]);
     assert!(ran.code == 1 && ran.err.contains("no member of the store can be used"), "{ran:?}");
     let plain = Etcd::start();
