@@ -1,6 +1,7 @@
 //! The store itself: set up, looked at, backed up, moved.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
 use serde_json::{Value, json};
 use vnet_common::etcd::{Condition, Failure, RoleSet, Write};
@@ -225,6 +226,30 @@ fn what_is_backed_up_is_restored_to_the_last_field() {
     assert_eq!(content(&to), before);
     assert_eq!(restore(&["--replace"]).code, 0);
     assert_eq!(content(&to), all);
+}
+
+#[test]
+fn a_backup_goes_into_what_is_there_if_that_is_no_file() {
+    let etcd = Etcd::start();
+    let host = Host::start();
+    fill(&etcd);
+    let backup = |file: &str| host.run(&["store", "backup", file, "--store", &etcd.url()]);
+    let pipe = host.directory.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // One end that reads nothing yet: neither waits for the other.
+    let reader = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    assert_eq!(backup("pipe").code, 0);
+    assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    let mut text = vec![0; 64];
+    (&reader).read_exact(&mut text).unwrap();
+    assert!(text.starts_with(b"{\n  \"version\": 1,"), "{text:?}");
+
+    let (link, file) = (host.directory.join("last.json"), host.directory.join("monday.json"));
+    host.file("monday.json", "old");
+    std::os::unix::fs::symlink("monday.json", &link).unwrap();
+    assert_eq!(backup("last.json").code, 0);
+    assert_eq!(std::fs::read_link(&link).unwrap(), std::path::Path::new("monday.json"));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with('{'));
 }
 
 #[test]
