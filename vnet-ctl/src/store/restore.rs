@@ -93,7 +93,10 @@ async fn refuse(etcd: &mut Etcd, wanted: &Desired, found: &Desired, replace: boo
         let was = others.iter().find(|(other, _)| *other == key);
         let Some(Key::Registration(host)) = Key::parse(&key) else { continue };
         if was.is_some_and(|(_, was)| *was != number) && fleet::alive(etcd, &host).await? {
-            bail!("host '{host}' is alive with another number than the backup has for it: stop its agent first");
+            bail!(
+                "host '{host}' is alive with another number than the backup has for it: stop its agent first (`store init --from` gives \
+                 hosts of a new store the numbers of the backup at once)"
+            );
         }
     }
     if replace {

@@ -130,3 +130,44 @@ fn what_only_newer_programs_write_is_restored_and_replaced_like_the_rest() {
     assert_eq!(etcd.keys("/vnet/v1/desired/later/"), [ours]);
     assert_eq!(restore(&host, &etcd, &[]).code, 0);
 }
+
+#[test]
+fn hosts_of_a_store_that_was_lost_get_the_numbers_that_they_had() {
+    let etcd = Etcd::start();
+    let host = Host::start();
+    let registration = |name: &str| Key::Registration(name.to_owned());
+    let had =
+        [("a", json!({"number": 1})), ("c", json!({"number": 3, "later": 1})), ("d", json!({"number": 2, "drained": true}))];
+    let mut values: Vec<_> = had.iter().map(|(name, value)| (registration(name).to_string(), value.clone())).collect();
+    values.push(resource("web"));
+    host.file("fleet.json", &backup(&values));
+    let url = etcd.url();
+    let init = |more: &[&str]| {
+        let args = ["store", "init", "--operator", "alice", "--no-auth", "--store", &url];
+        host.run(&[&args[..], more].concat())
+    };
+    let ran = init(&["--from", "fleet.json", "--host", "a", "--host", "e"]);
+    for part in [
+        "user/d made (host)",
+        "host/c registered (number 3)",
+        "host/e registered (number 4)",
+        "vnet-ctl store restore fleet.json",
+    ] {
+        assert!(ran.code == 0 && ran.out.contains(part), "no {part}: {ran:?}");
+    }
+    for (name, value) in &had {
+        assert_eq!(etcd.get(&registration(name)).unwrap().0, *value);
+        etcd.put(&Key::Alive((*name).to_owned()), &json!({}));
+    }
+    let ran = init(&["--from", "fleet.json"]);
+    assert!(ran.code == 0 && ran.out.contains("host/c registered already (number 3)"), "{ran:?}");
+    let ran = restore(&host, &etcd, &[]);
+    assert!(ran.code == 0 && ran.out.contains("not in the backup, and still there: host/e"), "{ran:?}");
+
+    etcd.put(&registration("c"), &json!({"number": 7}));
+    let ran = init(&["--from", "fleet.json"]);
+    assert!(ran.code == 1 && ran.err.contains("host/c has the number 7 in the store, and 3 in the backup"), "{ran:?}");
+    etcd.write(&[Write::Delete(registration("c").to_string()), others(&[(&registration("f"), json!({"number": 3}))]).remove(0)]);
+    let ran = init(&["--from", "fleet.json"]);
+    assert!(ran.code == 1 && ran.err.contains("host/c has the number 3 in the backup, and host/f has it"), "{ran:?}");
+}
