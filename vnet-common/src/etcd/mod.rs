@@ -6,6 +6,7 @@
 mod access;
 mod certificate;
 mod client;
+mod enable;
 mod error;
 mod lease;
 mod operators;

@@ -45,7 +45,10 @@ pub async fn run(session: &Session, args: InitArgs) -> Result<u8> {
     // Also without hosts: until it is said, agents take it for one that lost everything.
     fleet::begin(&mut etcd, "store init").await?;
     report.done.push(match (enabled, args.no_auth) {
-        (true, _) => "the store checks its clients already".to_owned(),
+        (true, _) => {
+            RoleSet(&mut etcd.client).remove_rescuers().await.map_err(|error| etcd.teach(error, Need::Roles))?;
+            "the store checks its clients already".to_owned()
+        }
         (false, true) => "the store does not check its clients: whoever reaches it may do everything".to_owned(),
         (false, false) => {
             let access = etcd.access.clone();

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-use vnet_common::etcd::{self, Access, Client};
+use vnet_common::etcd::{self, Access, Client, RoleSet};
 use vnet_common::fleet::SERIAL;
 
 /// What is lost of the first change.
@@ -48,6 +49,33 @@ pub fn start(access: &Access, lost: Lost) -> u16 {
         }
     });
     port
+}
+
+/// Passes on what goes to the store and back, but for two seconds after it begins to check its clients: then it takes no connection.
+/// Gives its port.
+pub fn deaf_when_checked(access: &Access) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let access = access.clone();
+    // It ends with the process.
+    std::thread::spawn(move || {
+        let mut since = None;
+        for client in listener.incoming().flatten() {
+            if is_checking(&access) && since.get_or_insert_with(Instant::now).elapsed() < Duration::from_secs(2) {
+                continue;
+            }
+            let store = TcpStream::connect(&access.endpoints()[0]).unwrap();
+            let both = (client.try_clone().unwrap(), store.try_clone().unwrap());
+            std::thread::spawn(move || pass(client, store, |_| false));
+            std::thread::spawn(move || pass(both.1, both.0, |_| false));
+        }
+    });
+    port
+}
+
+fn is_checking(access: &Access) -> bool {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(RoleSet::is_enabled(access, &access.endpoints()[0])).unwrap()
 }
 
 /// From one to the other, until this is to be lost: then both ends are cut off.

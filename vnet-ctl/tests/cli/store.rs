@@ -9,6 +9,7 @@ use vnet_common::fleet::{Key, SERIAL};
 
 use crate::etcd::Etcd;
 use crate::fleet::{lb, others};
+use crate::proxy;
 use crate::shared::Fleet;
 use crate::support::{Host, Ran, WEB, load_balancer};
 
@@ -29,6 +30,16 @@ fn write_as(etcd: &Etcd, who: &str, key: &str) -> Result<(), Failure> {
         let any: [Condition; 0] = [];
         client.commit(&any, &[put]).await.map(drop).map_err(|e| Failure::in_error(&e))
     })
+}
+
+/// The users of the store that nobody asked for.
+fn rescuers(etcd: &Etcd) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let users = runtime.block_on(async {
+        let mut client = etcd.access("root").connect(&etcd.endpoint()).await.unwrap();
+        RoleSet(&mut client).users().await.unwrap()
+    });
+    users.into_iter().filter(|user| user.starts_with("vnet-rescue-")).collect()
 }
 
 fn checks(etcd: &Etcd) -> bool {
@@ -111,6 +122,19 @@ Next:
 }
 
 #[test]
+fn a_connection_that_breaks_while_a_store_is_set_up_locks_nobody_out() {
+    let etcd = Etcd::start_tls();
+    let host = Host::start();
+    let store = format!("etcd://127.0.0.1:{}", proxy::deaf_when_checked(&etcd.access("root")));
+    let options = etcd.options("root");
+    let init = ["store", "init", "--operator", "alice", "--store", &store];
+    let ran = host.run(&init.into_iter().chain(options.iter().map(String::as_str)).collect::<Vec<_>>());
+    assert!(ran.code == 0 && ran.out.contains("the store checks its clients from now on"), "{ran:?}");
+    assert!(checks(&etcd));
+    assert_eq!(rescuers(&etcd), Vec::<String>::new());
+}
+
+#[test]
 fn a_store_that_does_not_look_at_names_is_left_as_it_was() {
     let etcd = Etcd::start_tls_nameless();
     let host = Host::start();
@@ -119,6 +143,7 @@ fn a_store_that_does_not_look_at_names_is_left_as_it_was() {
         assert!(ran.code == 1 && ran.err.contains(part), "{ran:?}");
     }
     assert!(!checks(&etcd));
+    assert_eq!(rescuers(&etcd), Vec::<String>::new());
     let ran = run_as(&host, &etcd, "root", &["store", "init", "--operator", "alice", "--no-auth"]);
     assert!(ran.code == 0 && ran.out.contains("whoever reaches it may do everything"), "{ran:?}");
     assert!(etcd.get_raw(SERIAL).is_some(), "agents would say that it was never set up");
