@@ -1,6 +1,6 @@
 //! Who may do what at the store: users are the common names of certificates.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use etcd_client::{Error, Permission, UserAddOptions};
 
 use super::error::Told;
@@ -9,6 +9,8 @@ use crate::fleet::{self, ROOT};
 
 /// The role of those who write what is desired.
 const OPERATORS: &str = "vnet-operators";
+/// The roles of hosts begin like this.
+const HOST: &str = "vnet-host-";
 /// The user whom etcd wants before it checks anybody, and that user's role.
 pub const ROOT_USER: &str = "root";
 
@@ -42,12 +44,15 @@ impl RoleSet<'_> {
         self.user(host, &role_of(host)).await
     }
 
-    /// Takes a host's rights away.
+    /// Takes a host's rights away. A user who has others, too, keeps these.
     ///
     /// # Errors
     /// See [`RoleSet::operators`]. That there are none is no error.
     pub async fn remove_host(&mut self, host: &str) -> Result<()> {
-        self.remove_user(host).await?;
+        let roles = self.roles_of(host).await?;
+        if roles.is_some_and(|roles| roles.iter().all(|role| *role == role_of(host))) {
+            self.remove_user(host).await?;
+        }
         let role = self.0.inner.role_delete(role_of(host)).await;
         absent_is_fine(role.map(drop)).with_context(|| format!("removing the store's role {}", role_of(host)))
     }
@@ -86,6 +91,15 @@ impl RoleSet<'_> {
         present_is_fine(self.0.inner.role_add(ROOT_USER).await.map(drop)).context("making the store's role root")
     }
 
+    /// The roles of a user; `None`: there is none of this name.
+    async fn roles_of(&mut self, user: &str) -> Result<Option<Vec<String>>> {
+        match self.0.inner.user_get(user).await {
+            Ok(found) => Ok(Some(found.roles().to_vec())),
+            Err(error) if describe(&error).contains("not found") => Ok(None),
+            Err(error) => Err(Told::from(error)).with_context(|| format!("asking for the roles of the store's user {user}")),
+        }
+    }
+
     async fn role(&mut self, name: &str, permissions: Vec<Permission>) -> Result<()> {
         let made = self.0.inner.role_add(name).await;
         present_is_fine(made.map(drop)).with_context(|| format!("making the store's role {name}"))?;
@@ -98,6 +112,9 @@ impl RoleSet<'_> {
     }
 
     pub(super) async fn user(&mut self, user: &str, role: &str) -> Result<()> {
+        if let Some(other) = self.roles_of(user).await?.iter().flatten().find(|other| is_ours(other) && *other != role) {
+            bail!("the store's user {user} has the role {other} already, and gets no {role}: choose another name");
+        }
         let made = self.0.inner.user_add(user, "", Some(UserAddOptions::new().with_no_pwd())).await;
         present_is_fine(made.map(drop)).with_context(|| format!("making the store's user {user}"))?;
         if role == ROOT_USER {
@@ -109,7 +126,12 @@ impl RoleSet<'_> {
 }
 
 fn role_of(host: &str) -> String {
-    format!("vnet-host-{host}")
+    format!("{HOST}{host}")
+}
+
+/// Is it a role that is given here?
+fn is_ours(role: &str) -> bool {
+    role == OPERATORS || role == ROOT_USER || role.starts_with(HOST)
 }
 
 fn present_is_fine(result: Result<(), Error>) -> Result<(), Told> {

@@ -135,6 +135,34 @@ fn a_connection_that_breaks_while_a_store_is_set_up_locks_nobody_out() {
 }
 
 #[test]
+fn nobody_is_an_operator_and_a_host() {
+    let etcd = Etcd::start_tls();
+    let host = Host::start();
+    let run = |args: &[&str]| run_as(&host, &etcd, "root", args);
+    let ran = run(&["store", "init", "--operator", "alice", "--operator", "x", "--host", "h1", "--host", "x"]);
+    assert!(ran.code == 2 && ran.err.contains("'x' cannot be an operator and a host"), "{ran:?}");
+    assert_eq!(run(&["store", "init", "--operator", "alice", "--host", "h1"]).code, 0);
+    for (args, part) in [
+        (&["host", "add", "alice"][..], "the store's user alice has the role vnet-operators already"),
+        (&["store", "init", "--operator", "h1"], "the store's user h1 has the role vnet-host-h1 already"),
+        (
+            &["store", "init", "--operator", "bob", "--host", "alice"],
+            "the store's user alice has the role vnet-operators already",
+        ),
+    ] {
+        let ran = run(args);
+        assert!(ran.code == 1 && ran.err.contains(part), "{args:?}: {ran:?}");
+    }
+    assert_eq!(etcd.get(&Key::Registration("alice".into())), None);
+    // One that was registered before this was looked at.
+    etcd.put(&Key::Registration("alice".into()), &json!({"number": 2}));
+    assert_eq!(run(&["host", "remove", "alice"]).out, "host/alice removed\n");
+    assert_eq!(write_as(&etcd, "alice", &lb("web").to_string()), Ok(()), "the operator is gone");
+    assert_eq!(run(&["host", "remove", "h1"]).code, 0);
+    assert_eq!(write_as(&etcd, "h1", &Key::Alive("h1".into()).to_string()), Err(Failure::Denied));
+}
+
+#[test]
 fn a_store_that_does_not_look_at_names_is_left_as_it_was() {
     let etcd = Etcd::start_tls_nameless();
     let host = Host::start();
