@@ -8,8 +8,8 @@ use serde_json::Value;
 use tokio::time::sleep;
 use vnet_common::api::ApplyResponse;
 use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed};
-use vnet_common::etcd::{Condition, Entry, Outcome, Write};
-use vnet_common::fleet::SERIAL;
+use vnet_common::etcd::{Condition, Entry, Outcome, Snapshot, Write};
+use vnet_common::fleet::{DESIRED, SERIAL};
 
 use super::conflict::{Conflict, explain};
 use super::{Etcd, open};
@@ -39,8 +39,8 @@ enum Tried {
     Again,
 }
 
-/// What is written in place of what the agent proposes.
-type Instead<'a> = dyn Fn(&[Proposed]) -> Proposed + 'a;
+/// What is written in place of what the agent proposes, by all that is desired; or why it cannot be.
+type Instead<'a> = dyn Fn(&Snapshot, &[Proposed]) -> Result<Proposed> + 'a;
 
 /// A change that is wanted.
 pub struct Wanted<'a> {
@@ -75,7 +75,10 @@ pub async fn make(
     let mut etcd = progress::during(open(session, store)).await?;
     for again in 0..TRIES {
         check_size(&proposal.writes)?;
-        let writes = wanted.instead.map_or_else(|| proposal.writes.clone(), |instead| vec![instead(&proposal.writes)]);
+        let writes = match wanted.instead {
+            Some(instead) => vec![instead(&etcd.read(DESIRED).await?, &proposal.writes)?],
+            None => proposal.writes.clone(),
+        };
         match attempt(session, &mut etcd, &proposal, &writes, &wanted.what).await? {
             Tried::Done(revision) => return Ok(Made { response, revision: Some(revision) }),
             Tried::Again => sleep(pause(again)).await,
