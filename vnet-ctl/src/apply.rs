@@ -99,7 +99,7 @@ async fn together(session: &Session, fleet: &FleetStatus, args: &Args, files: Ve
 
 /// What applying these files would be, in a fleet.
 pub async fn propose(session: &Session, files: Vec<File>) -> Result<Proposal> {
-    session.agent.post("/v1/fleet/propose", &ProposeRequest::Apply { files }).await
+    fleet::propose(session, &ProposeRequest::Apply { files }).await
 }
 
 /// Warns of what a proposed change does on this host; that it is none is an error.

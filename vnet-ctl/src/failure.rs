@@ -55,6 +55,12 @@ pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
 }
 
+/// Whether the agent said that it is about to know more, and is to be asked again.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    let again = |refused: &Refused| refused.status == 409 && refused.response.error.ends_with("try again");
+    error.downcast_ref::<Refused>().is_some_and(again)
+}
+
 /// Prints an error to standard error, and gives the exit code: `failed`, or none where nothing went wrong but that the reader of
 /// our output has gone.
 pub fn report(error: &anyhow::Error, paint: Paint, failed: u8) -> ExitCode {

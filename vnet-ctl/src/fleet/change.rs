@@ -13,6 +13,7 @@ use vnet_common::fleet::{DESIRED, SERIAL};
 
 use super::conflict::{Conflict, explain};
 use super::{Etcd, open};
+use crate::failure::is_busy;
 use crate::output::Session;
 use crate::{human, progress};
 
@@ -65,7 +66,7 @@ pub async fn make(
     let store = session.store.address.as_ref().unwrap_or(&fleet.store);
     // Before the agent is asked: without a certificate nothing comes of it.
     session.store.access(store)?;
-    let mut proposal: Proposal = session.agent.post("/v1/fleet/propose", &wanted.request).await?;
+    let mut proposal: Proposal = propose(session, &wanted.request).await?;
     hear(&proposal)?;
     if proposal.writes.is_empty() {
         return Ok(Made { response: proposal.response, revision: None });
@@ -83,7 +84,7 @@ pub async fn make(
             Tried::Done(revision) => return Ok(Made { response, revision: Some(revision) }),
             Tried::Again => sleep(pause(again)).await,
         }
-        proposal = session.agent.post("/v1/fleet/propose", &wanted.request).await?;
+        proposal = propose(session, &wanted.request).await?;
         moved(session, &mut etcd, &first, &proposal.writes).await?;
         if proposal.writes.is_empty() {
             return Ok(Made { response: proposal.response, revision: None });
@@ -93,6 +94,20 @@ pub async fn make(
         "nothing was written: others change the store at {store} all the time, or the agent of this host does not keep up with it \
          (vnet-ctl status says); try again"
     )
+}
+
+/// What a change would be. An agent that is just taking over another one is asked again.
+///
+/// # Errors
+/// The agent refuses it.
+pub async fn propose(session: &Session, request: &ProposeRequest) -> Result<Proposal> {
+    for again in 1..TRIES {
+        match session.agent.post("/v1/fleet/propose", request).await {
+            Err(error) if is_busy(&error) => sleep(pause(again)).await,
+            done => return done,
+        }
+    }
+    session.agent.post("/v1/fleet/propose", request).await
 }
 
 /// Between two tries, the more the longer: the agent has to hear of what others wrote.

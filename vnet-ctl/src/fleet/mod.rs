@@ -18,7 +18,7 @@ use crate::near;
 use crate::output::Session;
 
 pub use access::{Etcd, Need, StoreOptions, open};
-pub use change::{Made, OPERATIONS, Wanted, make, put, serial, told};
+pub use change::{Made, OPERATIONS, Wanted, make, propose, put, serial, told};
 pub use conflict::{Conflict, explain};
 pub use edit::{Plan, begin, edit};
 pub use force::{InForce, WaitArgs, wait, wait_for};

@@ -141,6 +141,21 @@ fn what_others_change_besides_is_no_conflict() {
 }
 
 #[test]
+fn an_agent_that_takes_over_a_change_is_asked_again() {
+    let etcd = Etcd::start();
+    let host = fleet_of_two(&etcd);
+    // At first, and after somebody else was faster.
+    host.change_fleet(|fleet| {
+        (fleet.busy, fleet.others) = (vec![true, true, false, true], vec![[Vec::new(), others(&[])]]);
+    });
+    let ran = host.run_with_input(&["apply", "-f", "-"], &load_balancer("dns"));
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    host.change_fleet(|fleet| fleet.busy = vec![true; 20]);
+    let ran = host.run_with_input(&["apply", "-f", "-"], &load_balancer("two"));
+    assert!(ran.code == 1 && ran.err.contains("this host is just taking over a change: try again"), "{ran:?}");
+}
+
+#[test]
 fn a_change_that_the_agent_hears_of_while_it_is_asked_again_is_one() {
     let etcd = Etcd::start();
     let host = fleet_of_two(&etcd);
