@@ -6,6 +6,7 @@ mod commit;
 mod conflict;
 mod edit;
 mod force;
+mod said;
 mod standing;
 
 use anyhow::{Result, bail};
@@ -22,6 +23,7 @@ pub use change::{Made, OPERATIONS, Wanted, make, propose, put, serial, told};
 pub use conflict::{Conflict, explain};
 pub use edit::{Plan, begin, edit};
 pub use force::{InForce, WaitArgs, wait, wait_for};
+pub use said::{Written, say};
 pub use standing::{Standing, alive};
 
 /// The fleet as the agent sees it; `None`: the agent keeps a store of its own.

@@ -10,15 +10,15 @@ use vnet_common::etcd::Snapshot;
 use vnet_common::fleet::Key;
 
 use super::record::{self, Record};
-use crate::fleet::{self, InForce, WaitArgs, Wanted};
+use crate::fleet::{self, InForce, Made, WaitArgs, Wanted, Written};
 use crate::output::Session;
 use crate::{apply, human};
 
 /// What was begun, for programs.
 #[derive(Serialize)]
-struct Begun {
-    rollout: String,
-    hosts: Vec<String>,
+struct Begun<'a> {
+    rollout: &'a str,
+    hosts: &'a [String],
     #[serde(flatten)]
     response: ApplyResponse,
     #[serde(rename = "inForce", skip_serializing_if = "Option::is_none")]
@@ -57,15 +57,18 @@ pub async fn begin(
         Ok(())
     };
     let made = fleet::make(session, fleet, &wanted, hear).await?;
-    let force = fleet::wait_for(session, made.revision, wait.wait, Some(hosts)).await;
-    let begun = Begun { rollout: name(&[]), hosts: hosts.to_vec(), response: made.response, force };
-    for warning in &begun.response.warnings {
+    let Made { response, revision } = made;
+    for warning in &response.warnings {
         session.warn(warning);
     }
-    session.show(&begun, |begun| text(begun, session))?;
+    let rollout = name(&[]);
+    let note = format!(" on {}", human::list(hosts));
+    let text = format!("{}rollout/{rollout} begun\n", apply::lines(&response.changes, &note, session.paint));
+    let written = Written { revision, limit: wait.wait, hosts: Some(hosts) };
+    fleet::say(session, written, &text, |force| Begun { rollout: &rollout, hosts, response, force }).await?;
     if session.for_people() {
-        let name = &begun.rollout;
-        session.note(&format!("for all hosts: vnet-ctl rollout promote {name}; back again: vnet-ctl rollout rollback {name}"));
+        session
+            .note(&format!("for all hosts: vnet-ctl rollout promote {rollout}; back again: vnet-ctl rollout rollback {rollout}"));
     }
     Ok(0)
 }
@@ -92,10 +95,4 @@ fn alone(desired: &Snapshot, name: &str, hosts: &[String], writes: &[Proposed]) 
         Some((other, _)) => bail!("the rollout '{other}' changes the same on the same hosts: {ways} choose other hosts"),
         None => Ok(()),
     }
-}
-
-fn text(begun: &Begun, session: &Session) -> String {
-    let note = format!(" on {}", human::list(&begun.hosts));
-    let force = begun.force.as_ref().map(InForce::line).unwrap_or_default();
-    format!("{}rollout/{} begun\n{force}", apply::lines(&begun.response.changes, &note, session.paint), begun.rollout)
 }

@@ -228,6 +228,36 @@ fn hosts_that_do_not_have_it_are_named() {
 }
 
 #[test]
+fn what_is_written_is_said_before_anybody_waits() {
+    let etcd = Etcd::start();
+    let host = fleet_of_two(&etcd);
+    etcd.put(&Key::Registration("h2".into()), &json!({"number": 2}));
+    host.change_fleet(|fleet| fleet.hosts[1].applied = 0);
+    host.file("dns.yaml", &load_balancer("dns"));
+    for (args, said) in [
+        (&["apply", "-f", "dns.yaml"][..], "loadbalancer/dns created\n"),
+        (&["host", "drain", "h2"], "host/h2 drained\n"),
+        (&["delete", "lb", "dns"], "loadbalancer/dns deleted\n"),
+        (&["apply", "-f", "dns.yaml", "-o", "json"], ""),
+    ] {
+        let before = etcd.get_raw(SERIAL);
+        let mut command = host.command(&[args, &["--wait", "10m"]].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while etcd.get_raw(SERIAL) == before {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(child.try_wait().unwrap(), None);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert_eq!((String::from_utf8_lossy(&out.stdout).as_ref(), out.status.code()), (said, Some(130)), "{args:?}");
+        let revision = etcd.get_raw(SERIAL).unwrap().1;
+        let expected = format!("interrupted: it is written all the same (revision {revision} of the store)");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(&expected), "{out:?}");
+    }
+}
+
+#[test]
 fn a_connection_that_breaks_does_not_hide_what_was_done() {
     for (lost, code) in [(Lost::Answer, 0), (Lost::Request, 1)] {
         let etcd = Etcd::start();
