@@ -150,6 +150,10 @@ fn a_host_that_is_removed_leaves_nothing() {
     assert_eq!(etcd.keys("/vnet/"), left);
     let ran = remove(&[]);
     assert!(ran.code == 1 && ran.err.contains("host 'h1' is not registered"), "{ran:?}");
-    assert_eq!(host.run(&["host", "remove", "h10", "--force", "--store", &url]).code, 0);
+    // One that is alive would write all of it again.
+    let ran = host.run(&["host", "remove", "h10", "--force", "--no-auth", "--store", &url]);
+    assert!(ran.code == 1 && ran.err.contains("its agent would write again what is deleted here"), "{ran:?}");
+    let ran = host.run(&["host", "remove", "h10", "--force", "--store", &url]);
+    assert!(ran.code == 0 && ran.err.contains("until it is stopped"), "{ran:?}");
     assert_eq!(etcd.keys("/vnet/v1/state/"), Vec::<String>::new());
 }

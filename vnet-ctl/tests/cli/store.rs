@@ -114,7 +114,8 @@ Next:
     assert_eq!(write_as(&etcd, "h4", &Key::Alive("h4".into()).to_string()), Ok(()));
     assert_eq!(run_as(&host, &etcd, "alice", &["host", "remove", "h4", "--force"]).code, 1);
     assert!(etcd.get(&Key::Registration("h4".into())).is_some());
-    assert_eq!(run_as(&host, &etcd, "root", &["host", "remove", "h4", "--force"]).out, "host/h4 removed\n");
+    let ran = run_as(&host, &etcd, "root", &["host", "remove", "h4", "--force"]);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("host/h4 removed\n", ""));
     assert_eq!(write_as(&etcd, "h4", &Key::Alive("h4".into()).to_string()), Err(Failure::Denied));
 
     let out = run_as(&host, &etcd, "alice", &["store", "status"]).out;
