@@ -9,6 +9,7 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
+use super::Stamp;
 use super::error::Told;
 
 /// Until a member that takes the connection, and says nothing, is given up: longer than either limit of [`Access`](super::Access).
@@ -30,6 +31,7 @@ pub struct Client {
     endpoint: String,
     cluster: u64,
     revision: i64,
+    files: Option<Stamp>,
 }
 
 /// A key's value, and when it came.
@@ -148,7 +150,7 @@ impl Client {
         let inner = etcd_client::Client::connect([url], Some(options)).await.map_err(Told::from);
         let inner = inner.with_context(|| format!("connecting to the store at {endpoint}"))?;
         let kv = inner.kv_client().max_decoding_message_size(MESSAGE);
-        let mut client = Self { inner, kv, endpoint: endpoint.to_owned(), cluster: 0, revision: 0 };
+        let mut client = Self { inner, kv, endpoint: endpoint.to_owned(), cluster: 0, revision: 0, files: None };
         // The library connects when it is first asked for something.
         let asked = client.kv.get(crate::fleet::DESIRED, Some(GetOptions::new().with_prefix().with_count_only())).await;
         let answer = asked.map_err(Told::from).with_context(|| format!("connecting to the store at {endpoint}"))?;
@@ -156,6 +158,16 @@ impl Client {
             (client.cluster, client.revision) = (header.cluster_id(), header.revision());
         }
         Ok(client)
+    }
+
+    pub(super) fn with_files(self, files: Option<Stamp>) -> Self {
+        Self { files, ..self }
+    }
+
+    /// The files that it was connected with; those that [`Access::stamp`](super::Access::stamp) finds may be others by now.
+    #[must_use]
+    pub fn files(&self) -> Option<Stamp> {
+        self.files
     }
 
     /// The member, as `host:port`.

@@ -11,7 +11,7 @@ mod error;
 mod lease;
 mod operators;
 
-pub use access::{Access, Rotation, Tls};
+pub use access::{Access, Rotation, Stamp, Tls};
 pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write, batches};
 pub use error::{Failure, describe};
 pub use lease::Lease;
