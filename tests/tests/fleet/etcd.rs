@@ -112,6 +112,19 @@ fn a_cluster_knows_whom_to_serve_and_forgets() -> Result<()> {
 }
 
 #[test]
+fn a_client_is_no_member() -> Result<()> {
+    let etcd = cluster()?;
+    ensure!(etcd.ask_as_peer(0, etcd.peer())?.contains("peerURLs"), "a member's certificate");
+    for name in ["host-a", ROOT] {
+        let error =
+            etcd.ask_as_peer(0, &etcd.pki.client(name)?).err().with_context(|| format!("{name} was taken for a member"))?;
+        println!("{name}: {error:#}");
+        ensure!(format!("{error:#}").contains("alert"), "{error:#}");
+    }
+    Ok(())
+}
+
+#[test]
 fn a_lease_that_has_ended_is_taken_anew() -> Result<()> {
     let host = Host::new("store")?;
     let etcd = Etcd::start(&host, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], 1)?;
