@@ -149,12 +149,18 @@ fn certified(etcd: &Etcd) -> Result<()> {
 /// What to do next.
 fn next(access: &Access, args: &InitArgs, hosts: &[String]) -> Vec<String> {
     let files = match access.tls() {
-        Some(_) => " --store-ca CA.crt --store-cert HOST.crt --store-key HOST.key",
+        Some(_) => " --store-ca /etc/vnet/ca.crt --store-cert /etc/vnet/HOST.crt --store-key /etc/vnet/HOST.key",
         None => "",
     };
-    let mut next = vec!["on each host, start its agent (a certificate's common name is the host's name):".to_owned()];
-    let names = if hosts.is_empty() { &["HOST".to_owned()][..] } else { hosts };
-    next.extend(names.iter().map(|name| format!("  vnet-agent --store {access}{files} --host {name}")));
+    let names = if hosts.is_empty() { String::new() } else { format!(" ({})", hosts.join(", ")) };
+    let mut next: Vec<String> = [
+        &format!("on each HOST{names}: systemctl edit vnet-agent, and then systemctl restart vnet-agent, with"),
+        "  [Service]",
+        "  ExecStart=",
+        &format!("  ExecStart=/usr/bin/vnet-agent --attach tap* --attach vnet* --store {access}{files} --host HOST"),
+    ]
+    .map(str::to_owned)
+    .into();
     if access.tls().is_some() {
         next.push("for operators, put ca.crt, tls.crt and tls.key into ~/.config/vnet/operator".to_owned());
     }

@@ -71,9 +71,10 @@ the store checks its clients from now on
 Next:
 ";
     assert!(ran.out.starts_with(expected), "{}", ran.out);
+    let files = "--store-ca /etc/vnet/ca.crt --store-cert /etc/vnet/HOST.crt --store-key /etc/vnet/HOST.key";
     let start =
-        format!("vnet-agent --store {} --store-ca CA.crt --store-cert HOST.crt --store-key HOST.key --host h2\n", etcd.url());
-    assert!(ran.out.contains(&start), "{}", ran.out);
+        format!("ExecStart=/usr/bin/vnet-agent --attach tap* --attach vnet* --store {} {files} --host HOST\n", etcd.url());
+    assert!(ran.out.contains("on each HOST (h1, h2): systemctl edit vnet-agent") && ran.out.contains(&start), "{}", ran.out);
     assert!(checks(&etcd));
     let ran = run_as(&host, &etcd, "root", &[&init[..], &["--host", "h3"]].concat());
     for part in
