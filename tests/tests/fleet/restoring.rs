@@ -15,7 +15,7 @@ fn changed(backup: &Value, more: &[(String, Value)], without: Option<&str>) -> R
     values.retain(|line| without.is_none_or(|key| line["key"] != key));
     values.extend(more.iter().map(|(key, value)| json!({"key": key, "revision": 1, "value": value})));
     let count = |what: &str| values.iter().filter(|line| line["key"].as_str().is_some_and(|key| key.contains(what))).count();
-    let (resources, unknown) = (count("/resources/"), count("/zzz"));
+    let (resources, unknown) = (count("/resources/"), count("/aaa"));
     backup["counts"]["resource"] = resources.into();
     if unknown > 0 {
         backup["counts"]["unknown value"] = unknown.into();
@@ -48,7 +48,7 @@ fn a_restore_that_stops_half_way_puts_nothing_in_force() -> Result<()> {
 
     // Without the group that keeps strangers out; and the store does not take the last value.
     let mut more = balancers();
-    more.push(("/vnet/v1/desired/zzz".to_owned(), json!("x".repeat(3 << 20))));
+    more.push(("/vnet/v1/desired/aaa".to_owned(), json!("x".repeat(3 << 20))));
     std::fs::write(&file, changed(&backup, &more, Some("/vnet/v1/desired/resources/SecurityGroup/web"))?)?;
     let error = trio.fleet.ctl(0, &["store", "restore", name, "--replace"]).err().context("a value of 3 MiB")?;
     let error = format!("{error:#}");

@@ -124,9 +124,9 @@ impl Write {
 /// What must be true of a key for a write to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// The key.
+    /// The key; one that ends with `/` stands for all keys that begin so.
     pub key: String,
-    /// The revision of its value; 0: it is not there.
+    /// The revision of its value; 0: it is not there, or none of them is.
     pub revision: i64,
 }
 
@@ -274,7 +274,10 @@ impl Client {
     /// The member does not answer, it is more than a transaction may have, or we may not write this. Whether it was done is not known
     /// if the connection broke.
     pub async fn commit(&mut self, conditions: &[Condition], writes: &[Write]) -> Result<Outcome> {
-        let compare = |c: &Condition| Compare::mod_revision(c.key.as_str(), CompareOp::Equal, c.revision);
+        let compare = |c: &Condition| {
+            let compare = Compare::mod_revision(c.key.as_str(), CompareOp::Equal, c.revision);
+            if c.key.ends_with('/') { compare.with_range(after(&c.key)) } else { compare }
+        };
         let txn = Txn::new().when(conditions.iter().map(compare).collect::<Vec<_>>());
         let txn = txn.and_then(writes.iter().map(Write::op).collect::<Vec<_>>());
         let answer = self.kv.txn(txn).await.map_err(Told::from);

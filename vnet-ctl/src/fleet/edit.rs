@@ -39,8 +39,7 @@ pub async fn edit<T>(
         if revision == 0 {
             whole(&snapshot)?;
         }
-        let unchanged = Condition { key: SERIAL.to_owned(), revision };
-        match etcd.commit(&[unchanged], &writes, revision).await? {
+        match etcd.commit(&unchanged(revision), &writes, revision).await? {
             Outcome::Done(revision) => return Ok((Some(revision), about)),
             Outcome::Conflict => sleep(pause(again)).await,
         }
@@ -55,11 +54,17 @@ pub async fn edit<T>(
 pub async fn begin(etcd: &mut Etcd, what: &str) -> Result<()> {
     let snapshot = etcd.read(DESIRED).await?;
     if !snapshot.entries.contains_key(SERIAL) && whole(&snapshot).is_ok() {
-        let missing = Condition { key: SERIAL.to_owned(), revision: 0 };
         // If somebody else was faster, it is said as well.
-        etcd.commit(&[missing], &[put(SERIAL, &serial(what))], 0).await?;
+        etcd.commit(&unchanged(0), &[put(SERIAL, &serial(what))], 0).await?;
     }
     Ok(())
+}
+
+/// That [`SERIAL`] has this revision; and if it is not there, that nothing is which [`whole`] refuses.
+fn unchanged(revision: i64) -> Vec<Condition> {
+    let none = ["resources/", "overrides/", "rollouts/"].map(|below| format!("{DESIRED}{below}"));
+    let none = none.into_iter().filter(|_| revision == 0).map(|key| Condition { key, revision: 0 });
+    none.chain([Condition { key: SERIAL.to_owned(), revision }]).collect()
 }
 
 /// That nothing is there which hosts do not go by: with [`SERIAL`] they would.

@@ -123,10 +123,10 @@ fn deletions(wanted: &Desired, found: &Desired) -> impl Iterator<Item = Write> {
     found.without_hosts().0.into_keys().filter(|key| !wanted.0.contains_key(key)).map(Write::Delete)
 }
 
-/// What of the backup is not there, or not like this.
+/// What of the backup is not there, or not like this. Resources come before hosts: from then on nobody takes the store for empty.
 fn puts<'a>(wanted: &'a Desired, found: &'a Desired, which: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = Write> + 'a {
     let differs = |key: &str, kept: &Kept| found.0.get(key).is_none_or(|there| there.value != kept.value);
-    let meant = wanted.0.iter().filter(move |(key, kept)| which(key) && differs(key, kept));
+    let meant = wanted.0.iter().rev().filter(move |(key, kept)| which(key) && differs(key, kept));
     meant.map(|(key, kept)| fleet::put(key, &kept.value))
 }
 

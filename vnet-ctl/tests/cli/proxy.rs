@@ -18,6 +18,8 @@ pub enum Lost {
     Answer,
     /// Nothing, but somebody else's comes first.
     Race,
+    /// The same, and that one is to take more than one transaction.
+    Filling,
 }
 
 /// Passes on what goes to the store and back, but for the first change; gives its port. Other connections live on.
@@ -38,8 +40,10 @@ pub fn start(access: &Access, lost: Lost) -> u16 {
                 let wanted = SERIAL.as_bytes();
                 let change = lost != Lost::Answer && bytes.windows(wanted.len()).any(|window| window == wanted);
                 let first = change && here.swap(false, Ordering::Relaxed);
-                if first && lost == Lost::Race {
-                    as_another(&there);
+                match lost {
+                    Lost::Race if first => as_another(&there, SERIAL),
+                    Lost::Filling if first => as_another(&there, "/vnet/v1/desired/resources/Policy/first"),
+                    _ => {}
                 }
                 first && lost == Lost::Request
             };
@@ -94,10 +98,9 @@ fn written(access: &Access) -> bool {
     with_client(access, async |client| client.get(SERIAL).await.unwrap().is_some())
 }
 
-/// Writes what every change writes.
-fn as_another(access: &Access) {
-    let serial = etcd::Write::Put(SERIAL.to_owned(), b"\"bob@h2: apply\"".to_vec(), 0);
-    with_client(access, async |client| client.write(&[serial]).await.unwrap());
+fn as_another(access: &Access, key: &str) {
+    let write = etcd::Write::Put(key.to_owned(), b"\"bob@h2: apply\"".to_vec(), 0);
+    with_client(access, async |client| client.write(&[write]).await.unwrap());
 }
 
 fn with_client<T>(access: &Access, ask: impl AsyncFnOnce(&mut Client) -> T) -> T {

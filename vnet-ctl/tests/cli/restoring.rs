@@ -44,7 +44,7 @@ fn what_is_half_restored_is_not_in_force() {
     let host = Host::start();
     etcd.write(&others(&[(&lb("old"), json!({"resource": {}})), (&Key::Registration("h1".into()), json!({"number": 1}))]));
     // The last value is more than the store takes.
-    let large = ("/vnet/v1/desired/zzz".to_owned(), json!("x".repeat(2 << 20)));
+    let large = ("/vnet/v1/desired/aaa".to_owned(), json!("x".repeat(2 << 20)));
     host.file("fleet.json", &backup(&[many(), vec![large]].concat()));
     let ran = restore(&host, &etcd, &["--replace"]);
     let expected = "300 values were written before, and hosts keep what they have until all are there: do it again";
@@ -68,6 +68,18 @@ fn what_is_half_restored_is_not_in_force() {
     assert_eq!(etcd.keys("/vnet/v1/desired/resources/"), keys);
     let ran = restore(&host, &etcd, &[]);
     assert!(ran.code == 0 && ran.out.contains("0 values were written") && !ran.out.contains("half"), "{ran:?}");
+}
+
+#[test]
+fn nobody_says_of_a_store_that_it_is_set_up_while_another_fills_it() {
+    for args in [&["host", "add", "h1"][..], &["store", "init", "--operator", "alice", "--no-auth"]] {
+        let etcd = Etcd::start();
+        let host = Host::start();
+        let store = format!("etcd://127.0.0.1:{}", proxy::start(&etcd.access("root"), Lost::Filling));
+        let ran = host.run(&[args, &["--store", &store]].concat());
+        assert_eq!((ran.code, etcd.get_raw(SERIAL)), (i32::from(args[0] == "host"), None), "{ran:?}");
+        assert!(ran.code == 0 || ran.err.contains("the store is being filled by"), "{ran:?}");
+    }
 }
 
 #[test]
