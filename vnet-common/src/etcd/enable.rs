@@ -53,8 +53,8 @@ impl RoleSet<'_> {
         if let Err(why) = patiently(access, back).await {
             bail!(
                 "the store checks its clients from now on, but took this certificate for {ROOT_USER}'s at no member ({error:#}), and \
-                 could not be made to check nobody again ({why:#}). To get in: restart its members with --client-cert-auth and \
-                 --trusted-ca-file, so that they know {ROOT_USER} by this certificate, and do this again (or `etcdctl auth disable`)"
+                 could not be made to check nobody again ({why:#}). When its members answer, do this again. If they do not know {ROOT_USER} \
+                 by this certificate, restart them with --client-cert-auth and --trusted-ca-file: then they do"
             );
         }
         // Its token is worth nothing any more.
