@@ -181,6 +181,23 @@ impl Etcd {
         self.host.output("etcdctl", &[&options, args].concat())
     }
 
+    /// What a member says to its peers of who belongs to the cluster, asked with this certificate.
+    ///
+    /// # Errors
+    /// It does not take the certificate; the message has what curl says of that.
+    pub fn ask_as_peer(&self, member: usize, who: &Identity) -> Result<String> {
+        let url = format!("{}/members", peer_url(member));
+        let (certificate, key) = (text(&who.certificate)?, text(&who.key)?);
+        self.host
+            .output("curl", &["-sS", "--http1.1", "--max-time", "5", "--insecure", "--cert", certificate, "--key", key, &url])
+    }
+
+    /// With what members talk to each other.
+    #[must_use]
+    pub fn peer(&self) -> &Identity {
+        &self.peer
+    }
+
     /// What the members that run have logged.
     #[must_use]
     pub fn logged(&self) -> String {

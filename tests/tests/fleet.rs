@@ -18,6 +18,8 @@ mod moving;
 mod network;
 #[path = "fleet/peers.rs"]
 mod peers;
+#[path = "fleet/restoring.rs"]
+mod restoring;
 #[path = "fleet/scene.rs"]
 mod scene;
 #[path = "fleet/store.rs"]

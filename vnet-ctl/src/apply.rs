@@ -8,7 +8,7 @@ use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest};
 use vnet_common::api::{Action, ApplyRequest, ApplyResponse, Change, File};
 
 use crate::failure::Misused;
-use crate::fleet::{self, InForce, WaitArgs, Wanted};
+use crate::fleet::{self, InForce, Made, WaitArgs, Wanted, Written};
 use crate::output::Session;
 use crate::style::{Look, Paint};
 use crate::{effects, files, rollout};
@@ -93,13 +93,12 @@ async fn together(session: &Session, fleet: &FleetStatus, args: &Args, files: Ve
     }
     let wanted = Wanted { request: ProposeRequest::Apply { files }, what: "apply".to_owned(), instead: None };
     let made = fleet::make(session, fleet, &wanted, |proposal| hear(session, proposal, false)).await?;
-    let force = fleet::wait(session, made.revision, args.wait.wait).await;
-    show(session, &made.response, false, force)
+    show_made(session, &made, args.wait).await
 }
 
 /// What applying these files would be, in a fleet.
 pub async fn propose(session: &Session, files: Vec<File>) -> Result<Proposal> {
-    session.agent.post("/v1/fleet/propose", &ProposeRequest::Apply { files }).await
+    fleet::propose(session, &ProposeRequest::Apply { files }).await
 }
 
 /// Warns of what a proposed change does on this host; that it is none is an error.
@@ -116,6 +115,17 @@ fn nonempty(response: &ApplyResponse) -> Result<()> {
         bail!("there are no resources in what was given");
     }
     Ok(())
+}
+
+/// Says what was done in a fleet, and then who has it in force.
+pub async fn show_made(session: &Session, made: &Made, wait: WaitArgs) -> Result<u8> {
+    let response = &made.response;
+    for warning in &response.warnings {
+        session.warn(warning);
+    }
+    let written = Written { revision: made.revision, limit: wait.wait, hosts: None };
+    fleet::say(session, written, &lines(&response.changes, "", session.paint), |force| Done { response, force }).await?;
+    Ok(0)
 }
 
 /// Says what was done, and who has it in force.

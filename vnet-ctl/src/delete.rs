@@ -72,8 +72,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
         Err(error) if is_not_found(&error) => return Err(absent(session, &request.resources, error).await?),
         result => result?,
     };
-    let force = fleet::wait(session, done.revision, args.wait.wait).await;
-    apply::show(session, &done.response, false, force)
+    apply::show_made(session, &done, args.wait).await
 }
 
 fn wanted(args: &Args) -> Result<Vec<(String, String)>> {

@@ -38,6 +38,22 @@ impl fmt::Display for Misused {
 
 impl std::error::Error for Misused {}
 
+/// Somebody broke off the waiting for hosts, after this revision of the store was written.
+#[derive(Debug)]
+pub struct Interrupted(pub i64);
+
+impl fmt::Display for Interrupted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "interrupted: it is written all the same (revision {} of the store), and hosts take it over; vnet-ctl host ls says who has",
+            self.0
+        )
+    }
+}
+
+impl std::error::Error for Interrupted {}
+
 /// The reader of our output has gone, as `head` does when it has seen enough.
 #[derive(Debug)]
 pub struct ReaderGone;
@@ -55,6 +71,12 @@ pub fn is_not_found(error: &anyhow::Error) -> bool {
     error.downcast_ref::<Refused>().is_some_and(|refused| refused.status == 404)
 }
 
+/// Whether the agent said that it is about to know more, and is to be asked again.
+pub fn is_busy(error: &anyhow::Error) -> bool {
+    let again = |refused: &Refused| refused.status == 409 && refused.response.error.ends_with("try again");
+    error.downcast_ref::<Refused>().is_some_and(again)
+}
+
 /// Prints an error to standard error, and gives the exit code: `failed`, or none where nothing went wrong but that the reader of
 /// our output has gone.
 pub fn report(error: &anyhow::Error, paint: Paint, failed: u8) -> ExitCode {
@@ -63,7 +85,12 @@ pub fn report(error: &anyhow::Error, paint: Paint, failed: u8) -> ExitCode {
     }
     // If nobody can be told, the exit code is all there is.
     let _ = std::io::stderr().write_all(text(error, paint).as_bytes());
-    ExitCode::from(if error.is::<Misused>() { 2 } else { failed })
+    ExitCode::from(match error {
+        error if error.is::<Misused>() => 2,
+        // As of a program that the signal ends.
+        error if error.is::<Interrupted>() => 130,
+        _ => failed,
+    })
 }
 
 fn text(error: &anyhow::Error, paint: Paint) -> String {

@@ -112,6 +112,20 @@ fn a_cluster_knows_whom_to_serve_and_forgets() -> Result<()> {
 }
 
 #[test]
+fn a_client_is_no_member() -> Result<()> {
+    let etcd = cluster()?;
+    ensure!(etcd.ask_as_peer(0, etcd.peer())?.contains("peerURLs"), "a member's certificate");
+    for name in ["host-a", ROOT] {
+        let said = || etcd.logged().matches("certificate signed by unknown authority").count();
+        let before = said();
+        ensure!(etcd.ask_as_peer(0, &etcd.pki.client(name)?).is_err(), "{name} was taken for a member");
+        wait_for("the member to reject it", Duration::from_secs(10), || (said() > before).then_some(()))
+            .with_context(|| etcd.logged())?;
+    }
+    Ok(())
+}
+
+#[test]
 fn a_lease_that_has_ended_is_taken_anew() -> Result<()> {
     let host = Host::new("store")?;
     let etcd = Etcd::start(&host, &[IpAddr::V4(Ipv4Addr::LOCALHOST)], 1)?;

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -35,6 +36,11 @@ pub struct Tls {
     /// Its key.
     pub key: PathBuf,
 }
+
+/// Which files there were: device, inode, time of the last change and length of each. One that was made earlier, and is moved into place,
+/// has an older time than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp([(u64, u64, i64, i64, u64); 3]);
 
 impl Access {
     /// Of `etcd://host:port,host:port`.
@@ -77,8 +83,11 @@ impl Access {
     /// # Errors
     /// A file cannot be read, or is none of its kind; the member does not answer, is not whom it should be, or does not let us in.
     pub async fn connect(&self, endpoint: &str) -> Result<Client> {
+        // Before they are read: what is replaced from here on is seen to have been.
+        let stamp = self.stamp();
         let (url, options) = self.options(endpoint)?;
-        Client::open(&url, endpoint, options).await.map_err(|error| self.taught(error))
+        let client = Client::open(&url, endpoint, options).await.map_err(|error| self.taught(error))?;
+        Ok(client.with_files(stamp))
     }
 
     /// A member that does not take a certificate closes the connection, and that is all that is heard of it.
@@ -115,12 +124,12 @@ impl Access {
         })
     }
 
-    /// The newest change of the files, to see that they were replaced; `None` without TLS, or while one is not there.
+    /// What tells the files from those that are put in their place; `None` without TLS, or while one is not there.
     #[must_use]
-    pub fn stamp(&self) -> Option<std::time::SystemTime> {
+    pub fn stamp(&self) -> Option<Stamp> {
         let tls = self.tls.as_ref()?;
-        let times = [&tls.ca, &tls.cert, &tls.key].map(|file| std::fs::metadata(file).and_then(|m| m.modified()).ok());
-        times.into_iter().collect::<Option<Vec<_>>>()?.into_iter().max()
+        let of = |file: &Path| std::fs::metadata(file).ok().map(|m| (m.dev(), m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+        Some(Stamp([of(&tls.ca)?, of(&tls.cert)?, of(&tls.key)?]))
     }
 }
 
@@ -203,6 +212,27 @@ impl Rotation {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn files_that_are_put_in_place_of_others_are_told_from_them() {
+        let directory = std::env::temp_dir().join(format!("vnet-stamp-{}", std::process::id()));
+        std::fs::create_dir(&directory).unwrap();
+        let [ca, cert, key, new] = ["ca", "cert", "key", "new"].map(|name| directory.join(name));
+        let earlier = std::time::SystemTime::now() - Duration::from_secs(3600);
+        for file in [&new, &ca, &cert, &key] {
+            std::fs::write(file, "text").unwrap();
+        }
+        let access = Access::new("etcd://a:1", Some(Tls { ca, cert: cert.clone(), key })).unwrap();
+        let first = access.stamp();
+        assert!(first.is_some() && access.stamp() == first);
+        std::fs::File::open(&new).unwrap().set_modified(earlier).unwrap();
+        std::fs::rename(&new, &cert).unwrap();
+        let second = access.stamp();
+        assert!(second.is_some() && second != first, "it was made before the others");
+        std::fs::remove_file(&cert).unwrap();
+        assert_eq!(access.stamp(), None);
+        std::fs::remove_dir_all(&directory).unwrap();
+    }
 
     #[test]
     fn addresses_of_stores() {

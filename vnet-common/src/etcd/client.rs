@@ -9,6 +9,7 @@ use etcd_client::{
 };
 use tokio::time::timeout;
 
+use super::Stamp;
 use super::error::Told;
 
 /// Until a member that takes the connection, and says nothing, is given up: longer than either limit of [`Access`](super::Access).
@@ -30,6 +31,7 @@ pub struct Client {
     endpoint: String,
     cluster: u64,
     revision: i64,
+    files: Option<Stamp>,
 }
 
 /// A key's value, and when it came.
@@ -130,9 +132,9 @@ impl Write {
 /// What must be true of a key for a write to be done.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Condition {
-    /// The key.
+    /// The key; one that ends with `/` stands for all keys that begin so.
     pub key: String,
-    /// The revision of its value; 0: it is not there.
+    /// The revision of its value; 0: it is not there, or none of them is.
     pub revision: i64,
 }
 
@@ -156,7 +158,7 @@ impl Client {
         let inner = etcd_client::Client::connect([url], Some(options)).await.map_err(Told::from);
         let inner = inner.with_context(|| format!("connecting to the store at {endpoint}"))?;
         let kv = inner.kv_client().max_decoding_message_size(MESSAGE);
-        let mut client = Self { inner, kv, endpoint: endpoint.to_owned(), cluster: 0, revision: 0 };
+        let mut client = Self { inner, kv, endpoint: endpoint.to_owned(), cluster: 0, revision: 0, files: None };
         // The library connects when it is first asked for something.
         let asked = client.kv.get(crate::fleet::DESIRED, Some(GetOptions::new().with_prefix().with_count_only())).await;
         let answer = asked.map_err(Told::from).with_context(|| format!("connecting to the store at {endpoint}"))?;
@@ -164,6 +166,16 @@ impl Client {
             (client.cluster, client.revision) = (header.cluster_id(), header.revision());
         }
         Ok(client)
+    }
+
+    pub(super) fn with_files(self, files: Option<Stamp>) -> Self {
+        Self { files, ..self }
+    }
+
+    /// The files that it was connected with; those that [`Access::stamp`](super::Access::stamp) finds may be others by now.
+    #[must_use]
+    pub fn files(&self) -> Option<Stamp> {
+        self.files
     }
 
     /// The member, as `host:port`.
@@ -255,7 +267,7 @@ impl Client {
     /// The member does not answer, or we may not write this.
     pub async fn write(&mut self, writes: &[Write]) -> Result<i64> {
         let mut revision = 0;
-        for batch in batches(writes) {
+        for batch in batches(writes, OPERATIONS) {
             match self.commit(&[], batch).await? {
                 Outcome::Done(at) => revision = at,
                 Outcome::Conflict => bail!("the store at {} refused a write without conditions", self.endpoint),
@@ -270,7 +282,10 @@ impl Client {
     /// The member does not answer, it is more than a transaction may have, or we may not write this. Whether it was done is not known
     /// if the connection broke.
     pub async fn commit(&mut self, conditions: &[Condition], writes: &[Write]) -> Result<Outcome> {
-        let compare = |c: &Condition| Compare::mod_revision(c.key.as_str(), CompareOp::Equal, c.revision);
+        let compare = |c: &Condition| {
+            let compare = Compare::mod_revision(c.key.as_str(), CompareOp::Equal, c.revision);
+            if c.key.ends_with('/') { compare.with_range(after(&c.key)) } else { compare }
+        };
         let txn = Txn::new().when(conditions.iter().map(compare).collect::<Vec<_>>());
         let txn = txn.and_then(writes.iter().map(Write::op).collect::<Vec<_>>());
         let answer = self.kv.txn(txn).await.map_err(Told::from);
@@ -295,11 +310,12 @@ fn after(prefix: &str) -> Vec<u8> {
     end
 }
 
-/// As few parts as a transaction's limits allow.
-fn batches(writes: &[Write]) -> Vec<&[Write]> {
+/// As few parts as a transaction's size allows, if it has `most` writes.
+#[must_use]
+pub fn batches(writes: &[Write], most: usize) -> Vec<&[Write]> {
     let (mut batches, mut start, mut bytes) = (Vec::new(), 0, 0);
     for (i, write) in writes.iter().enumerate() {
-        if i > start && (i - start == OPERATIONS || bytes + write.size() > BYTES) {
+        if i > start && (i - start == most || bytes + write.size() > BYTES) {
             batches.push(&writes[start..i]);
             (start, bytes) = (i, 0);
         }
@@ -359,7 +375,7 @@ mod tests {
     #[test]
     fn writes_are_split_where_a_transaction_ends() {
         let put = |n: usize| Write::Put("k".into(), vec![0; n], 0);
-        let lengths = |writes: &[Write]| batches(writes).iter().map(|b| b.len()).collect::<Vec<_>>();
+        let lengths = |writes: &[Write]| batches(writes, OPERATIONS).iter().map(|b| b.len()).collect::<Vec<_>>();
         assert_eq!(lengths(&[]), Vec::<usize>::new());
         assert_eq!(lengths(&vec![put(1); 300]), [128, 128, 44]);
         assert_eq!(lengths(&[put(BYTES / 2), put(BYTES / 2), put(1)]), [1, 2]);

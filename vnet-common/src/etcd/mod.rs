@@ -6,12 +6,13 @@
 mod access;
 mod certificate;
 mod client;
+mod enable;
 mod error;
 mod lease;
 mod operators;
 
-pub use access::{Access, Rotation, Tls};
-pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write};
+pub use access::{Access, Rotation, Stamp, Tls};
+pub use client::{Change, Client, Condition, Entry, Member, Next, Outcome, Snapshot, Watch, Write, batches};
 pub use error::{Failure, describe};
 pub use lease::Lease;
 pub use operators::{ROOT_USER, RoleSet};

@@ -1,8 +1,5 @@
 //! Who may do what at the store: users are the common names of certificates.
 
-use std::fs::File;
-use std::io::Read as _;
-
 use anyhow::{Context, Result, bail};
 use etcd_client::{Error, Permission, UserAddOptions};
 
@@ -12,6 +9,8 @@ use crate::fleet::{self, ROOT};
 
 /// The role of those who write what is desired.
 const OPERATORS: &str = "vnet-operators";
+/// The roles of hosts begin like this.
+const HOST: &str = "vnet-host-";
 /// The user whom etcd wants before it checks anybody, and that user's role.
 pub const ROOT_USER: &str = "root";
 
@@ -45,61 +44,17 @@ impl RoleSet<'_> {
         self.user(host, &role_of(host)).await
     }
 
-    /// Takes a host's rights away.
+    /// Takes a host's rights away. A user who has others, too, keeps these.
     ///
     /// # Errors
     /// See [`RoleSet::operators`]. That there are none is no error.
     pub async fn remove_host(&mut self, host: &str) -> Result<()> {
-        self.remove_user(host).await?;
+        let roles = self.roles_of(host).await?;
+        if roles.is_some_and(|roles| roles.iter().all(|role| *role == role_of(host))) {
+            self.remove_user(host).await?;
+        }
         let role = self.0.inner.role_delete(role_of(host)).await;
         absent_is_fine(role.map(drop)).with_context(|| format!("removing the store's role {}", role_of(host)))
-    }
-
-    /// Makes the store check who its clients are, from now on.
-    ///
-    /// # Errors
-    /// See [`RoleSet::operators`].
-    pub async fn enable(&mut self) -> Result<()> {
-        self.user(ROOT_USER, ROOT_USER).await?;
-        let enabled = self.0.inner.auth_enable().await.map_err(Told::from);
-        enabled.map(drop).context("making the store check its clients")
-    }
-
-    /// [`RoleSet::enable`], if the store takes `access` for root's then; else it is as before. A store that does not look at the names in
-    /// certificates could never be asked for anything again.
-    ///
-    /// # Errors
-    /// See [`RoleSet::operators`]; or the store does not take us for root.
-    pub async fn enable_for(&mut self, access: &Access) -> Result<()> {
-        let endpoint = self.0.endpoint().to_owned();
-        // Another root, with a password that nobody knows, for the way back.
-        let (rescuer, password) = (format!("vnet-rescue-{}", random()?), random()?);
-        self.role_of_root().await?;
-        let made = self.0.inner.user_add(rescuer.as_str(), password.as_str(), None).await.map_err(Told::from);
-        made.with_context(|| format!("making the store's user {rescuer}"))?;
-        let granted = self.0.inner.user_grant_role(rescuer.as_str(), ROOT_USER).await.map_err(Told::from);
-        granted.with_context(|| format!("giving the store's user {rescuer} the role {ROOT_USER}"))?;
-        self.enable().await?;
-        let is_root = async {
-            let mut client = access.connect(&endpoint).await?;
-            RoleSet(&mut client).users().await?;
-            Ok::<_, anyhow::Error>(client)
-        };
-        match is_root.await {
-            Ok(mut client) => RoleSet(&mut client).remove_user(&rescuer).await,
-            Err(error) => {
-                let mut client = access.connect_as(&endpoint, &rescuer, &password).await?;
-                let disabled = client.inner.auth_disable().await.map_err(Told::from);
-                disabled.context("making the store check nobody again")?;
-                // The rescuer's token is worth nothing any more.
-                let mut client = access.connect(&endpoint).await?;
-                RoleSet(&mut client).remove_user(&rescuer).await?;
-                bail!(
-                    "the store did not take this certificate for {ROOT_USER}'s, and checks nobody, as before ({error:#}): \
-                     its members must run with --client-cert-auth and --trusted-ca-file"
-                )
-            }
-        }
     }
 
     /// Does the store check who its clients are? Asked by somebody whom it does not know.
@@ -127,13 +82,22 @@ impl RoleSet<'_> {
         Ok(list.context("asking for the store's users")?.users().to_vec())
     }
 
-    async fn remove_user(&mut self, user: &str) -> Result<()> {
+    pub(super) async fn remove_user(&mut self, user: &str) -> Result<()> {
         let removed = self.0.inner.user_delete(user).await;
         absent_is_fine(removed.map(drop)).with_context(|| format!("removing the store's user {user}"))
     }
 
-    async fn role_of_root(&mut self) -> Result<()> {
+    pub(super) async fn role_of_root(&mut self) -> Result<()> {
         present_is_fine(self.0.inner.role_add(ROOT_USER).await.map(drop)).context("making the store's role root")
+    }
+
+    /// The roles of a user; `None`: there is none of this name.
+    async fn roles_of(&mut self, user: &str) -> Result<Option<Vec<String>>> {
+        match self.0.inner.user_get(user).await {
+            Ok(found) => Ok(Some(found.roles().to_vec())),
+            Err(error) if describe(&error).contains("not found") => Ok(None),
+            Err(error) => Err(Told::from(error)).with_context(|| format!("asking for the roles of the store's user {user}")),
+        }
     }
 
     async fn role(&mut self, name: &str, permissions: Vec<Permission>) -> Result<()> {
@@ -147,7 +111,10 @@ impl RoleSet<'_> {
         Ok(())
     }
 
-    async fn user(&mut self, user: &str, role: &str) -> Result<()> {
+    pub(super) async fn user(&mut self, user: &str, role: &str) -> Result<()> {
+        if let Some(other) = self.roles_of(user).await?.iter().flatten().find(|other| is_ours(other) && *other != role) {
+            bail!("the store's user {user} has the role {other} already, and gets no {role}: choose another name");
+        }
         let made = self.0.inner.user_add(user, "", Some(UserAddOptions::new().with_no_pwd())).await;
         present_is_fine(made.map(drop)).with_context(|| format!("making the store's user {user}"))?;
         if role == ROOT_USER {
@@ -159,14 +126,12 @@ impl RoleSet<'_> {
 }
 
 fn role_of(host: &str) -> String {
-    format!("vnet-host-{host}")
+    format!("{HOST}{host}")
 }
 
-/// What nobody guesses, in hexadecimal digits.
-fn random() -> Result<String> {
-    let mut bytes = [0; 16];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+/// Is it a role that is given here?
+fn is_ours(role: &str) -> bool {
+    role == OPERATORS || role == ROOT_USER || role.starts_with(HOST)
 }
 
 fn present_is_fine(result: Result<(), Error>) -> Result<(), Told> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use tokio::time::{Instant, sleep};
-use vnet_common::etcd::{Access, Client, Condition, Entry, Failure, Outcome, Rotation, Snapshot, Tls, Write};
+use vnet_common::etcd::{Access, Client, Entry, Failure, Rotation, Snapshot, Tls};
 
 use crate::output::Session;
 
@@ -124,10 +124,10 @@ impl Etcd {
         got.map_err(|error| self.teach(error, Need::Read))
     }
 
-    /// Writes all of this, if all conditions are true; else nothing.
-    pub async fn commit(&mut self, conditions: &[Condition], writes: &[Write]) -> Result<Outcome> {
-        let done = self.client.commit(conditions, writes).await;
-        done.map_err(|error| self.teach(error, Need::Policy))
+    /// Connects anew, to any member.
+    pub async fn reconnect(&mut self) -> Result<()> {
+        self.client = connect(&self.access).await?;
+        Ok(())
     }
 
     /// An error, with what to do if it is that we may not do this.

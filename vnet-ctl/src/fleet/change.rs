@@ -8,11 +8,12 @@ use serde_json::Value;
 use tokio::time::sleep;
 use vnet_common::api::ApplyResponse;
 use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed};
-use vnet_common::etcd::{Condition, Entry, Failure, Outcome, Write};
-use vnet_common::fleet::SERIAL;
+use vnet_common::etcd::{Condition, Entry, Outcome, Snapshot, Write};
+use vnet_common::fleet::{DESIRED, SERIAL};
 
 use super::conflict::{Conflict, explain};
 use super::{Etcd, open};
+use crate::failure::is_busy;
 use crate::output::Session;
 use crate::{human, progress};
 
@@ -39,8 +40,8 @@ enum Tried {
     Again,
 }
 
-/// What is written in place of what the agent proposes.
-type Instead<'a> = dyn Fn(&[Proposed]) -> Proposed + 'a;
+/// What is written in place of what the agent proposes, by all that is desired; or why it cannot be.
+type Instead<'a> = dyn Fn(&Snapshot, &[Proposed]) -> Result<Proposed> + 'a;
 
 /// A change that is wanted.
 pub struct Wanted<'a> {
@@ -65,7 +66,7 @@ pub async fn make(
     let store = session.store.address.as_ref().unwrap_or(&fleet.store);
     // Before the agent is asked: without a certificate nothing comes of it.
     session.store.access(store)?;
-    let mut proposal: Proposal = session.agent.post("/v1/fleet/propose", &wanted.request).await?;
+    let mut proposal: Proposal = propose(session, &wanted.request).await?;
     hear(&proposal)?;
     if proposal.writes.is_empty() {
         return Ok(Made { response: proposal.response, revision: None });
@@ -75,12 +76,15 @@ pub async fn make(
     let mut etcd = progress::during(open(session, store)).await?;
     for again in 0..TRIES {
         check_size(&proposal.writes)?;
-        let writes = wanted.instead.map_or_else(|| proposal.writes.clone(), |instead| vec![instead(&proposal.writes)]);
+        let writes = match wanted.instead {
+            Some(instead) => vec![instead(&etcd.read(DESIRED).await?, &proposal.writes)?],
+            None => proposal.writes.clone(),
+        };
         match attempt(session, &mut etcd, &proposal, &writes, &wanted.what).await? {
             Tried::Done(revision) => return Ok(Made { response, revision: Some(revision) }),
             Tried::Again => sleep(pause(again)).await,
         }
-        proposal = session.agent.post("/v1/fleet/propose", &wanted.request).await?;
+        proposal = propose(session, &wanted.request).await?;
         moved(session, &mut etcd, &first, &proposal.writes).await?;
         if proposal.writes.is_empty() {
             return Ok(Made { response: proposal.response, revision: None });
@@ -90,6 +94,20 @@ pub async fn make(
         "nothing was written: others change the store at {store} all the time, or the agent of this host does not keep up with it \
          (vnet-ctl status says); try again"
     )
+}
+
+/// What a change would be. An agent that is just taking over another one is asked again.
+///
+/// # Errors
+/// The agent refuses it.
+pub async fn propose(session: &Session, request: &ProposeRequest) -> Result<Proposal> {
+    for again in 1..TRIES {
+        match session.agent.post("/v1/fleet/propose", request).await {
+            Err(error) if is_busy(&error) => sleep(pause(again)).await,
+            done => return done,
+        }
+    }
+    session.agent.post("/v1/fleet/propose", request).await
 }
 
 /// Between two tries, the more the longer: the agent has to hear of what others wrote.
@@ -148,21 +166,9 @@ async fn attempt(session: &Session, etcd: &mut Etcd, proposal: &Proposal, writes
     let conditions: Vec<_> = compared.map(|(key, revision)| Condition { key: key.to_owned(), revision }).collect();
     let serial = [put(SERIAL, &serial(what))];
     let operations: Vec<_> = writes.iter().map(write).chain(serial).collect();
-    match etcd.commit(&conditions, &operations).await {
-        Ok(Outcome::Done(revision)) => Ok(Tried::Done(revision)),
-        Ok(Outcome::Conflict) => look(session, etcd, writes).await,
-        Err(error) if Failure::in_error(&error) == Failure::Denied => Err(error),
-        Err(error) => {
-            // The connection may have broken after it was written.
-            let Ok(again) = open(session, &etcd.access.to_string()).await else {
-                return Err(error.context("whether it was written is not known: look, and do it again if it was not"));
-            };
-            *etcd = again;
-            match look(session, etcd, writes).await? {
-                Tried::Done(revision) => Ok(Tried::Done(revision)),
-                Tried::Again => Err(error.context("as far as the store says, nothing was written")),
-            }
-        }
+    match etcd.commit(&conditions, &operations, proposal.serial).await? {
+        Outcome::Done(revision) => Ok(Tried::Done(revision)),
+        Outcome::Conflict => look(session, etcd, writes).await,
     }
 }
 

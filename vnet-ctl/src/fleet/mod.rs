@@ -2,9 +2,11 @@
 
 mod access;
 mod change;
+mod commit;
 mod conflict;
 mod edit;
 mod force;
+mod said;
 mod standing;
 
 use anyhow::{Result, bail};
@@ -17,10 +19,11 @@ use crate::near;
 use crate::output::Session;
 
 pub use access::{Etcd, Need, StoreOptions, open};
-pub use change::{Made, OPERATIONS, Wanted, make, put, serial, told};
+pub use change::{Made, OPERATIONS, Wanted, make, propose, put, serial, told};
 pub use conflict::{Conflict, explain};
-pub use edit::{Plan, edit};
+pub use edit::{Plan, begin, edit};
 pub use force::{InForce, WaitArgs, wait, wait_for};
+pub use said::{Written, say};
 pub use standing::{Standing, alive};
 
 /// The fleet as the agent sees it; `None`: the agent keeps a store of its own.
@@ -81,4 +84,34 @@ pub fn name(text: &str) -> Result<String, String> {
         return Err("'root' is the store's own user".to_owned());
     }
     Ok(text.to_owned())
+}
+
+/// A name that a host can have: what an agent takes with --host.
+pub fn host_name(text: &str) -> Result<String, String> {
+    let edge = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit();
+    let inside = |c: char| edge(c) || "-.".contains(c);
+    if text.len() > 253 || !text.chars().all(inside) || !text.starts_with(edge) || !text.ends_with(edge) {
+        return Err(
+            "a host's name has 1 to 253 lower-case letters, digits, '-' and '.', and begins and ends with a letter or digit"
+                .to_owned(),
+        );
+    }
+    if text == vnet_common::etcd::ROOT_USER {
+        return Err("'root' is the store's own user".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_let_in_by_names_that_their_agents_take() {
+        let long = "a".repeat(253);
+        for text in ["host-a", "10.h", &long, "", "Host", "a_b", "-a", "a.", "a/b", &(long.clone() + "a")] {
+            assert_eq!(host_name(text).is_ok(), vnet_agent::resource::is_name(text), "{text}");
+        }
+        assert!(host_name("root").is_err());
+    }
 }

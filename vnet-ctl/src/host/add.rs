@@ -23,7 +23,7 @@ Examples:
   vnet-ctl host add host-d --no-auth")]
 pub struct Args {
     /// The host; its agent is started with --host of the same
-    #[arg(value_name = "HOST", value_parser = fleet::name)]
+    #[arg(value_name = "HOST", value_parser = fleet::host_name)]
     name: String,
     /// Leave the store's users and roles alone: an operator's certificate is enough for the rest
     #[arg(long)]

@@ -6,7 +6,7 @@ use vnet_common::etcd::Snapshot;
 use vnet_common::fleet::Key;
 
 use super::{Done, DrainArgs};
-use crate::fleet::{self, Plan};
+use crate::fleet::{self, Plan, Written};
 use crate::near;
 use crate::output::Session;
 
@@ -24,14 +24,16 @@ pub async fn run(session: &Session, args: DrainArgs, drained: bool) -> Result<u8
     };
     let word = if drained { "drain" } else { "undrain" };
     let (revision, ()) = fleet::edit(&mut etcd, &format!("{word} host {name}"), plan).await?;
-    let force = fleet::wait(session, revision, args.wait.wait).await;
     let action = match (revision, drained) {
         (None, true) => "drained already",
         (None, false) => "not drained",
         (Some(_), true) => "drained",
         (Some(_), false) => "undrained",
     };
-    Done { host: args.name, action, number: None, force }.show(session)
+    let written = Written { revision, limit: args.wait.wait, hosts: None };
+    let done = |force| Done { host: name.clone(), action, number: None, force };
+    fleet::say(session, written, &done(None).line(), done).await?;
+    Ok(0)
 }
 
 /// A host's registration: its key and what it says, also what this version does not know.

@@ -99,11 +99,13 @@ pub async fn run(session: &Session, verb: Verb) -> Result<u8> {
 impl Done {
     /// Says it.
     fn show(&self, session: &Session) -> Result<u8> {
-        session.show(self, |done| {
-            let number = done.number.map(|number| format!(" (number {number})")).unwrap_or_default();
-            let force = done.force.as_ref().map(InForce::line).unwrap_or_default();
-            format!("host/{} {}{number}\n{force}", done.host, done.action)
-        })?;
+        session.show(self, Self::line)?;
         Ok(0)
+    }
+
+    /// `host/h1 registered (number 1)`.
+    fn line(&self) -> String {
+        let number = self.number.map(|number| format!(" (number {number})")).unwrap_or_default();
+        format!("host/{} {}{number}\n", self.host, self.action)
     }
 }

@@ -6,13 +6,14 @@ use vnet_common::etcd::{RoleSet, Snapshot, Write};
 use vnet_common::fleet::{DESIRED, Key, Rollout, writable};
 
 use super::{Done, drain};
-use crate::fleet::{self, Need, Plan};
+use crate::fleet::{self, Etcd, Need, Plan};
 use crate::output::Session;
 
 /// Take a host out of the fleet for good
 ///
-/// Its number, all that it said of itself, and its user in the store are deleted. Its endpoints are gone for the others at once. Detach the host, or stop its agent, first: what is alive is refused, unless --force.
-/// That takes root's certificate.
+/// Its number, all that it said of itself, and its user in the store are deleted; that takes root's certificate. Its endpoints are gone for
+/// the others at once. Detach the host, or stop its agent, first: what is alive is refused. With --force it is removed all the same, and
+/// can write nothing any more as its user is gone; so not with --no-auth, where it would write all of it again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -22,10 +23,10 @@ pub struct Args {
     /// The host
     #[arg(value_name = "HOST", value_parser = fleet::name)]
     name: String,
-    /// Also if it is alive: it goes on with what it has, and says nothing any more
+    /// Also if it is alive: it goes on with what it has, and can say nothing any more
     #[arg(long)]
     force: bool,
-    /// Leave the store's users and roles alone: an operator's certificate is enough for the rest
+    /// Leave the store's users and roles alone: an operator's certificate is enough for the rest, if it is not alive
     #[arg(long)]
     no_auth: bool,
 }
@@ -35,8 +36,17 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let name = &args.name;
     let store = fleet::address(session).await?;
     let mut etcd = fleet::open(session, &store).await?;
-    if !args.force && fleet::alive(&mut etcd, name).await? {
-        bail!("host '{name}' is alive: stop its agent first (vnet-ctl detach there takes vnet off it), or --force");
+    if fleet::alive(&mut etcd, name).await? {
+        match (args.force, args.no_auth) {
+            (false, _) => {
+                bail!("host '{name}' is alive: stop its agent first (vnet-ctl detach there takes vnet off it), or --force")
+            }
+            (true, true) => bail!(
+                "host '{name}' is alive, and with --no-auth it keeps its user: its agent would write again what is deleted here. Stop \
+                 its agent first, or leave --no-auth away (with root's certificate)"
+            ),
+            (true, false) => warn_of(session, &etcd, name).await,
+        }
     }
     let snapshot = etcd.read(DESIRED).await?;
     let key = Key::Registration(name.clone()).to_string();
@@ -60,6 +70,17 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let plan = |_: &Snapshot| Ok(Plan { writes: writes.clone(), about: () });
     fleet::edit(&mut etcd, &format!("remove host {name}"), plan).await?;
     Done { host: args.name, action: "removed", number: None, force: None }.show(session)
+}
+
+/// Warns of a host that is alive, if the store lets it go on writing.
+async fn warn_of(session: &Session, etcd: &Etcd, name: &str) {
+    // Where that is not known, it is as if it did.
+    if !RoleSet::is_enabled(&etcd.access, etcd.client.endpoint()).await.unwrap_or(false) {
+        session.warn(&format!(
+            "host '{name}' is alive, and the store does not check its clients: its agent writes again what is deleted here, until it is \
+             stopped"
+        ));
+    }
 }
 
 /// What else operators wrote that names the host.

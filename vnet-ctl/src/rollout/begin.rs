@@ -4,20 +4,21 @@ use std::cell::OnceCell;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed, RolloutStatus};
+use vnet_common::api::fleet::{FleetStatus, Proposal, ProposeRequest, Proposed};
 use vnet_common::api::{ApplyResponse, File};
+use vnet_common::etcd::Snapshot;
 use vnet_common::fleet::Key;
 
-use super::record;
-use crate::fleet::{self, InForce, WaitArgs, Wanted};
+use super::record::{self, Record};
+use crate::fleet::{self, InForce, Made, WaitArgs, Wanted, Written};
 use crate::output::Session;
 use crate::{apply, human};
 
 /// What was begun, for programs.
 #[derive(Serialize)]
-struct Begun {
-    rollout: String,
-    hosts: Vec<String>,
+struct Begun<'a> {
+    rollout: &'a str,
+    hosts: &'a [String],
     #[serde(flatten)]
     response: ApplyResponse,
     #[serde(rename = "inForce", skip_serializing_if = "Option::is_none")]
@@ -36,15 +37,16 @@ pub async fn begin(
     fleet::known(fleet, hosts)?;
     let chosen = OnceCell::new();
     let name = |writes: &[Proposed]| chosen.get_or_init(|| name.clone().unwrap_or_else(|| usual(writes))).clone();
-    let instead = |writes: &[Proposed]| {
+    let instead = |desired: &Snapshot, writes: &[Proposed]| {
         let name = name(writes);
-        Proposed {
+        alone(desired, &name, hosts, writes)?;
+        Ok(Proposed {
             key: Key::Rollout(name.clone()).to_string(),
             what: format!("rollout/{name}"),
             value: Some(record::new(hosts, writes)),
             base: 0,
             before: None,
-        }
+        })
     };
     let wanted = Wanted { request: ProposeRequest::Apply { files }, what: "apply --canary".to_owned(), instead: Some(&instead) };
     let hear = |proposal: &Proposal| {
@@ -52,18 +54,21 @@ pub async fn begin(
         if proposal.writes.is_empty() {
             bail!("there is nothing to roll out: the fleet has all of this already");
         }
-        alone(fleet, &name(&proposal.writes), hosts, &proposal.writes)
+        Ok(())
     };
     let made = fleet::make(session, fleet, &wanted, hear).await?;
-    let force = fleet::wait_for(session, made.revision, wait.wait, Some(hosts)).await;
-    let begun = Begun { rollout: name(&[]), hosts: hosts.to_vec(), response: made.response, force };
-    for warning in &begun.response.warnings {
+    let Made { response, revision } = made;
+    for warning in &response.warnings {
         session.warn(warning);
     }
-    session.show(&begun, |begun| text(begun, session))?;
+    let rollout = name(&[]);
+    let note = format!(" on {}", human::list(hosts));
+    let text = format!("{}rollout/{rollout} begun\n", apply::lines(&response.changes, &note, session.paint));
+    let written = Written { revision, limit: wait.wait, hosts: Some(hosts) };
+    fleet::say(session, written, &text, |force| Begun { rollout: &rollout, hosts, response, force }).await?;
     if session.for_people() {
-        let name = &begun.rollout;
-        session.note(&format!("for all hosts: vnet-ctl rollout promote {name}; back again: vnet-ctl rollout rollback {name}"));
+        session
+            .note(&format!("for all hosts: vnet-ctl rollout promote {rollout}; back again: vnet-ctl rollout rollback {rollout}"));
     }
     Ok(0)
 }
@@ -76,22 +81,18 @@ fn usual(writes: &[Proposed]) -> String {
 }
 
 /// That no other rollout has its name, or changes the same on the same hosts.
-fn alone(fleet: &FleetStatus, name: &str, hosts: &[String], writes: &[Proposed]) -> Result<()> {
+fn alone(desired: &Snapshot, name: &str, hosts: &[String], writes: &[Proposed]) -> Result<()> {
     let ways = "promote it, roll it back, or";
-    if fleet.rollouts.iter().any(|other| other.name == name) {
+    let others = record::all(desired)?;
+    if others.iter().any(|(other, _)| other == name) {
         bail!("there is a rollout '{name}' already: {ways} give this one another --name");
     }
-    let same = |other: &&RolloutStatus| {
-        other.hosts.iter().any(|host| hosts.contains(host)) && writes.iter().any(|write| other.changes.contains(&write.what))
+    let same = |(_, other): &&(String, Record)| {
+        let changes = |write: &Proposed| other.changes.iter().any(|change| change.key == write.key);
+        other.hosts.iter().any(|host| hosts.contains(host)) && writes.iter().any(changes)
     };
-    match fleet.rollouts.iter().find(same) {
-        Some(other) => bail!("the rollout '{}' changes the same on the same hosts: {ways} choose other hosts", other.name),
+    match others.iter().find(same) {
+        Some((other, _)) => bail!("the rollout '{other}' changes the same on the same hosts: {ways} choose other hosts"),
         None => Ok(()),
     }
-}
-
-fn text(begun: &Begun, session: &Session) -> String {
-    let note = format!(" on {}", human::list(&begun.hosts));
-    let force = begun.force.as_ref().map(InForce::line).unwrap_or_default();
-    format!("{}rollout/{} begun\n{force}", apply::lines(&begun.response.changes, &note, session.paint), begun.rollout)
 }

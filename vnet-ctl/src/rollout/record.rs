@@ -71,6 +71,18 @@ pub fn find(snapshot: &Snapshot, name: &str) -> Result<Record> {
     read(&key, entry).with_context(|| format!("reading the rollout '{name}', which a newer vnet-ctl may have written"))
 }
 
+/// All rollouts among what is desired, by their names.
+///
+/// # Errors
+/// See [`find`].
+pub fn all(snapshot: &Snapshot) -> Result<Vec<(String, Record)>> {
+    let named = snapshot.entries.keys().filter_map(|key| match Key::parse(key) {
+        Some(Key::Rollout(name)) => Some(name),
+        _ => None,
+    });
+    named.map(|name| find(snapshot, &name).map(|record| (name, record))).collect()
+}
+
 fn read(key: &str, entry: &Entry) -> Result<Record> {
     let raw: Value = serde_json::from_slice(&entry.value)?;
     let known: Rollout = serde_json::from_slice(&entry.value)?;

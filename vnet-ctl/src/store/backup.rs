@@ -1,6 +1,6 @@
 //! `store backup`, and the file that it writes.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -64,21 +64,31 @@ pub async fn run(session: &Session, file: &Path) -> Result<u8> {
     Ok(0)
 }
 
-/// Writes the whole file, for its owner only, or leaves what is there.
+/// Writes the whole file, for its owner only, or leaves what is there. A link stays, and what is no file, as a pipe, is written to.
 fn keep(file: &Path, text: &str) -> std::io::Result<()> {
+    let there = std::fs::metadata(file);
+    if there.as_ref().is_ok_and(|there| !there.is_file()) {
+        return OpenOptions::new().write(true).open(file)?.write_all(text.as_bytes());
+    }
+    let file = match there {
+        Ok(_) => file.canonicalize()?,
+        Err(_) => file.to_owned(),
+    };
     let mut name = file.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}", std::process::id()));
     let other = file.with_file_name(name);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&other).and_then(|mut opened| {
         opened.write_all(text.as_bytes())?;
         opened.sync_all()?;
-        std::fs::rename(&other, file)
+        std::fs::rename(&other, &file)
     });
     if written.is_err() {
         // It may not be there at all.
         let _ = std::fs::remove_file(&other);
+        return written;
     }
-    written
+    let directory = file.parent().filter(|directory| !directory.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(directory)?.sync_all()
 }
 
 /// What a file has; `-`: standard input.

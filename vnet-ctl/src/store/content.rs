@@ -65,10 +65,16 @@ impl Desired {
         Ok(Self(all))
     }
 
-    /// Those for which this is true of their key.
+    /// Those that this version knows, and for which this is true of their key.
     pub fn filter(&self, which: impl Fn(&Key) -> bool) -> Self {
         let wanted = |key: &&String| Key::parse(key).is_some_and(|key| which(&key));
         Self(self.0.iter().filter(|(key, _)| wanted(key)).map(|(key, kept)| (key.clone(), kept.clone())).collect())
+    }
+
+    /// All but the hosts, also what this version does not know.
+    pub fn without_hosts(&self) -> Self {
+        let others = self.0.iter().filter(|(key, _)| !matches!(Key::parse(key), Some(Key::Registration(_))));
+        Self(others.map(|(key, kept)| (key.clone(), kept.clone())).collect())
     }
 
     /// Resources, and what was changed of members: what an agent can have in a store of its own.

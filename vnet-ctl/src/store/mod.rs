@@ -62,19 +62,24 @@ Examples:
 /// Prepare an etcd for a fleet: users, roles, numbers of hosts
 ///
 /// With root's certificate (or while the etcd does not check its clients yet). Then the store checks its clients, by their certificates,
-/// unless --no-auth. What is there already stays: it can be repeated, with more operators and hosts.
+/// unless --no-auth. What is there already stays: it can be repeated, with more operators and hosts. Where an etcd was lost, --from gives
+/// hosts the numbers that they had, before `store restore`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
   vnet-ctl store init --store etcd://10.0.0.1:2379,10.0.0.2:2379 --operator alice --host host-a --host host-b
+  vnet-ctl store init --store etcd://10.0.0.1:2379,10.0.0.2:2379 --operator alice --from fleet.json
   vnet-ctl store init --store etcd://127.0.0.1:2379 --operator alice --host host-a --no-auth     To try it out")]
 pub struct InitArgs {
     /// A user who may change everything: the common name of their certificate; may be repeated
     #[arg(long = "operator", required = true, value_name = "NAME", value_parser = fleet::name)]
     operators: Vec<String>,
     /// A host that takes part: the common name of its certificate; may be repeated
-    #[arg(long = "host", value_name = "NAME", value_parser = fleet::name)]
+    #[arg(long = "host", value_name = "NAME", value_parser = fleet::host_name)]
     hosts: Vec<String>,
+    /// The hosts of a backup take part, too, with the numbers that they had: for an etcd in place of one that was lost
+    #[arg(long, value_name = "FILE", value_hint = clap::ValueHint::FilePath)]
+    from: Option<PathBuf>,
     /// Do not make the store check its clients: whoever reaches it may do everything
     #[arg(long)]
     no_auth: bool,
@@ -91,7 +96,8 @@ pub struct BackupArgs {
 /// Write what a backup has into the store
 ///
 /// All of it is read back and compared. A store that has other resources is refused, unless --replace: then these are deleted. Hosts that
-/// are registered and not in the backup stay. It takes several transactions where it is much: agents follow each of them.
+/// are registered and not in the backup stay. Where it is much it takes several transactions: hosts keep what they have until the last of
+/// them. If it is interrupted they go on so; do it again.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 
 use anyhow::{Result, bail};
 use serde_json::Value;
-use vnet_common::etcd::{Snapshot, Write};
+use vnet_common::etcd::Write;
 use vnet_common::fleet::{DESIRED, Key, SERIAL};
 
 use super::content::{Desired, Kept, counted, few, what};
-use super::{Report, RestoreArgs, backup, write};
+use super::write::Writing;
+use super::{Report, RestoreArgs, backup};
 use crate::fleet::{self, Etcd};
 use crate::output::Session;
 
@@ -20,15 +21,20 @@ pub async fn run(session: &Session, args: &RestoreArgs) -> Result<u8> {
     let snapshot = etcd.read(DESIRED).await?;
     let found = Desired::of_store(&snapshot)?;
     refuse(&mut etcd, &wanted, &found, args.replace).await?;
-    let mut writes = deletions(&wanted, &found);
-    writes.extend(puts(&wanted, &found, |key| !is_rollout(key)));
-    write::all(&mut etcd, serial(&snapshot), &writes, "store restore").await?;
+    let serial = snapshot.entries.get(SERIAL).map_or(0, |entry| entry.modified);
+    let mut writing = Writing::new(&mut etcd, serial, "store restore");
+    let mut writes: Vec<Write> = puts(&wanted, &found, |key| !is_rollout(key)).collect();
+    writes.extend(deletions(&wanted, &found));
+    // Without what rollouts change, their hosts would have something else for a moment.
+    match wanted.0.iter().any(|(key, kept)| is_rollout(key) && !is_same(Some(kept), found.0.get(key))) {
+        true => writing.hold(&writes).await?,
+        false => writing.finish(&writes).await?,
+    }
     // What rollouts were compared with has other revisions now.
-    let snapshot = etcd.read(DESIRED).await?;
-    let now = Desired::of_store(&snapshot)?;
+    let now = Desired::of_store(&writing.etcd().read(DESIRED).await?)?;
     let wanted = rebased(&wanted, &now);
     let rollouts: Vec<Write> = puts(&wanted, &now, is_rollout).collect();
-    write::all(&mut etcd, serial(&snapshot), &rollouts, "store restore").await?;
+    writing.finish(&rollouts).await?;
     let now = Desired::of_store(&etcd.read(DESIRED).await?)?;
     let kept = now.filter(|key| matches!(key, Key::Registration(_)) && !wanted.0.contains_key(&key.to_string()));
     let differences: Vec<String> = wanted.differences(&Desired(without(&now, &kept)), |a, b| a == b);
@@ -42,6 +48,11 @@ pub async fn run(session: &Session, args: &RestoreArgs) -> Result<u8> {
         counted(&wanted.counts()),
         etcd.access
     ));
+    if serial == 0 && !found.without_hosts().0.is_empty() {
+        report
+            .done
+            .push("the store had been written half by something that was interrupted: hosts go by it from now on".to_owned());
+    }
     if !kept.0.is_empty() {
         let names: Vec<String> = kept.0.keys().map(|key| what(key)).collect();
         report.done.push(format!("not in the backup, and still there: {}", few(&names)));
@@ -49,12 +60,13 @@ pub async fn run(session: &Session, args: &RestoreArgs) -> Result<u8> {
     report.show(session)
 }
 
-fn is_rollout(key: &Key) -> bool {
-    matches!(key, Key::Rollout(_))
+fn is_rollout(key: &str) -> bool {
+    matches!(Key::parse(key), Some(Key::Rollout(_)))
 }
 
-fn serial(snapshot: &Snapshot) -> i64 {
-    snapshot.entries.get(SERIAL).map_or(0, |entry| entry.modified)
+/// Do hosts have the same by both?
+fn is_same(one: Option<&Kept>, other: Option<&Kept>) -> bool {
+    one.map(|kept| unbased(&kept.value)) == other.map(|kept| unbased(&kept.value))
 }
 
 fn without(all: &Desired, others: &Desired) -> BTreeMap<String, Kept> {
@@ -81,17 +93,20 @@ async fn refuse(etcd: &mut Etcd, wanted: &Desired, found: &Desired, replace: boo
         let was = others.iter().find(|(other, _)| *other == key);
         let Some(Key::Registration(host)) = Key::parse(&key) else { continue };
         if was.is_some_and(|(_, was)| *was != number) && fleet::alive(etcd, &host).await? {
-            bail!("host '{host}' is alive with another number than the backup has for it: stop its agent first");
+            bail!(
+                "host '{host}' is alive with another number than the backup has for it: stop its agent first (`store init --from` gives \
+                 hosts of a new store the numbers of the backup at once)"
+            );
         }
     }
     if replace {
         return Ok(());
     }
-    let mine = |all: &Desired| all.filter(|key| !matches!(key, Key::Registration(_)));
-    let more: Vec<String> = mine(found)
+    let more: Vec<String> = found
+        .without_hosts()
         .0
         .iter()
-        .filter(|(key, kept)| wanted.0.get(*key).is_none_or(|wanted| unbased(&wanted.value) != unbased(&kept.value)))
+        .filter(|(key, kept)| !is_same(wanted.0.get(*key), Some(kept)))
         .map(|(key, _)| what(key))
         .collect();
     match more.is_empty() {
@@ -104,19 +119,15 @@ async fn refuse(etcd: &mut Etcd, wanted: &Desired, found: &Desired, replace: boo
 }
 
 /// What is there, and not in the backup; hosts stay.
-fn deletions(wanted: &Desired, found: &Desired) -> Vec<Write> {
-    let more = found.filter(|key| !matches!(key, Key::Registration(_)));
-    more.0.into_keys().filter(|key| !wanted.0.contains_key(key)).map(Write::Delete).collect()
+fn deletions(wanted: &Desired, found: &Desired) -> impl Iterator<Item = Write> {
+    found.without_hosts().0.into_keys().filter(|key| !wanted.0.contains_key(key)).map(Write::Delete)
 }
 
-/// What is not there like this, of the keys that are meant; keys that this version does not know are none of rollouts.
-fn puts(wanted: &Desired, found: &Desired, which: impl Fn(&Key) -> bool) -> impl Iterator<Item = Write> {
-    let meant = move |key: &str| Key::parse(key).as_ref().map_or_else(|| which(&Key::Registration(String::new())), &which);
-    let put = |(key, kept): (&String, &Kept)| {
-        let is_there = found.0.get(key).is_some_and(|found| unbased(&found.value) == unbased(&kept.value));
-        (meant(key) && !is_there).then(|| fleet::put(key, &kept.value))
-    };
-    wanted.0.iter().filter_map(put).collect::<Vec<_>>().into_iter()
+/// What of the backup is not there, or not like this. Resources come before hosts: from then on nobody takes the store for empty.
+fn puts<'a>(wanted: &'a Desired, found: &'a Desired, which: impl Fn(&str) -> bool + 'a) -> impl Iterator<Item = Write> + 'a {
+    let differs = |key: &str, kept: &Kept| found.0.get(key).is_none_or(|there| there.value != kept.value);
+    let meant = wanted.0.iter().rev().filter(move |(key, kept)| which(key) && differs(key, kept));
+    meant.map(|(key, kept)| fleet::put(key, &kept.value))
 }
 
 /// Without what a rollout was compared with: revisions are each store's own.
@@ -137,7 +148,7 @@ fn rebased(wanted: &Desired, now: &Desired) -> Desired {
     };
     let mut rebased = wanted.clone();
     for (key, kept) in &mut rebased.0 {
-        if !Key::parse(key).as_ref().is_some_and(is_rollout) {
+        if !is_rollout(key) {
             continue;
         }
         for base in kept.value["bases"].as_array_mut().into_iter().flatten() {
@@ -169,7 +180,7 @@ mod tests {
         assert_eq!(value["bases"], json!([["Policy", "a", 105], ["Policy", "b", -1], ["Policy", "new", 0]]));
         assert_eq!(value["later"], 1);
         assert_eq!(puts(&backup, &now, is_rollout).count(), 1);
-        let there = of(&[(key, 1, json!({"put": [], "bases": [], "later": 1}))]);
-        assert_eq!(puts(&backup, &there, is_rollout).count(), 0, "only its revisions differ");
+        let there = of(&[(key.clone(), 1, json!({"put": [], "bases": [], "later": 1}))]);
+        assert!(is_same(backup.0.get(&key), there.0.get(&key)), "only its revisions differ");
     }
 }

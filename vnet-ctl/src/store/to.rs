@@ -3,10 +3,11 @@
 use anyhow::{Result, bail};
 use serde_json::Value;
 use vnet_common::etcd::Write;
-use vnet_common::fleet::{DESIRED, Key, SERIAL};
+use vnet_common::fleet::{DESIRED, SERIAL};
 
+use super::Report;
 use super::content::{Desired, counted, few, what};
-use super::{Report, write};
+use super::write::Writing;
 use crate::fleet;
 use crate::output::Session;
 
@@ -18,7 +19,7 @@ pub async fn run(session: &Session, store: &str, replace: bool) -> Result<u8> {
     let wanted = content(session).await?;
     let mut etcd = fleet::open(session, store).await?;
     let snapshot = etcd.read(DESIRED).await?;
-    let found = Desired::of_store(&snapshot)?.filter(|key| !matches!(key, Key::Registration(_)));
+    let found = Desired::of_store(&snapshot)?.without_hosts();
     let same = |a: &Value, b: &Value| a == b;
     if !found.0.is_empty() && !replace && !wanted.differences(&found, same).is_empty() {
         let names: Vec<String> = found.0.keys().map(|key| what(key)).collect();
@@ -29,10 +30,10 @@ pub async fn run(session: &Session, store: &str, replace: bool) -> Result<u8> {
     }
     let gone = found.0.keys().filter(|key| !wanted.0.contains_key(*key)).map(|key| Write::Delete(key.clone()));
     let new = wanted.0.iter().filter(|(key, kept)| found.0.get(*key).is_none_or(|found| found.value != kept.value));
-    let writes: Vec<Write> = gone.chain(new.map(|(key, kept)| fleet::put(key, &kept.value))).collect();
+    let writes: Vec<Write> = new.map(|(key, kept)| fleet::put(key, &kept.value)).chain(gone).collect();
     let serial = snapshot.entries.get(SERIAL).map_or(0, |entry| entry.modified);
-    write::all(&mut etcd, serial, &writes, "store migrate").await?;
-    let read = Desired::of_store(&etcd.read(DESIRED).await?)?.filter(|key| !matches!(key, Key::Registration(_)));
+    Writing::new(&mut etcd, serial, "store migrate").finish(&writes).await?;
+    let read = Desired::of_store(&etcd.read(DESIRED).await?)?.without_hosts();
     let differences = wanted.differences(&read, same);
     if !differences.is_empty() {
         bail!("what was read back from {store} is not what the agent has: {}", few(&differences));

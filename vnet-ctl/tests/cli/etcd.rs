@@ -170,6 +170,12 @@ impl Etcd {
         Some((serde_json::from_slice(&entry.value).unwrap(), entry.modified))
     }
 
+    /// The revision in which a key came.
+    pub fn created(&self, key: &str) -> i64 {
+        let mut client = self.client();
+        self.runtime.block_on(client.get(key)).unwrap().unwrap().created
+    }
+
     /// The keys that begin with this.
     pub fn keys(&self, prefix: &str) -> Vec<String> {
         let mut client = self.client();

@@ -141,6 +141,21 @@ fn what_others_change_besides_is_no_conflict() {
 }
 
 #[test]
+fn an_agent_that_takes_over_a_change_is_asked_again() {
+    let etcd = Etcd::start();
+    let host = fleet_of_two(&etcd);
+    // At first, and after somebody else was faster.
+    host.change_fleet(|fleet| {
+        (fleet.busy, fleet.others) = (vec![true, true, false, true], vec![[Vec::new(), others(&[])]]);
+    });
+    let ran = host.run_with_input(&["apply", "-f", "-"], &load_balancer("dns"));
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{ran:?}");
+    host.change_fleet(|fleet| fleet.busy = vec![true; 20]);
+    let ran = host.run_with_input(&["apply", "-f", "-"], &load_balancer("two"));
+    assert!(ran.code == 1 && ran.err.contains("this host is just taking over a change: try again"), "{ran:?}");
+}
+
+#[test]
 fn a_change_that_the_agent_hears_of_while_it_is_asked_again_is_one() {
     let etcd = Etcd::start();
     let host = fleet_of_two(&etcd);
@@ -213,6 +228,36 @@ fn hosts_that_do_not_have_it_are_named() {
 }
 
 #[test]
+fn what_is_written_is_said_before_anybody_waits() {
+    let etcd = Etcd::start();
+    let host = fleet_of_two(&etcd);
+    etcd.put(&Key::Registration("h2".into()), &json!({"number": 2}));
+    host.change_fleet(|fleet| fleet.hosts[1].applied = 0);
+    host.file("dns.yaml", &load_balancer("dns"));
+    for (args, said) in [
+        (&["apply", "-f", "dns.yaml"][..], "loadbalancer/dns created\n"),
+        (&["host", "drain", "h2"], "host/h2 drained\n"),
+        (&["delete", "lb", "dns"], "loadbalancer/dns deleted\n"),
+        (&["apply", "-f", "dns.yaml", "-o", "json"], ""),
+    ] {
+        let before = etcd.get_raw(SERIAL);
+        let mut command = host.command(&[args, &["--wait", "10m"]].concat());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while etcd.get_raw(SERIAL) == before {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        assert_eq!(child.try_wait().unwrap(), None);
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+        let out = child.wait_with_output().unwrap();
+        assert_eq!((String::from_utf8_lossy(&out.stdout).as_ref(), out.status.code()), (said, Some(130)), "{args:?}");
+        let revision = etcd.get_raw(SERIAL).unwrap().1;
+        let expected = format!("interrupted: it is written all the same (revision {revision} of the store)");
+        assert!(String::from_utf8_lossy(&out.stderr).contains(&expected), "{out:?}");
+    }
+}
+
+#[test]
 fn a_connection_that_breaks_does_not_hide_what_was_done() {
     for (lost, code) in [(Lost::Answer, 0), (Lost::Request, 1)] {
         let etcd = Etcd::start();
@@ -223,7 +268,7 @@ fn a_connection_that_breaks_does_not_hide_what_was_done() {
         assert_eq!((ran.code, etcd.get(&lb("dns")).is_some()), (code, lost == Lost::Answer), "{lost:?}: {ran:?}");
         match lost {
             Lost::Answer => assert_eq!(ran.out, "loadbalancer/dns created\nin force on 2 of 2 hosts\n", "{ran:?}"),
-            Lost::Request => assert!(ran.err.contains("as far as the store says, nothing was written"), "{ran:?}"),
+            _ => assert!(ran.err.contains("as far as the store says, nothing was written"), "{ran:?}"),
         }
     }
 }

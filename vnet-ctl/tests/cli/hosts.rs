@@ -5,6 +5,8 @@ use vnet_common::etcd::Write;
 use vnet_common::fleet::{Key, SERIAL};
 
 use crate::etcd::Etcd;
+use crate::fleet::others;
+use crate::proxy::{self, Lost};
 use crate::shared::Fleet;
 use crate::support::Host;
 
@@ -60,6 +62,24 @@ fn draining_changes_nothing_else() {
 }
 
 #[test]
+fn a_connection_that_breaks_does_not_hide_that_a_host_was_drained() {
+    for (lost, code) in [(Lost::Answer, 0), (Lost::Request, 1), (Lost::Race, 0)] {
+        let etcd = Etcd::start();
+        let host = Host::start();
+        host.join(Fleet::of(etcd.access("root"), &["h1", "h2"]));
+        etcd.put(&registration("h2"), &json!({"number": 7}));
+        let store = format!("etcd://127.0.0.1:{}", proxy::start(&etcd.access("root"), lost));
+        let ran = host.run(&["host", "drain", "h2", "--store", &store]);
+        let drained = etcd.get(&registration("h2")).unwrap().0["drained"] == true;
+        assert_eq!((ran.code, drained), (code, code == 0), "{lost:?}: {ran:?}");
+        match code {
+            0 => assert_eq!(ran.out, "host/h2 drained\nin force on 2 of 2 hosts\n", "{ran:?}"),
+            _ => assert!(ran.err.contains("as far as the store says, nothing was written"), "{ran:?}"),
+        }
+    }
+}
+
+#[test]
 fn no_two_hosts_get_the_same_number() {
     let etcd = Etcd::start();
     let host = Host::start();
@@ -81,7 +101,8 @@ fn no_two_hosts_get_the_same_number() {
     assert_eq!(numbers, [1, 3, 4, 5, 6, 7]);
     let ran = host.run(&["host", "add", "old", "--store", &url]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "host/old registered already (number 2)\n"), "{ran:?}");
-    for name in ["root", "a/b", "", "a b"] {
+    // No agent takes the last three.
+    for name in ["root", "a/b", "", "a b", "Host", "a_b", "a-"] {
         assert_eq!(host.run(&["host", "add", name, "--store", &url]).code, 2, "{name}");
     }
 }
@@ -112,11 +133,12 @@ fn a_host_that_is_removed_leaves_nothing() {
         }
     }
     etcd.put(&Key::Rollout("r".into()), &json!({"hosts": ["h1"], "put": [], "bases": []}));
-    etcd.put(&Key::Resource("Endpoint".into(), "vm".into()), &json!({"resource": {"spec": {"host": "h1"}}}));
+    let vm = Key::Resource("Endpoint".into(), "vm".into());
+    etcd.write(&others(&[(&vm, json!({"resource": {"spec": {"host": "h1"}}}))]));
     let remove = |more: &[&str]| host.run(&[&["host", "remove", "h1", "--store", &url], more].concat());
     let ran = remove(&[]);
     assert!(ran.code == 1 && ran.err.contains("host 'h1' is alive") && ran.err.contains("--force"), "{ran:?}");
-    assert_eq!(etcd.keys("/vnet/").len(), 20);
+    assert_eq!(etcd.keys("/vnet/").len(), 21);
     etcd.write(&[Write::Delete(Key::Alive("h1".into()).to_string())]);
     let ran = remove(&[]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "host/h1 removed\n"), "{ran:?}");
@@ -128,6 +150,10 @@ fn a_host_that_is_removed_leaves_nothing() {
     assert_eq!(etcd.keys("/vnet/"), left);
     let ran = remove(&[]);
     assert!(ran.code == 1 && ran.err.contains("host 'h1' is not registered"), "{ran:?}");
-    assert_eq!(host.run(&["host", "remove", "h10", "--force", "--store", &url]).code, 0);
+    // One that is alive would write all of it again.
+    let ran = host.run(&["host", "remove", "h10", "--force", "--no-auth", "--store", &url]);
+    assert!(ran.code == 1 && ran.err.contains("its agent would write again what is deleted here"), "{ran:?}");
+    let ran = host.run(&["host", "remove", "h10", "--force", "--store", &url]);
+    assert!(ran.code == 0 && ran.err.contains("until it is stopped"), "{ran:?}");
     assert_eq!(etcd.keys("/vnet/v1/state/"), Vec::<String>::new());
 }

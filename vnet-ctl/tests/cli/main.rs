@@ -13,6 +13,7 @@ mod moving;
 mod observe;
 mod proxy;
 mod quarantine;
+mod restoring;
 mod rollouts;
 mod shared;
 mod store;

@@ -6,6 +6,7 @@ use vnet_common::fleet::{Key, SERIAL};
 
 use crate::etcd::Etcd;
 use crate::fleet::{lb, others};
+use crate::proxy::{self, Lost};
 use crate::shared::Fleet;
 use crate::support::{Host, Ran, load_balancer};
 
@@ -147,6 +148,25 @@ fn hosts_that_do_not_have_it_in_force_stop_a_promotion() {
     assert!(etcd.get(&key("r")).is_some());
     let ran = host.run(&["rollout", "promote", "r", "--force"]);
     assert!(ran.code == 0 && ran.err.contains("host h2 does not have it in force: it is not alive"), "{ran:?}");
+}
+
+#[test]
+fn of_two_who_begin_at_the_same_time_one_comes_too_late() {
+    let etcd = Etcd::start();
+    let host = fleet(&etcd);
+    let theirs = json!({"hosts": ["h1"], "put": [etcd.get(&lb("dns")).unwrap().0], "bases": [["LoadBalancer", "dns", 1]]});
+    let theirs = others(&[(&key("theirs"), theirs)]);
+    host.change_fleet(|fleet| fleet.others = vec![[Vec::new(), theirs]]);
+    let ran = begin(&host, &["--canary", "h1", "--name", "ours"]);
+    let expected = "the rollout 'theirs' changes the same on the same hosts";
+    assert!(ran.code == 1 && ran.err.contains(expected), "{ran:?}");
+    assert_eq!(etcd.get(&key("ours")), None);
+    // While it is written.
+    for (name, code) in [("more", 0), ("theirs", 1)] {
+        let store = format!("etcd://127.0.0.1:{}", proxy::start(&etcd.access("root"), Lost::Race));
+        let ran = begin(&host, &["--canary", "h2", "--name", name, "--store", &store]);
+        assert_eq!(ran.code, code, "{ran:?}");
+    }
 }
 
 #[test]

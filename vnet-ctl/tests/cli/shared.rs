@@ -31,6 +31,8 @@ pub struct Fleet {
     /// Proposals made from what there was at the first of them.
     pub stale: u32,
     pub seen: Option<Snapshot>,
+    /// These requests for a proposal come while the agent takes over a change.
+    pub busy: Vec<bool>,
 }
 
 impl Fleet {
@@ -50,7 +52,7 @@ impl Fleet {
         };
         let hosts: Vec<_> = hosts.iter().map(host).collect();
         let elected = hosts.first().map(|host| host.name.clone());
-        Self { access, hosts, elected, conflicts: Vec::new(), others: Vec::new(), stale: 0, seen: None }
+        Self { access, hosts, elected, conflicts: Vec::new(), others: Vec::new(), stale: 0, seen: None, busy: Vec::new() }
     }
 
     async fn client(&self) -> Client {
@@ -118,6 +120,9 @@ async fn propose(State(memory): Fake, Json(request): Json<ProposeRequest>) -> An
     let mut guard = memory.fleet.lock().await;
     let fleet = guard.as_mut().ok_or_else(none)?;
     memory.note("propose", &request);
+    if !fleet.busy.is_empty() && fleet.busy.remove(0) {
+        return Err(Refusal::conflict("this host is just taking over a change: try again"));
+    }
     let mut client = fleet.client().await;
     let [before, after] = if fleet.others.is_empty() { Default::default() } else { fleet.others.remove(0) };
     client.write(&before).await.unwrap();

@@ -1,6 +1,7 @@
 //! The store itself: set up, looked at, backed up, moved.
 
-use std::os::unix::fs::PermissionsExt;
+use std::io::Read;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 
 use serde_json::{Value, json};
 use vnet_common::etcd::{Condition, Failure, RoleSet, Write};
@@ -8,6 +9,7 @@ use vnet_common::fleet::{Key, SERIAL};
 
 use crate::etcd::Etcd;
 use crate::fleet::{lb, others};
+use crate::proxy;
 use crate::shared::Fleet;
 use crate::support::{Host, Ran, WEB, load_balancer};
 
@@ -28,6 +30,16 @@ fn write_as(etcd: &Etcd, who: &str, key: &str) -> Result<(), Failure> {
         let any: [Condition; 0] = [];
         client.commit(&any, &[put]).await.map(drop).map_err(|e| Failure::in_error(&e))
     })
+}
+
+/// The users of the store that nobody asked for.
+fn rescuers(etcd: &Etcd) -> Vec<String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let users = runtime.block_on(async {
+        let mut client = etcd.access("root").connect(&etcd.endpoint()).await.unwrap();
+        RoleSet(&mut client).users().await.unwrap()
+    });
+    users.into_iter().filter(|user| user.starts_with("vnet-rescue-")).collect()
 }
 
 fn checks(etcd: &Etcd) -> bool {
@@ -59,9 +71,10 @@ the store checks its clients from now on
 Next:
 ";
     assert!(ran.out.starts_with(expected), "{}", ran.out);
+    let files = "--store-ca /etc/vnet/ca.crt --store-cert /etc/vnet/HOST.crt --store-key /etc/vnet/HOST.key";
     let start =
-        format!("vnet-agent --store {} --store-ca CA.crt --store-cert HOST.crt --store-key HOST.key --host h2\n", etcd.url());
-    assert!(ran.out.contains(&start), "{}", ran.out);
+        format!("ExecStart=/usr/bin/vnet-agent --attach tap* --attach vnet* --store {} {files} --host HOST\n", etcd.url());
+    assert!(ran.out.contains("on each HOST (h1, h2): systemctl edit vnet-agent") && ran.out.contains(&start), "{}", ran.out);
     assert!(checks(&etcd));
     let ran = run_as(&host, &etcd, "root", &[&init[..], &["--host", "h3"]].concat());
     for part in
@@ -102,11 +115,53 @@ Next:
     assert_eq!(write_as(&etcd, "h4", &Key::Alive("h4".into()).to_string()), Ok(()));
     assert_eq!(run_as(&host, &etcd, "alice", &["host", "remove", "h4", "--force"]).code, 1);
     assert!(etcd.get(&Key::Registration("h4".into())).is_some());
-    assert_eq!(run_as(&host, &etcd, "root", &["host", "remove", "h4", "--force"]).out, "host/h4 removed\n");
+    let ran = run_as(&host, &etcd, "root", &["host", "remove", "h4", "--force"]);
+    assert_eq!((ran.out.as_str(), ran.err.as_str()), ("host/h4 removed\n", ""));
     assert_eq!(write_as(&etcd, "h4", &Key::Alive("h4".into()).to_string()), Err(Failure::Denied));
 
     let out = run_as(&host, &etcd, "alice", &["store", "status"]).out;
     assert!(out.contains("checked, by their certificates") && out.contains("alice"), "{out}");
+}
+
+#[test]
+fn a_connection_that_breaks_while_a_store_is_set_up_locks_nobody_out() {
+    let etcd = Etcd::start_tls();
+    let host = Host::start();
+    let store = format!("etcd://127.0.0.1:{}", proxy::deaf_when_checked(&etcd.access("root")));
+    let options = etcd.options("root");
+    let init = ["store", "init", "--operator", "alice", "--store", &store];
+    let ran = host.run(&init.into_iter().chain(options.iter().map(String::as_str)).collect::<Vec<_>>());
+    assert!(ran.code == 0 && ran.out.contains("the store checks its clients from now on"), "{ran:?}");
+    assert!(checks(&etcd));
+    assert_eq!(rescuers(&etcd), Vec::<String>::new());
+}
+
+#[test]
+fn nobody_is_an_operator_and_a_host() {
+    let etcd = Etcd::start_tls();
+    let host = Host::start();
+    let run = |args: &[&str]| run_as(&host, &etcd, "root", args);
+    let ran = run(&["store", "init", "--operator", "alice", "--operator", "x", "--host", "h1", "--host", "x"]);
+    assert!(ran.code == 2 && ran.err.contains("'x' cannot be an operator and a host"), "{ran:?}");
+    assert_eq!(run(&["store", "init", "--operator", "alice", "--host", "h1"]).code, 0);
+    for (args, part) in [
+        (&["host", "add", "alice"][..], "the store's user alice has the role vnet-operators already"),
+        (&["store", "init", "--operator", "h1"], "the store's user h1 has the role vnet-host-h1 already"),
+        (
+            &["store", "init", "--operator", "bob", "--host", "alice"],
+            "the store's user alice has the role vnet-operators already",
+        ),
+    ] {
+        let ran = run(args);
+        assert!(ran.code == 1 && ran.err.contains(part), "{args:?}: {ran:?}");
+    }
+    assert_eq!(etcd.get(&Key::Registration("alice".into())), None);
+    // One that was registered before this was looked at.
+    etcd.put(&Key::Registration("alice".into()), &json!({"number": 2}));
+    assert_eq!(run(&["host", "remove", "alice"]).out, "host/alice removed\n");
+    assert_eq!(write_as(&etcd, "alice", &lb("web").to_string()), Ok(()), "the operator is gone");
+    assert_eq!(run(&["host", "remove", "h1"]).code, 0);
+    assert_eq!(write_as(&etcd, "h1", &Key::Alive("h1".into()).to_string()), Err(Failure::Denied));
 }
 
 #[test]
@@ -118,8 +173,10 @@ fn a_store_that_does_not_look_at_names_is_left_as_it_was() {
         assert!(ran.code == 1 && ran.err.contains(part), "{ran:?}");
     }
     assert!(!checks(&etcd));
+    assert_eq!(rescuers(&etcd), Vec::<String>::new());
     let ran = run_as(&host, &etcd, "root", &["store", "init", "--operator", "alice", "--no-auth"]);
     assert!(ran.code == 0 && ran.out.contains("whoever reaches it may do everything"), "{ran:?}");
+    assert!(etcd.get_raw(SERIAL).is_some(), "agents would say that it was never set up");
     let ran = host.run(&["store", "init", "--operator", "alice", "--store", "etcd://127.0.0.1:1"]);
     assert!(ran.code == 1 && ran.err.contains("no member of the store can be used"), "{ran:?}");
     let plain = Etcd::start();
@@ -224,6 +281,30 @@ fn what_is_backed_up_is_restored_to_the_last_field() {
     assert_eq!(content(&to), before);
     assert_eq!(restore(&["--replace"]).code, 0);
     assert_eq!(content(&to), all);
+}
+
+#[test]
+fn a_backup_goes_into_what_is_there_if_that_is_no_file() {
+    let etcd = Etcd::start();
+    let host = Host::start();
+    fill(&etcd);
+    let backup = |file: &str| host.run(&["store", "backup", file, "--store", &etcd.url()]);
+    let pipe = host.directory.join("pipe");
+    nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+    // One end that reads nothing yet: neither waits for the other.
+    let reader = std::fs::File::options().read(true).write(true).open(&pipe).unwrap();
+    assert_eq!(backup("pipe").code, 0);
+    assert!(std::fs::symlink_metadata(&pipe).unwrap().file_type().is_fifo());
+    let mut text = vec![0; 64];
+    (&reader).read_exact(&mut text).unwrap();
+    assert!(text.starts_with(b"{\n  \"version\": 1,"), "{text:?}");
+
+    let (link, file) = (host.directory.join("last.json"), host.directory.join("monday.json"));
+    host.file("monday.json", "old");
+    std::os::unix::fs::symlink("monday.json", &link).unwrap();
+    assert_eq!(backup("last.json").code, 0);
+    assert_eq!(std::fs::read_link(&link).unwrap(), std::path::Path::new("monday.json"));
+    assert!(std::fs::read_to_string(&file).unwrap().starts_with('{'));
 }
 
 #[test]
