@@ -72,7 +72,7 @@ fn far(group: &str, change: impl FnOnce(&mut RemoteHost)) -> Elsewhere {
 
 fn apply(agent: &Agent, text: &str) {
     let files = vec![File { name: "t.yaml".into(), text: text.into() }];
-    agent.apply(ApplyRequest { files, dry_run: false }).unwrap_or_else(|e| panic!("{e}"));
+    agent.apply(ApplyRequest { files, delete: Vec::new(), dry_run: false }).unwrap_or_else(|e| panic!("{e}"));
 }
 
 /// Packets of endpoints that a quarantine dropped.

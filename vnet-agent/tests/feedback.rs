@@ -57,7 +57,7 @@ fn apply(agent: &Agent, algorithm: &str, mode: &str) {
          weight: 3 }}, {{ name: idle, address: 10.0.3.2, weight: 0 }}]\n"
     );
     let files = vec![File { name: "web.yaml".into(), text }];
-    agent.apply(ApplyRequest { files, dry_run: false }).unwrap();
+    agent.apply(ApplyRequest { files, delete: Vec::new(), dry_run: false }).unwrap();
 }
 
 #[test]

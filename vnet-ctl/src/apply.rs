@@ -70,7 +70,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
 
 /// On this host, which keeps a store of its own.
 async fn alone(session: &Session, args: &Args, files: Vec<File>) -> Result<u8> {
-    let mut request = ApplyRequest { files, dry_run: true };
+    let mut request = ApplyRequest { files, delete: Vec::new(), dry_run: true };
     // First what it would do: afterwards nobody can tell which flows it has cut.
     let mut response: ApplyResponse = session.agent.post("/v1/apply", &request).await?;
     nonempty(&response)?;

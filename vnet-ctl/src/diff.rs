@@ -38,7 +38,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     // In a fleet, what others have may not be what is in force on this host.
     let response: ApplyResponse = match fleet::status(&session.agent).await? {
         Some(_) => apply::propose(session, files).await?.response,
-        None => session.agent.post("/v1/apply", &ApplyRequest { files, dry_run: true }).await?,
+        None => session.agent.post("/v1/apply", &ApplyRequest { files, delete: Vec::new(), dry_run: true }).await?,
     };
     if response.changes.is_empty() {
         bail!("there are no resources in what was given");

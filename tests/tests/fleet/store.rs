@@ -201,5 +201,16 @@ fn a_store_that_lost_everything_takes_nothing_away_and_is_filled_from_a_backup()
     trio.in_force()?;
     go_on(&mut open)?;
     everywhere(&agents[2], &web(&allow("second", SERVED + 1)))?;
+    go_on(&mut open)?;
+
+    // Once more, and without a backup: what a host has in force is all that is left.
+    trio.fleet.etcd.lose_all()?;
+    trio.fleet.etcd.start_all()?;
+    trio.fleet.ctl_as(&trio.fleet.etcd.pki.client(ROOT)?, 0, &init)?;
+    agents.iter().try_for_each(|agent| lacks(agent, 10))?;
+    println!("{}", trio.fleet.ctl(1, &["store", "migrate", "--to", &store])?);
+    agents.iter().try_for_each(no_alarm)?;
+    ensure!(trio.connects(0, 1, SERVED + 1)?, "the newest of what was in force");
+    trio.in_force()?;
     go_on(&mut open)
 }

@@ -54,7 +54,7 @@ fn after(agent: &Agent, request: &ExplainRequest) -> Result<Explanation, Refusal
     let located = parse(&request.files)?;
     let mut names = agent.parts.observer.names.get();
     let (preview, host, datapath) = agent.ask(|s: &mut State| {
-        let edit = s.edit(located)?;
+        let edit = s.edit_and_delete(located, Vec::new())?;
         Ok((s.preview(&edit)?, s.policy.inputs().world.addresses.clone(), Arc::clone(&s.datapath)))
     })?;
     rename(&mut names, &preview);

@@ -38,7 +38,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use vnet_common::api::{Fault, File};
+use vnet_common::api::{DeleteRequest, Fault, File};
 
 use crate::api::Refusal;
 use crate::datapath::Datapath;
@@ -389,9 +389,13 @@ fn parse(files: &[File]) -> Result<Vec<resource::Located>, Refusal> {
 }
 
 impl State {
-    /// The change that applying these resources is.
-    fn edit(&self, located: Vec<resource::Located>) -> Result<Edit, Refusal> {
-        self.edit_over(located, &Edit::default())
+    /// The change that applying these resources is, when others are deleted with it.
+    fn edit_and_delete(&self, located: Vec<resource::Located>, delete: Vec<Key>) -> Result<Edit, Refusal> {
+        let gone = Edit { delete: delete.clone(), ..Edit::default() };
+        let mut edit = self.edit_over(located, &gone)?;
+        let request = DeleteRequest { resources: delete, ignore_not_found: true };
+        edit.delete = policy::deletable(request, &edit.resources(self.policy.inputs()))?;
+        Ok(edit)
     }
 
     /// The same, to what `base` makes of what is in force.

@@ -32,7 +32,7 @@ impl Control for Agent {
             if !request.dry_run {
                 s.refuse_if_shared()?;
             }
-            let edit = s.edit(located)?;
+            let edit = s.edit_and_delete(located, request.delete)?;
             let versions = !edit.versions.is_empty();
             let mut response = s.change(edit, request.dry_run)?;
             if versions {

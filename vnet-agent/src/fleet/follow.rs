@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::task::block_in_place;
 use tokio::time::{sleep, sleep_until};
-use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation};
+use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation, Stamp};
 use vnet_common::fleet::{DESIRED, ROOT, SERIAL, STATE};
 
 use super::disk::is_kept;
@@ -114,7 +114,7 @@ impl Fleet {
                     Err(e) => return End::Broken(e),
                 },
                 end = self.publishing(client.clone()) => return End::Broken(end),
-                () = self.files_replaced() => return End::Replaced,
+                () = self.files_replaced(client.files()) => return End::Replaced,
                 () = sleep_until(compare.into()) => {
                     compare = Instant::now() + varied(COMPARE.1);
                     full = true;
@@ -198,8 +198,8 @@ impl Fleet {
         }
     }
 
-    async fn files_replaced(&self) {
-        let before = self.settings.access.stamp();
+    /// Waits until the certificates are not those that a connection was made with.
+    async fn files_replaced(&self, before: Option<Stamp>) {
         loop {
             sleep(FILES).await;
             let now = self.settings.access.stamp();

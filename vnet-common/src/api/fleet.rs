@@ -102,6 +102,9 @@ pub struct FleetStatus {
     /// Why a newer one is not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+    /// The store is another than before, or was set back, and this host goes on with what it had.
+    #[serde(default)]
+    pub another: bool,
     /// The host that adds up the load of all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub elected: Option<String>,

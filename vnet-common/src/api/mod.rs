@@ -57,6 +57,9 @@ pub const API_VERSION: &str = "vnet/v1alpha1";
 pub struct ApplyRequest {
     /// The files.
     pub files: Vec<File>,
+    /// Kinds and names of resources that are deleted in the same change; that some are not there is no error.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub delete: Vec<(String, String)>,
     /// Only say what would change.
     pub dry_run: bool,
 }

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use vnet_common::api::fleet::{Proposal, ProposeRequest};
+use vnet_common::api::fleet::ProposeRequest;
 use vnet_common::etcd::{Snapshot, Write};
 use vnet_common::fleet::{DESIRED, SERIAL};
 
@@ -11,6 +11,9 @@ use super::{PromoteArgs, RollbackArgs};
 use crate::fleet::{self, Conflict, Etcd, InForce, Plan, Standing};
 use crate::output::Session;
 use crate::style::{Look, Paint};
+
+/// How often a rollout is checked while others write.
+const TRIES: u32 = 10;
 
 /// What became of a rollout, for programs.
 #[derive(Serialize)]
@@ -31,31 +34,38 @@ pub async fn promote(session: &Session, args: PromoteArgs) -> Result<u8> {
     let mut etcd = fleet::open(session, &store).await?;
     let record = record::find(&etcd.read(DESIRED).await?, name)?;
     tried(session, &mut etcd, name, &record, args.force).await?;
-    // What fits the hosts that try it need not fit what all have by now.
     let request = ProposeRequest::Promote { rollout: name.clone() };
-    let checked: Proposal = session.agent.post("/v1/fleet/propose", &request).await?;
-    let plan = |snapshot: &Snapshot| {
-        let record = record::find(snapshot, name)?;
-        if snapshot.entries.get(SERIAL).map(|entry| entry.modified) != Some(checked.serial) {
-            bail!(
-                "rollout '{name}' was not promoted: something else was changed while it was checked against the whole; try again"
-            );
+    for _ in 0..TRIES {
+        // What fits the hosts that try it need not fit what all have by now.
+        let checked = fleet::propose(session, &request).await?.serial;
+        let plan = |snapshot: &Snapshot| promotion(session, snapshot, name, checked);
+        // Nothing: something else was changed meanwhile, and the whole is to be checked again.
+        if let (revision, Some(changes)) = fleet::edit(&mut etcd, &format!("promote {name}"), plan).await? {
+            let force = fleet::wait(session, revision, args.wait.wait).await;
+            return tell(session, Finished { rollout: name.clone(), action: "promoted", changes, force });
         }
-        let conflicts: Vec<_> = record.changes.iter().filter_map(|change| conflict(snapshot, change)).collect();
-        if !conflicts.is_empty() {
-            return Err(fleet::explain(session, &conflicts, &fleet::told(snapshot.entries.get(SERIAL))));
-        }
-        let write = |change: &Change| match &change.value {
-            Some(value) => fleet::put(&change.key, value),
-            None => Write::Delete(change.key.clone()),
-        };
-        let mut writes: Vec<_> = record.changes.iter().map(write).collect();
-        writes.push(Write::Delete(record.key.clone()));
-        Ok(Plan { writes, about: record.changes.iter().map(|change| change.what.clone()).collect() })
+    }
+    bail!("rollout '{name}' was not promoted: others change the store all the time; try again")
+}
+
+/// What is to be written, and what it changes; nothing if what is desired is not what was `checked`.
+fn promotion(session: &Session, snapshot: &Snapshot, name: &str, checked: i64) -> Result<Plan<Option<Vec<String>>>> {
+    let record = record::find(snapshot, name)?;
+    let last = snapshot.entries.get(SERIAL);
+    if last.map(|entry| entry.modified) != Some(checked) {
+        return Ok(Plan { writes: Vec::new(), about: None });
+    }
+    let conflicts: Vec<_> = record.changes.iter().filter_map(|change| conflict(snapshot, change)).collect();
+    if !conflicts.is_empty() {
+        return Err(fleet::explain(session, &conflicts, &fleet::told(last)));
+    }
+    let write = |change: &Change| match &change.value {
+        Some(value) => fleet::put(&change.key, value),
+        None => Write::Delete(change.key.clone()),
     };
-    let (revision, changes): (_, Vec<String>) = fleet::edit(&mut etcd, &format!("promote {name}"), plan).await?;
-    let force = fleet::wait(session, revision, args.wait.wait).await;
-    tell(session, Finished { rollout: name.clone(), action: "promoted", changes, force })
+    let mut writes: Vec<_> = record.changes.iter().map(write).collect();
+    writes.push(Write::Delete(record.key.clone()));
+    Ok(Plan { writes, about: Some(record.changes.iter().map(|change| change.what.clone()).collect()) })
 }
 
 /// That the hosts that were to try it have it in force, or that this does not matter.

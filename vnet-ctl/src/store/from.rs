@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
-use vnet_common::api::{ApplyRequest, ApplyResponse, DeleteRequest, File, LbStatus, MemberChange};
+use vnet_common::api::{ApplyRequest, ApplyResponse, File, LbStatus, MemberChange};
 use vnet_common::fleet::{DESIRED, Key};
 
 use super::Report;
@@ -30,8 +30,7 @@ pub async fn run(session: &Session, store: &str, replace: bool) -> Result<u8> {
     if !more.is_empty() && !replace {
         bail!("nothing was changed: only this agent has {}; --replace deletes what {store} does not have", few(&more));
     }
-    put(session, &wanted).await?;
-    remove(session, &wanted, &found).await?;
+    put(session, &wanted, &found).await?;
     members(session, &wanted, &found).await?;
     let mut now = content(session).await?;
     now.0.retain(|key, kept| !matches!(Key::parse(key), Some(Key::Override(..))) || !idle(&kept.value));
@@ -65,32 +64,24 @@ fn idle(change: &Value) -> bool {
     change["drained"] != true && change["weight"].is_null()
 }
 
-/// Applies the resources together: all of them, or none.
-async fn put(session: &Session, wanted: &Desired) -> Result<()> {
+/// Applies the resources, and deletes those that are not wanted: all of it together, or nothing.
+async fn put(session: &Session, wanted: &Desired, found: &Desired) -> Result<()> {
     let resources = wanted.filter(|key| matches!(key, Key::Resource(..)));
     let file = |(key, kept): (&String, &super::content::Kept)| File {
         name: format!("store:{}", what(key)),
         text: format!("{:#}\n", kept.value["resource"]),
     };
     let files: Vec<File> = resources.0.iter().map(file).collect();
-    if !files.is_empty() {
-        let done: ApplyResponse = session.agent.post("/v1/apply", &ApplyRequest { files, dry_run: false }).await?;
-        for warning in &done.warnings {
-            session.warn(warning);
-        }
-    }
-    Ok(())
-}
-
-/// Deletes the resources that are not wanted.
-async fn remove(session: &Session, wanted: &Desired, found: &Desired) -> Result<()> {
     let more = found.0.keys().filter(|key| !wanted.0.contains_key(*key)).filter_map(|key| match Key::parse(key) {
         Some(Key::Resource(kind, name)) => Some((kind, name)),
         _ => None,
     });
-    let resources: Vec<_> = more.collect();
-    if !resources.is_empty() {
-        let _: Value = session.agent.post("/v1/delete", &DeleteRequest { resources, ignore_not_found: true }).await?;
+    let delete: Vec<_> = more.collect();
+    if !files.is_empty() || !delete.is_empty() {
+        let done: ApplyResponse = session.agent.post("/v1/apply", &ApplyRequest { files, delete, dry_run: false }).await?;
+        for warning in &done.warnings {
+            session.warn(warning);
+        }
     }
     Ok(())
 }

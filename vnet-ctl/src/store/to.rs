@@ -13,7 +13,9 @@ use crate::output::Session;
 
 /// Runs it.
 pub async fn run(session: &Session, store: &str, replace: bool) -> Result<u8> {
-    if let Some(fleet) = fleet::status(&session.agent).await? {
+    // Of a store that was lost what its hosts have in force is all that is left.
+    let member = fleet::status(&session.agent).await?;
+    if let Some(fleet) = member.as_ref().filter(|fleet| !fleet.another) {
         bail!("the agent of this host is in a fleet already, with {}: `store backup` and `store restore` move that", fleet.store);
     }
     let wanted = content(session).await?;
@@ -44,11 +46,15 @@ pub async fn run(session: &Session, store: &str, replace: bool) -> Result<u8> {
     }
     let mut report = Report::default();
     report.done.push(format!("{} are in {}, read back and compared", counted(&wanted.counts()), etcd.access));
-    report.next = vec![
-        format!("if that was not done: vnet-ctl store init --store {} --operator NAME --host HOST", etcd.access),
-        format!("start the agent with --store {} (and its certificate, see docs/FLEET.md)", etcd.access),
-        "until then, change nothing on this host: it would not be in the store".to_owned(),
-    ];
+    report.next = if member.is_some() {
+        vec!["the hosts of the fleet follow the store from now on: vnet-ctl host ls".to_owned()]
+    } else {
+        vec![
+            format!("if that was not done: vnet-ctl store init --store {} --operator NAME --host HOST", etcd.access),
+            format!("start the agent with --store {} (and its certificate, see docs/FLEET.md)", etcd.access),
+            "until then, change nothing on this host: it would not be in the store".to_owned(),
+        ]
+    };
     report.show(session)
 }
 

@@ -138,6 +138,8 @@ async fn propose(State(memory): Fake, Json(request): Json<ProposeRequest>) -> An
         ProposeRequest::Apply { files } => applied(&memory, files)?,
         ProposeRequest::Delete { resources, ignore_not_found } => deleted(&known, resources, ignore_not_found)?,
         ProposeRequest::Member { lb, member, change } => vec![changed(&memory, &known, &lb, &member, &change)?],
+        // The real agent checks it against the whole.
+        ProposeRequest::Promote { .. } => Vec::new(),
     };
     let mut response = ApplyResponse { changes: Vec::new(), warnings: Vec::new(), effects: None };
     let mut writes = Vec::new();
@@ -179,7 +181,7 @@ fn applied(memory: &Memory, files: Vec<File>) -> Result<Vec<(Key, Option<Value>)
     let parsed = files.iter().map(|file| serde_saphyr::from_multiple::<Value>(&file.text).unwrap());
     let documents: Vec<Value> = parsed.flatten().collect();
     // Refuses what has faults.
-    memory.apply(ApplyRequest { files, dry_run: true })?;
+    memory.apply(ApplyRequest { files, delete: Vec::new(), dry_run: true })?;
     let stored = |document: Value| {
         let text = |value: &Value| value.as_str().unwrap().to_owned();
         let key = Key::Resource(text(&document["kind"]), text(&document["metadata"]["name"]));

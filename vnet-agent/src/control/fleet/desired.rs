@@ -125,7 +125,7 @@ impl State {
         // Nor is one that has not been filled again, also if somebody has begun to.
         if moment.another && delete.len() * 2 > inputs.resources.len() {
             return Err(anyhow!(
-                "the store is another than before, and lacks {} of the {} resources of this host, which keeps what it has. Fill it with `vnet-ctl store restore`, or with what this host has in force (`vnet-ctl store migrate`), and delete then what is not wanted",
+                "the store is another than before, and lacks {} of the {} resources of this host, which keeps what it has. Fill it with `vnet-ctl store restore`, or with what this host has in force (`vnet-ctl store migrate --to`), and delete then what is not wanted",
                 delete.len(),
                 inputs.resources.len()
             ));

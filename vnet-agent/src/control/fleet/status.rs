@@ -51,6 +51,7 @@ impl State {
             revision: fleet.mirror().revision(),
             applied: sharing.desired.applied,
             refused: sharing.desired.refused.clone(),
+            another: view.moment.another,
             elected: view.elected().map(str::to_owned),
             hosts: names.into_iter().map(host).collect(),
             conflicts: sharing.conflicts.iter().cloned().collect(),
