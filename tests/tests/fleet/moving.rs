@@ -1,10 +1,11 @@
 //! A VM that moves to another host takes its connections along, without anybody saying so.
 
+use crate::scene::{connects, explained, passes};
 use crate::support::Scene;
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use vnet_tests::{Machine, Open, machine_behind, plug, serve_name, wait_for};
+use vnet_tests::{Agent, Machine, Open, machine_behind, plug, serve_name, wait_for};
 
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
@@ -106,4 +107,97 @@ fn a_vm_that_is_to_move_keeps_its_rules_until_it_does() -> Result<()> {
         b.ctl(&["get", "endpoints"]).ok().filter(|text| text.lines().any(|l| l.starts_with("vm ") && l.contains("attached")))
     })?;
     refused("on its second host")
+}
+
+const HELD: &str = "apiVersion: vnet/v1alpha1\nkind: Endpoint\nmetadata: { name: vm, labels: { app: shop } }\nspec:\n  device: tapvm\n  \
+                    addresses: [10.0.0.77, \"fd00:0::77\"]\n\
+                    ---\napiVersion: vnet/v1alpha1\nkind: SecurityGroup\nmetadata: { name: isolated }\nspec: { quarantine: {} }\n";
+
+/// Who holds it is not left behind, and whoever lets it go does so for all.
+#[test]
+fn a_vm_that_moves_stays_held_until_it_is_released_where_it_is() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b", "host-c"], 1)?;
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    serve_name(&vm, vm.v4.into(), 22)?;
+    let (a, b, c) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?, scene.fleet.agent(2, &[])?);
+    scene.alive(&a, 3)?;
+    a.apply(HELD)?;
+    let (client, peer) = (&scene.fleet.vm(2, 0).host, scene.fleet.vm(2, 0).v4.to_string());
+    let reaches = || connects(client, vm.v4.into(), 22);
+    let free = |what: &str| wait_for(what, Duration::from_secs(20), || reaches().ok().filter(|c| *c)).map(drop);
+    free("the VM to be reached")?;
+    a.ctl(&["quarantine", "hold", "vm", "--group", "isolated", "--reason", "a test"])?;
+    passes(&c, "10.0.0.77", &peer, false)?;
+    ensure!(!reaches()?, "it is held at host-a");
+    let held_at = |agent: &Agent<'_>| agent.ctl(&["quarantine", "ls"]).is_ok_and(|text| text.contains("isolated"));
+
+    scene.fleet.host(0).ip("link delete tapvm")?;
+    let off = Instant::now();
+    while off.elapsed() < Duration::from_secs(3) {
+        let (through, story) = explained(&c, "10.0.0.77", &peer)?;
+        ensure!(!through && story.contains("which holds the peer"), "it is nowhere, and held: {story}");
+    }
+    put(&scene, &vm, 1)?;
+    wait_for("the VM to be held at host-b", Duration::from_secs(10), || held_at(&b).then_some(())).with_context(|| b.logged())?;
+    let begun = Instant::now();
+    wait_for("host-a to have handed it over", Duration::from_secs(40), || {
+        let (through, _) = explained(&c, "10.0.0.77", &peer).ok()?;
+        assert!(!through && !reaches().unwrap_or(false), "it is held all the time");
+        (!held_at(&a)).then_some(())
+    })
+    .with_context(|| format!("{}\n{}", a.logged(), b.logged()))?;
+    println!("handed over after {} ms", begun.elapsed().as_millis());
+    let (_, story) = explained(&c, "10.0.0.77", &peer)?;
+    ensure!(story.contains("which holds the peer"), "{story}");
+
+    b.ctl(&["quarantine", "release", "vm", "--reason", "it was a test", "--yes"])?;
+    passes(&c, "10.0.0.77", &peer, true)?;
+    free("the VM to be reached at host-b")?;
+    // Nor is it held where it was.
+    scene.fleet.host(1).ip("link delete tapvm")?;
+    put(&scene, &vm, 0)?;
+    free("the VM to be reached at host-a again")?;
+    ensure!(!held_at(&a) && !held_at(&b), "{}", a.logged());
+    Ok(())
+}
+
+/// A host that dies with whom it holds does not set it free, and does not hold it for ever either.
+#[test]
+fn a_vm_whose_host_died_stays_held_where_it_is_started_again() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b", "host-c"], 1)?;
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    serve_name(&vm, vm.v4.into(), 22)?;
+    let (mut a, b, c) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?, scene.fleet.agent(2, &[])?);
+    scene.alive(&b, 3)?;
+    a.apply(HELD)?;
+    let (client, peer) = (&scene.fleet.vm(2, 0).host, scene.fleet.vm(2, 0).v4.to_string());
+    a.ctl(&["quarantine", "hold", "vm", "--group", "isolated", "--reason", "a test"])?;
+    passes(&c, "10.0.0.77", &peer, false)?;
+    a.kill()?;
+    scene.fleet.host(0).ip("link delete tapvm")?;
+    crate::scene::host_is(&b, "host-a", "silent")?;
+    put(&scene, &vm, 1)?;
+    let held = || b.ctl(&["quarantine", "ls"]).is_ok_and(|text| text.contains("isolated"));
+    wait_for("the VM to be held at host-b", Duration::from_secs(10), || held().then_some(())).with_context(|| b.logged())?;
+    ensure!(!connects(client, vm.v4.into(), 22)?, "it is held at host-b");
+    let (_, story) = explained(&c, "10.0.0.77", &peer)?;
+    ensure!(story.contains("which holds the peer"), "{story}");
+    b.ctl(&["quarantine", "release", "vm", "--reason", "it was a test", "--yes"])?;
+    passes(&c, "10.0.0.77", &peer, true)?;
+    // What the dead host said of it counts no more, wherever the VM goes.
+    scene.fleet.host(1).ip("link delete tapvm")?;
+    std::thread::sleep(Duration::from_secs(1));
+    put(&scene, &vm, 2)?;
+    wait_for("the VM to be reached", Duration::from_secs(10), || {
+        connects(&scene.fleet.vm(1, 0).host, vm.v4.into(), 22).ok().filter(|c| *c)
+    })
+    .with_context(|| c.logged())?;
+    // Nor when it is back.
+    a.begin()?;
+    crate::scene::host_is(&b, "host-a", "alive")?;
+    std::thread::sleep(Duration::from_secs(2));
+    ensure!(connects(&scene.fleet.vm(1, 0).host, vm.v4.into(), 22)?, "{}\n{}", a.logged(), c.logged());
+    Ok(())
 }

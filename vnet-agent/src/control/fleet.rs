@@ -5,6 +5,7 @@
 //! on with that.
 
 mod desired;
+mod holding;
 pub mod load;
 mod moving;
 mod others;
@@ -37,6 +38,7 @@ pub(super) struct Sharing {
     probing: Probing,
     moves: moving::Moves,
     others: Others,
+    holding: holding::Holding,
     /// Endpoints that several hosts claim, as they were told last.
     conflicts: BTreeSet<String>,
 }
@@ -58,6 +60,7 @@ impl Sharing {
             let _all_of_it = view.update(&mirror, &all);
         }
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
+        let holding = holding::Holding::recall(&view, fleet.host());
         Self {
             fleet,
             view,
@@ -66,6 +69,7 @@ impl Sharing {
             probing,
             moves: moving::Moves::default(),
             others: Others::default(),
+            holding,
             conflicts: BTreeSet::new(),
         }
     }
@@ -137,7 +141,10 @@ impl State {
         if touched.endpoints || touched.hosts || touched.desired {
             self.look_at_moves(&changed, touched.hosts);
         }
-        // Other hosts' endpoints are no reason to say anything.
+        // Other hosts' endpoints are no reason to say anything, unless they are held there.
+        if touched.endpoints {
+            self.follow_holds(Some(&changed));
+        }
         if touched.hosts || touched.identities || touched.desired {
             self.say_what_is_here();
         }

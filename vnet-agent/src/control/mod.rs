@@ -227,6 +227,7 @@ impl Agent {
                 s.tell();
                 s.policy.refresh();
                 // Before anything of it can pass.
+                s.follow_holds(None);
                 s.look_at_moves(&BTreeSet::new(), first);
                 s.secure(false);
                 s.follow(false);

@@ -17,6 +17,7 @@ pub mod claims;
 pub mod disk;
 mod follow;
 pub mod here;
+pub mod holds;
 pub mod identities;
 pub mod identity;
 pub mod load;
