@@ -1,6 +1,6 @@
 //! A VM that moves to another host takes its connections along, without anybody saying so.
 
-use crate::scene::{connects, explained, passes};
+use crate::scene::{alarms, connects, explained, passes};
 use crate::support::Scene;
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
@@ -81,7 +81,7 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
     Ok(())
 }
 
-/// By command, before the VM is there: it keeps its rules where it still is, and the other host waits for it.
+/// By command, before the VM is there, while the other host has its device already: it keeps its rules where it still is.
 #[test]
 fn a_vm_that_is_to_move_keeps_its_rules_until_it_does() -> Result<()> {
     let scene = Scene::new(&["host-a", "host-b"], 1)?;
@@ -99,9 +99,14 @@ fn a_vm_that_is_to_move_keeps_its_rules_until_it_does() -> Result<()> {
         Ok(())
     };
     refused("on its first host")?;
+    // As a live migration begins.
+    scene.fleet.host(1).ip("link add tapvm type veth peer name coming\nlink set tapvm up")?;
+    let claimed = || alarms(&a).ok().filter(|all| all.contains("endpoint vm is claimed by host host-a and by host-b"));
+    wait_for("host-b to claim it, too", Duration::from_secs(10), claimed).with_context(|| b.logged())?;
     a.ctl(&["endpoint", "move", "vm", "--to", "host-b"])?;
     refused("it is to move, and is still there")?;
     scene.fleet.host(0).ip("link delete tapvm")?;
+    scene.fleet.host(1).ip("link delete tapvm")?;
     put(&scene, &vm, 1)?;
     wait_for("the VM to be host-b's", Duration::from_secs(10), || {
         b.ctl(&["get", "endpoints"]).ok().filter(|text| text.lines().any(|l| l.starts_with("vm ") && l.contains("attached")))
