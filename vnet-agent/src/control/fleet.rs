@@ -7,7 +7,7 @@
 mod desired;
 mod holding;
 pub mod load;
-mod moving;
+pub mod moving;
 mod others;
 mod probing;
 mod propose;
@@ -36,7 +36,7 @@ pub(super) struct Sharing {
     desired: Desired,
     numbers: Numbers,
     probing: Probing,
-    moves: moving::Moves,
+    moving: moving::Moving,
     others: Others,
     holding: holding::Holding,
     /// Endpoints that several hosts claim, as they were told last.
@@ -67,7 +67,7 @@ impl Sharing {
             desired,
             numbers,
             probing,
-            moves: moving::Moves::default(),
+            moving: moving::Moving::default(),
             others: Others::default(),
             holding,
             conflicts: BTreeSet::new(),
@@ -89,11 +89,7 @@ impl Sharing {
 
 impl Consumer for Arc<Agent> {
     fn changed(&self, keys: &BTreeSet<String>) {
-        let mut moving = false;
-        self.event(|s| moving = s.store_changed(keys));
-        if moving {
-            self.move_flows();
-        }
+        self.event(|s| s.store_changed(keys));
     }
 
     fn link(&self, link: &Link) {
@@ -120,9 +116,9 @@ impl State {
         self.follow_others(&all);
     }
 
-    /// These keys of the store changed. Says whether flows of endpoints may have to move.
-    fn store_changed(&mut self, keys: &BTreeSet<String>) -> bool {
-        let Some(mut sharing) = self.sharing.take() else { return false };
+    /// These keys of the store changed.
+    fn store_changed(&mut self, keys: &BTreeSet<String>) {
+        let Some(mut sharing) = self.sharing.take() else { return };
         let touched = {
             let mirror = sharing.fleet.mirror();
             sharing.view.update(&mirror, keys)
@@ -148,7 +144,9 @@ impl State {
         if touched.hosts || touched.identities || touched.desired {
             self.say_what_is_here();
         }
-        touched.endpoints || touched.moving
+        if touched.moving {
+            self.look_for_flows();
+        }
     }
 
     /// Looks after what the fleet should know and have, and tries again what went wrong.
@@ -159,6 +157,7 @@ impl State {
             }
             self.share_checks();
             self.say_what_is_here();
+            self.forget_flows();
         }
     }
 }

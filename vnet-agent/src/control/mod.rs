@@ -289,7 +289,6 @@ impl Agent {
             s.look_after_fleet();
             s.look_at_drops();
         });
-        self.look_after_moves();
         self.rehearsals.tidy();
     }
 

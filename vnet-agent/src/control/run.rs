@@ -66,6 +66,8 @@ pub async fn run(
     let collector = tokio::spawn(collect(Arc::clone(agent)));
     let mut groups = agent.parts().quarantine.changes();
     let feedback = tokio::spawn(super::fleet::load::feed_back(Arc::clone(agent)));
+    let moving = tokio::spawn(super::fleet::moving::move_flows(Arc::clone(agent)));
+    let patience = tokio::spawn(super::fleet::moving::keep_patience(Arc::clone(agent)));
     let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -98,6 +100,8 @@ pub async fn run(
     collector.abort();
     telling.abort();
     feedback.abort();
+    moving.abort();
+    patience.abort();
     agent.end();
     Ok(())
 }

@@ -15,6 +15,7 @@
 
 pub mod claims;
 pub mod disk;
+pub mod exports;
 mod follow;
 pub mod here;
 pub mod holds;
@@ -22,6 +23,7 @@ pub mod identities;
 pub mod identity;
 pub mod load;
 pub mod mirror;
+pub mod moves;
 pub mod others;
 pub mod probing;
 mod publish;
