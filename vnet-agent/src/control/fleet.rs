@@ -18,6 +18,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
+use vnet_common::fleet::Global;
+
 use crate::fleet::claims::At;
 use crate::fleet::identity::Numbers;
 use crate::fleet::others::Others;
@@ -39,6 +41,8 @@ pub(super) struct Sharing {
     moving: moving::Moving,
     others: Others,
     holding: holding::Holding,
+    /// What this host, or an agent before this one, said last of the fleet's load, when it was heard of first.
+    answer: Option<(Global, Instant)>,
     /// Endpoints that several hosts claim, as they were told last.
     conflicts: BTreeSet<String>,
 }
@@ -70,6 +74,7 @@ impl Sharing {
             moving: moving::Moving::default(),
             others: Others::default(),
             holding,
+            answer: None,
             conflicts: BTreeSet::new(),
         }
     }
@@ -124,6 +129,11 @@ impl State {
             sharing.view.update(&mirror, keys)
         };
         let changed = sharing.take_changed();
+        if touched.globals && sharing.answer.is_none() {
+            // It is soon gone: nobody has said it since the agent started.
+            let said = sharing.view.globals.get(sharing.fleet.host());
+            sharing.answer = said.map(|global| (global.clone(), now()));
+        }
         self.sharing = Some(sharing);
         if touched.desired || self.desired_is_behind() {
             self.follow_desired();

@@ -115,8 +115,13 @@ impl Windows {
         reports: Vec<(String, LoadReport)>,
         now: Instant,
     ) -> Option<Global> {
-        let last = self.received.newest();
-        let aggregator = self.aggregator.get_or_insert_with(|| Aggregator::new(last));
+        if self.received.is_empty()
+            && let Some((last, heard)) = agent.last_answer()
+        {
+            self.received.take(own, last, heard);
+        }
+        let received = &self.received;
+        let aggregator = self.aggregator.get_or_insert_with(|| Aggregator::new(received.newest(now).as_ref()));
         for (host, report) in report.map(|report| (own.to_owned(), report)).into_iter().chain(reports) {
             aggregator.hear(&host, report, now);
         }
@@ -153,6 +158,11 @@ impl Agent {
             Some((host.to_owned(), view.globals.get(host)?.clone()))
         };
         self.ask(|s| Ok(answer(s))).ok().flatten()
+    }
+
+    /// What this host said before its agent was started, and when that was heard of.
+    fn last_answer(&self) -> Option<(Global, Instant)> {
+        self.ask(|s| Ok(s.sharing.as_ref().and_then(|sharing| sharing.answer.clone()))).ok().flatten()
     }
 
     /// Members that accepted none of this host's connections are asked from here, whoever else says that they are well.
