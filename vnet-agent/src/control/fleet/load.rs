@@ -17,8 +17,13 @@ use crate::resource::Protocol;
 /// New connections to a member within a window of which none was accepted, from which on it is asked from here.
 const FAILED: u64 = 3;
 
+/// A host without flows reports in one of so many windows: whoever waits for the end of a member's flows has to know that there are none.
+const QUIET: u32 = 5;
+
 /// What goes on from window to window.
 struct Windows {
+    /// Windows without flows.
+    quiet: u32,
     reporter: Reporter,
     received: Received,
     /// While this host is the elected one.
@@ -29,7 +34,7 @@ struct Windows {
 pub async fn feed_back(agent: Arc<Agent>) {
     let fleet = agent.fleet();
     let own = fleet.as_ref().map_or("", |fleet| fleet.host()).to_owned();
-    let mut windows = Windows { reporter: Reporter::default(), received: Received::new(&own), aggregator: None };
+    let mut windows = Windows { quiet: 0, reporter: Reporter::default(), received: Received::new(&own), aggregator: None };
     let mut ticks = interval(WINDOW);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -57,7 +62,8 @@ async fn reports(fleet: &Fleet, own: &str) -> Vec<(String, LoadReport)> {
         let Some(Key::Load(host)) = Key::parse(key) else { return None };
         Some((host, serde_json::from_slice(&entry.value).ok()?))
     };
-    entries.iter().filter_map(read).filter(|(host, _)| host != own).collect()
+    let counts = |(host, report): &(String, LoadReport)| host != own && !report.members.is_empty();
+    entries.iter().filter_map(read).filter(counts).collect()
 }
 
 impl Windows {
@@ -80,7 +86,9 @@ impl Windows {
         if let Some(report) = &report {
             agent.suspect(report);
             self.received.reported(report.clone());
-            if let Some(fleet) = fleet.filter(|_| !report.members.is_empty()) {
+            let is_due = !report.members.is_empty() || self.quiet.is_multiple_of(QUIET);
+            self.quiet = if report.members.is_empty() { self.quiet + 1 } else { 0 };
+            if let Some(fleet) = fleet.filter(|_| is_due) {
                 fleet.report(report).unwrap_or_else(|e| log::error!("{e:#}"));
             }
         }
