@@ -1,11 +1,11 @@
 //! A VM that moves to another host takes its connections along, without anybody saying so.
 
-use crate::scene::{alarms, connects, explained, passes};
+use crate::scene::{alarms, connects, explained, go_on, host_is, logs, passes};
 use crate::support::Scene;
 use anyhow::{Context as _, Result, ensure};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
-use vnet_tests::{Agent, Machine, Open, machine_behind, plug, serve_name, wait_for};
+use vnet_tests::{Agent, Machine, Open, connect, machine_behind, plug, serve_name, wait_for};
 
 const VIPS: [&str; 2] = ["10.96.0.10", "fd00:96::10"];
 
@@ -79,6 +79,42 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
     let log = b.logged();
     ensure!(log.contains("it waits for its flows") && log.contains("took over 20 flows"), "{log}");
     Ok(())
+}
+
+/// What it opens while it is copied is known at the other host, too, whatever becomes of the first one's agent.
+#[test]
+fn a_vm_that_migrates_live_takes_along_what_it_opens_meanwhile() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b"], 1)?;
+    let members: Vec<Machine> = [("m1", 11), ("m2", 12)]
+        .into_iter()
+        .map(|(name, last)| machine_behind(&scene.fleet.core, name, name, last))
+        .collect::<Result<_>>()?;
+    for member in &members {
+        serve_name(member, member.v4.into(), 8080)?;
+    }
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    let (mut a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
+    scene.alive(&a, 2)?;
+    a.apply(&policy(&members))?;
+    let vip = VIPS[0].parse()?;
+    let mut open = vec![Open::to(&vm.host, vip, 80)?];
+    // Its device on the other host, as long as it runs on the first.
+    connect((scene.fleet.host(1), "tapvm", &["10.0.0.254/32"]), (&vm.host, "later", &[]))?;
+    logs(&b, "endpoint vm: took over 1 flows")?;
+    for _ in 0..10 {
+        open.push(Open::to(&vm.host, vip, 80)?);
+    }
+    a.ctl(&["lb", "drain", "web", "m1"])?;
+    ensure!(open[1..].iter().any(|c| c.who == "m1"), "somebody is with m1");
+    // It need not live to see the end.
+    std::thread::sleep(Duration::from_secs(3));
+    a.kill()?;
+    scene.fleet.host(0).ip("link delete tapvm")?;
+    scene.fleet.host(1).ip("route add 10.0.0.77 dev tapvm")?;
+    vm.host.ip("address add 10.0.0.77/32 dev later\nroute add 10.0.0.254 dev later\nroute add default via 10.0.0.254")?;
+    scene.fleet.core.ip("route replace 10.0.0.77/32 via 10.98.1.2")?;
+    go_on(&mut open).with_context(|| format!("{}\n{}", a.logged(), b.logged()))
 }
 
 /// By command, before the VM is there, while the other host has its device already: it keeps its rules where it still is.
@@ -182,7 +218,7 @@ fn a_vm_whose_host_died_stays_held_where_it_is_started_again() -> Result<()> {
     passes(&c, "10.0.0.77", &peer, false)?;
     a.kill()?;
     scene.fleet.host(0).ip("link delete tapvm")?;
-    crate::scene::host_is(&b, "host-a", "silent")?;
+    host_is(&b, "host-a", "silent")?;
     put(&scene, &vm, 1)?;
     let held = || b.ctl(&["quarantine", "ls"]).is_ok_and(|text| text.contains("isolated"));
     wait_for("the VM to be held at host-b", Duration::from_secs(10), || held().then_some(())).with_context(|| b.logged())?;
@@ -201,7 +237,7 @@ fn a_vm_whose_host_died_stays_held_where_it_is_started_again() -> Result<()> {
     .with_context(|| c.logged())?;
     // Nor when it is back.
     a.begin()?;
-    crate::scene::host_is(&b, "host-a", "alive")?;
+    host_is(&b, "host-a", "alive")?;
     std::thread::sleep(Duration::from_secs(2));
     ensure!(connects(&scene.fleet.vm(1, 0).host, vm.v4.into(), 22)?, "{}\n{}", a.logged(), c.logged());
     Ok(())
