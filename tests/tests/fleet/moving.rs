@@ -117,6 +117,38 @@ fn a_vm_that_migrates_live_takes_along_what_it_opens_meanwhile() -> Result<()> {
     go_on(&mut open).with_context(|| format!("{}\n{}", a.logged(), b.logged()))
 }
 
+/// A host that nobody tells anything lets it go on all the same, and in time.
+#[test]
+fn a_vm_that_comes_while_the_store_is_away_waits_no_longer() -> Result<()> {
+    let scene = Scene::new(&["host-a", "host-b"], 1)?;
+    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
+    put(&scene, &vm, 0)?;
+    serve_name(&vm, vm.v4.into(), 22)?;
+    let (a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
+    scene.alive(&a, 2)?;
+    a.apply(HELD)?;
+    let from = &scene.fleet.vm(1, 0).host;
+    wait_for("the VM to be reached", Duration::from_secs(10), || connects(from, vm.v4.into(), 22).ok().filter(|c| *c))?;
+    // A claim comes within milliseconds.
+    std::thread::sleep(Duration::from_secs(2));
+    scene.fleet.etcd.stop_all()?;
+    // Whenever agents look after what should be right.
+    for _ in 0..3 {
+        for host in [1, 0] {
+            scene.fleet.host(1 - host).ip("link delete tapvm")?;
+            put(&scene, &vm, host)?;
+            let begun = Instant::now();
+            // Until its agent has seen it nobody shuts it.
+            std::thread::sleep(Duration::from_millis(300));
+            wait_for("the VM to be reached", Duration::from_secs(10), || connects(from, vm.v4.into(), 22).ok().filter(|c| *c))?;
+            println!("reached after {} ms", begun.elapsed().as_millis());
+            ensure!(begun.elapsed() < Duration::from_secs(4), "after {} ms", begun.elapsed().as_millis());
+        }
+    }
+    ensure!(b.logged().contains("it goes on without"), "{}", b.logged());
+    Ok(())
+}
+
 /// By command, before the VM is there, while the other host has its device already: it keeps its rules where it still is.
 #[test]
 fn a_vm_that_is_to_move_keeps_its_rules_until_it_does() -> Result<()> {
