@@ -167,6 +167,17 @@ impl<'host> Agent<'host> {
             .with_context(|| format!("vnet-ctl {}; the agent's log:\n{}", args.join(" "), self.logged()))
     }
 
+    /// The same, and kills it after so many seconds.
+    ///
+    /// # Errors
+    /// It fails, or takes longer.
+    pub fn ctl_within(&self, seconds: u32, args: &[&str]) -> Result<String> {
+        let mut command = self.host.command("timeout")?;
+        command.arg(seconds.to_string()).arg(bin_dir()?.join("vnet-ctl"));
+        command.arg("--socket").arg(self.socket()).args(args).envs(self.for_ctl.iter().cloned());
+        self.host.output_of(command).with_context(|| format!("vnet-ctl {} within {seconds} s", args.join(" ")))
+    }
+
     /// The same for one whose exit code says something, as that of `explain`.
     ///
     /// # Errors

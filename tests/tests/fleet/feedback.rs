@@ -132,3 +132,48 @@ fn least_connections_counts_those_of_all_hosts() -> Result<()> {
     drop(of_b);
     has("the end of host-b's connections", [40, 0, 0])
 }
+
+/// However quiet the other hosts are, and whatever becomes of them.
+#[test]
+fn who_waits_for_the_last_flow_of_a_member_waits_for_all_hosts() -> Result<()> {
+    let fleet = fleet()?;
+    let farm = Farm::new(&fleet.core, &[None; 3])?;
+    let agents = agents(&fleet)?;
+    agents[0].apply(&farm.balancer(VIP, ""))?;
+    let there = || members(&agents[2]).is_ok_and(|members| members.len() == 3);
+    wait_for("the members", Duration::from_secs(10), || there().then_some(()))?;
+    // host-c had flows once, host-b never.
+    drop(open(&fleet.vm(2, 0).host, 3)?);
+    let gone = || members(&agents[2]).is_ok_and(|members| members.iter().all(|m| m.active_flows == 0));
+    wait_for("host-c's flows to be over", Duration::from_secs(30), || gone().then_some(()))?;
+    std::thread::sleep(Duration::from_secs(5));
+    let begun = Instant::now();
+    println!("{}", agents[0].ctl_within(30, &["lb", "drain", "web", "m1", "--wait"])?);
+    println!("drained after {:.1} s", begun.elapsed().as_secs_f64());
+
+    // A member of the store goes, and the flows of host-b stay.
+    let of_b = open(&fleet.vm(1, 0).host, 6)?;
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| agents[0].ctl_within(60, &["lb", "drain", "web", "m2", "--wait"]));
+        std::thread::sleep(Duration::from_secs(6));
+        ensure!(!waiting.is_finished(), "host-b has flows to it");
+        for member in 0..3 {
+            fleet.etcd.kill(member)?;
+            std::thread::sleep(Duration::from_secs(3));
+            ensure!(!waiting.is_finished(), "it goes on without member {member} of the store");
+            fleet.etcd.restart(member)?;
+        }
+        drop(of_b);
+        waiting.join().map_err(|_| anyhow::anyhow!("a panic"))?.map(|printed| println!("{printed}"))
+    })?;
+
+    // A host that is cut off may have them for ever.
+    let _of_b = open(&fleet.vm(1, 0).host, 2)?;
+    std::thread::sleep(Duration::from_secs(3));
+    fleet.cut(1)?;
+    let error = agents[0].ctl_within(90, &["lb", "drain", "web", "m3", "--wait"]).err().context("host-b was not asked")?;
+    let error = format!("{error:#}");
+    ensure!(error.contains("host host-b is not heard of, and had 2 flows to it"), "{error}");
+    println!("{}", agents[0].ctl_within(90, &["lb", "drain", "web", "m3", "--wait", "--regardless"])?);
+    Ok(())
+}

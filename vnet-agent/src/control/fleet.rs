@@ -6,8 +6,9 @@
 
 mod base;
 mod desired;
+mod holding;
 pub mod load;
-mod moving;
+pub mod moving;
 mod others;
 mod probing;
 mod propose;
@@ -17,6 +18,8 @@ mod status;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
+
+use vnet_common::fleet::Global;
 
 use crate::fleet::claims::At;
 use crate::fleet::identity::Numbers;
@@ -36,8 +39,11 @@ pub(super) struct Sharing {
     desired: Desired,
     numbers: Numbers,
     probing: Probing,
-    moves: moving::Moves,
+    moving: moving::Moving,
     others: Others,
+    holding: holding::Holding,
+    /// What this host, or an agent before this one, said last of the fleet's load, when it was heard of first.
+    answer: Option<(Global, Instant)>,
     /// Endpoints that several hosts claim, as they were told last.
     conflicts: BTreeSet<String>,
 }
@@ -58,14 +64,17 @@ impl Sharing {
         }
         let _all_of_it = fleet.news(&mut view);
         let (desired, numbers, probing) = (Desired::default(), Numbers::default(), Probing::default());
+        let holding = holding::Holding::recall(&view, fleet.host());
         Self {
             fleet,
             view,
             desired,
             numbers,
             probing,
-            moves: moving::Moves::default(),
+            moving: moving::Moving::default(),
             others: Others::default(),
+            holding,
+            answer: None,
             conflicts: BTreeSet::new(),
         }
     }
@@ -85,11 +94,7 @@ impl Sharing {
 
 impl Consumer for Arc<Agent> {
     fn changed(&self) {
-        let mut moving = false;
-        self.event(|s| moving = s.store_changed());
-        if moving {
-            self.move_flows();
-        }
+        self.event(State::store_changed);
     }
 
     fn link(&self, link: &Link) {
@@ -116,11 +121,15 @@ impl State {
         self.follow_others(&all);
     }
 
-    /// The store may have changed. Says whether flows of endpoints may have to move.
-    fn store_changed(&mut self) -> bool {
-        let Some(Sharing { fleet, view, .. }) = self.sharing.as_mut() else { return false };
+    /// The store may have changed.
+    fn store_changed(&mut self) {
+        let Some(Sharing { fleet, view, answer, .. }) = self.sharing.as_mut() else { return };
         let (_, touched) = fleet.news(view);
         let changed = view.endpoints.take_changed();
+        if touched.globals && answer.is_none() {
+            // It is soon gone: nobody has said it since the agent started.
+            *answer = view.globals.get(fleet.host()).map(|global| (global.clone(), now()));
+        }
         self.follow_desired(false);
         if touched.hosts || touched.endpoints || touched.desired {
             self.follow_others(&changed);
@@ -131,11 +140,16 @@ impl State {
         if touched.endpoints || touched.hosts || touched.desired {
             self.look_at_moves(&changed, touched.hosts);
         }
-        // Other hosts' endpoints are no reason to say anything.
+        // Other hosts' endpoints are no reason to say anything, unless they are held there.
+        if touched.endpoints {
+            self.follow_holds(Some(&changed));
+        }
         if touched.hosts || touched.identities || touched.desired {
             self.say_what_is_here();
         }
-        touched.endpoints || touched.moving
+        if touched.moving {
+            self.look_for_flows();
+        }
     }
 
     /// Looks after what the fleet should know and have, and tries again what went wrong.
@@ -144,6 +158,7 @@ impl State {
             self.follow_desired(true);
             self.share_checks();
             self.say_what_is_here();
+            self.forget_flows();
         }
     }
 }

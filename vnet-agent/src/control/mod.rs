@@ -228,6 +228,7 @@ impl Agent {
                 s.tell();
                 s.policy.refresh();
                 // Before anything of it can pass.
+                s.follow_holds(None);
                 s.look_at_moves(&BTreeSet::new(), first);
                 s.secure(false);
                 s.follow(false);
@@ -289,7 +290,6 @@ impl Agent {
             s.look_after_fleet();
             s.look_at_drops();
         });
-        self.look_after_moves();
         self.rehearsals.tidy();
     }
 

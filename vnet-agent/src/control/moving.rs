@@ -154,15 +154,30 @@ impl Place {
 /// All flows of an endpoint, also when its device is gone, as long as they are in the tables.
 pub fn export(agent: &Agent, name: &str) -> Result<FlowExport, Refusal> {
     let device = agent.ask(|s| Ok(find(s, name)?.device.clone()))?;
-    export_of(agent, name, &device)
+    let export = exports(agent, &[(name, &device)])?.pop();
+    export.ok_or_else(|| Refusal::not_found(format!("endpoint '{name}' has no flows")))
 }
 
-/// The same of an endpoint that need not be here any more; this was its device.
-pub fn export_of(agent: &Agent, name: &str, device: &str) -> Result<FlowExport, Refusal> {
-    let (number, datapath) = agent.ask(|s| Ok((s.policy.endpoint_id(device)?, Arc::clone(&s.datapath))))?;
-    let (flows, total) = datapath.endpoint_flows(usize::MAX, |endpoint| endpoint == number)?;
-    let flows: Vec<MovedFlow> = flows.iter().filter(|flow| moves(flow)).map(moved).collect();
-    Ok(FlowExport { version: FLOW_EXPORT, endpoint: name.to_owned(), left: total - flows.len() as u64, flows })
+/// The same of endpoints that need not be here any more, in this order, with the devices that they have or had. However many, the tables
+/// are read once.
+pub fn exports(agent: &Agent, endpoints: &[(&str, &str)]) -> Result<Vec<FlowExport>, Refusal> {
+    let (numbers, datapath) = agent.ask(|s| {
+        let numbers: anyhow::Result<Vec<u32>> = endpoints.iter().map(|(_, device)| s.policy.endpoint_id(device)).collect();
+        Ok((numbers?, Arc::clone(&s.datapath)))
+    })?;
+    let wanted: HashMap<u32, usize> = numbers.iter().enumerate().map(|(n, number)| (*number, n)).collect();
+    let export =
+        |(name, _): &(&str, &str)| FlowExport { version: FLOW_EXPORT, endpoint: (*name).to_owned(), ..FlowExport::default() };
+    let mut exports: Vec<FlowExport> = endpoints.iter().map(export).collect();
+    let (flows, _) = datapath.endpoint_flows(usize::MAX, |endpoint| wanted.contains_key(&endpoint))?;
+    for flow in &flows {
+        let Some(export) = wanted.get(&flow.endpoint).and_then(|n| exports.get_mut(*n)) else { continue };
+        match moves(flow) {
+            true => export.flows.push(moved(flow)),
+            false => export.left += 1,
+        }
+    }
+    Ok(exports)
 }
 
 fn moves(flow: &Flow) -> bool {

@@ -68,6 +68,8 @@ pub async fn run(
     let mut groups = agent.parts().quarantine.changes();
     let feedback = tokio::spawn(super::fleet::load::feed_back(Arc::clone(agent)));
     let giving_back = tokio::spawn(memory::give_back());
+    let moving = tokio::spawn(super::fleet::moving::move_flows(Arc::clone(agent)));
+    let patience = tokio::spawn(super::fleet::moving::keep_patience(Arc::clone(agent)));
     let telling = tokio::spawn(tell(agent.parts().quarantine.records(), Arc::clone(&agent.parts().observer)));
     let mut sources = interval(SOURCES);
     sources.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -101,6 +103,8 @@ pub async fn run(
     telling.abort();
     giving_back.abort();
     feedback.abort();
+    moving.abort();
+    patience.abort();
     agent.end();
     Ok(())
 }

@@ -70,6 +70,15 @@ impl Hosts {
     }
 }
 
+impl<'a> IntoIterator for &'a Hosts {
+    type Item = (&'a String, &'a Claim);
+    type IntoIter = std::iter::Map<std::slice::Iter<'a, (String, Claim)>, fn(&'a (String, Claim)) -> Self::Item>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.iter().map(|(host, claim)| (host, claim))
+    }
+}
+
 /// The claims of a name.
 #[derive(Clone, Debug, Default)]
 struct Named {

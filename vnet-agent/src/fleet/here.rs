@@ -19,9 +19,10 @@ pub struct Here {
     pub endpoints: Vec<(String, EndpointState)>,
 }
 
-/// Who is held stays so for its peers, however long this host is not heard of; the others go after a while.
+/// Who is held stays so for its peers, however long this host is not heard of, and so does what is said for that only; the others go
+/// after a while.
 fn lasting(endpoint: &EndpointState) -> Hold {
-    if endpoint.quarantined { Hold::Kept } else { Hold::Lingering }
+    if endpoint.quarantined || endpoint.gone { Hold::Kept } else { Hold::Lingering }
 }
 
 impl Fleet {

@@ -15,12 +15,15 @@
 
 pub mod claims;
 pub mod disk;
+pub mod exports;
 mod follow;
 pub mod here;
+pub mod holds;
 pub mod identities;
 pub mod identity;
 pub mod load;
 pub mod mirror;
+pub mod moves;
 pub mod others;
 pub mod probing;
 mod publish;

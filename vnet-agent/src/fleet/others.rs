@@ -1,11 +1,13 @@
 //! Other hosts, and what is there: from the store's keys to what rules and load balancers follow from.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use vnet_common::fleet::{EndpointState, HostState};
 
 use super::claims::At;
+use super::holds::Newest;
 use super::view::View;
 use crate::elsewhere::{Elsewhere, RemoteEndpoint, RemoteHost, qualified};
 
@@ -38,7 +40,10 @@ impl Others {
             let owner = view.owner(name, placed(name).as_deref()).filter(|host| *host != own);
             let claim = owner.and_then(|host| Some((host, &*view.endpoints.of(name)?.get(host)?.1)));
             // Only endpoints with a resource are one and the same wherever they are.
-            self.put(name.into(), claim.filter(|(_, state)| !state.discovered));
+            let claim = claim.filter(|(_, state)| !state.discovered);
+            let newest = Newest::of(view.endpoints.of(name).into_iter().flatten());
+            let standing = claim.and_then(|(host, state)| Some((host, standing(state, &newest)?)));
+            self.put(name.into(), standing.as_ref().map(|(host, state)| (*host, &**state)));
         }
         self.hosts.extend(view.alive.iter().map(|(host, (_, state))| (host.clone(), state.clone())));
         self.hosts.retain(|host, _| view.alive.contains_key(host) || view.endpoints.is_host(host));
@@ -66,6 +71,29 @@ impl Others {
             None => drop(endpoints.remove(&name)),
         }
     }
+}
+
+/// What counts of an endpoint that is claimed so, by what the newest claims say of who holds it; `None`: it is nowhere, and nobody does.
+fn standing<'a>(state: &'a EndpointState, newest: &Newest<'a>) -> Option<Cow<'a, EndpointState>> {
+    let mut standing = Cow::Borrowed(state);
+    match (newest.held, newest.free) {
+        (Some((_, holder)), _) if !state.quarantined => {
+            let of = standing.to_mut();
+            (of.group, of.identity, of.quarantined) = (holder.group.clone(), holder.identity, true);
+        }
+        (None, Some((_, free))) if state.quarantined => {
+            let of = standing.to_mut();
+            (of.group, of.identity, of.quarantined) = (free.group.clone(), free.identity, false);
+        }
+        _ => {}
+    }
+    if state.gone {
+        // It is known by its addresses, unless others have these by now, and takes no part beyond that.
+        let of = standing.to_mut();
+        (of.labels, of.given) = (Arc::default(), false);
+        return standing.quarantined.then_some(standing);
+    }
+    Some(standing)
 }
 
 fn remote(host: &str, state: &EndpointState) -> RemoteEndpoint {
@@ -133,6 +161,39 @@ mod tests {
         view.endpoints.put("tap0", "b", None);
         claim(&mut view, "b", "vm3", 1, true);
         assert_eq!(names(&elsewhere(&mut others, &mut view, |_| None)), "b/vm3@b c/tap0@c vm1@b vm2@b");
+    }
+
+    #[test]
+    fn who_is_held_by_the_newest_claim_is_held_whoever_has_it() {
+        let mut view = View::default();
+        let mut put = |host: &str, state: Option<EndpointState>| {
+            view.alive.insert(host.into(), (1, HostState::default()));
+            view.endpoints.put("vm", host, state.map(|state| (1, state)));
+            let found = elsewhere(&mut Others::default(), &mut view, |_| None).endpoints.get("vm").cloned();
+            found.map(|e| (e.host.to_string(), e.group.to_string(), e.quarantined, e.labels.len(), e.given))
+        };
+        let labels = BTreeMap::from([("app".to_owned(), "web".to_owned())]);
+        let of = |group: &str, turn: u32, gone: bool| {
+            let (group, quarantined) = (group.to_owned(), group == "strict");
+            Some(EndpointState {
+                group,
+                quarantined,
+                turn,
+                gone,
+                labels: labels.clone().into(),
+                given: true,
+                ..EndpointState::default()
+            })
+        };
+        let is = |host: &str, group: &str, labels: usize, given: bool| {
+            Some((host.to_owned(), group.to_owned(), group == "strict", labels, given))
+        };
+        assert_eq!(put("b", of("strict", 1, true)), is("b", "strict", 0, false), "it is nowhere");
+        assert_eq!(put("c", of("web", 0, false)), is("c", "strict", 1, true), "c has not heard of it");
+        assert_eq!(put("c", of("web", 2, false)), is("c", "web", 1, true), "let go");
+        assert_eq!(put("b", of("strict", 1, false)), is("b", "web", 1, true), "b has not heard of that");
+        assert_eq!(put("c", of("web", 2, true)), is("b", "web", 1, true));
+        assert_eq!(put("b", None), None, "nowhere, and not held");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::de::DeserializeOwned;
 use std::collections::{BTreeMap, BTreeSet};
-use vnet_common::fleet::{Applied, DESIRED, Global, HealthReport, HostState, Key, Registration, Rollout, Stored};
+use vnet_common::fleet::{Applied, DESIRED, EndpointState, Global, HealthReport, HostState, Key, Registration, Rollout, Stored};
 
 use super::claims::{Claim, Claims};
 use super::identities::Identities;
@@ -173,13 +173,13 @@ impl View {
         candidates.min_by_key(|(host, (since, _))| (*since, host.as_str())).map(|(host, _)| host.as_str())
     }
 
-    /// The host whose claim of an endpoint counts: the one that its resource names (`placed`), if that claims it; else the one that is
-    /// alive and has claimed it first.
+    /// The host whose claim of an endpoint counts: of those that have a device of it the one that its resource names (`placed`), if that
+    /// claims it; else the one that is alive and has claimed it first.
     #[must_use]
     pub fn owner(&self, name: &str, placed: Option<&str>) -> Option<&str> {
         let claims = self.endpoints.of(name)?;
-        let rank = |(host, (since, _)): &(&String, &Claim)| {
-            (placed != Some(host.as_str()), !self.alive.contains_key(*host), *since, (*host).clone())
+        let rank = |(host, (since, state)): &(&String, &Claim)| {
+            (state.gone, placed != Some(host.as_str()), !self.alive.contains_key(*host), *since, (*host).clone())
         };
         claims.iter().min_by_key(rank).map(|(host, _)| host.as_str())
     }
@@ -189,7 +189,8 @@ impl View {
     pub fn conflicts(&self, placed: impl Fn(&str) -> Option<String>) -> Vec<(String, String, Vec<String>)> {
         let mut all = Vec::new();
         for (name, claims) in self.endpoints.contested() {
-            let living = claims.iter().filter(|(host, (_, state))| !state.discovered && self.alive.contains_key(*host));
+            let has = |state: &EndpointState| !state.discovered && !state.gone;
+            let living = claims.iter().filter(|(host, (_, state))| has(state) && self.alive.contains_key(*host));
             let living: Vec<&String> = living.map(|(host, _)| host).collect();
             let Some(owner) = self.owner(name, placed(name).as_deref()).filter(|_| living.len() > 1) else { continue };
             let others = living.into_iter().filter(|host| *host != owner).cloned().collect();

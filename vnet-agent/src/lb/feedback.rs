@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 
 use vnet_common::fleet::MemberKey;
 
@@ -51,10 +52,13 @@ pub fn hints<'a>(
     elsewhere: &HashMap<MemberKey, u32>,
 ) -> Hints {
     let on = load_balancers.filter(|lb| lb.spec.active_feedback().is_some());
-    let on: HashMap<&str, (bool, bool)> = on
+    let on: HashMap<&str, (Option<RangeInclusive<u32>>, bool)> = on
         .map(|lb| {
             let counts = lb.spec.algorithm == Algorithm::LeastConnections;
-            (lb.metadata.name.as_str(), (adjusts_weights(lb), counts))
+            // Whatever is said, no weight is multiplied by what its load balancer does not allow.
+            let bounds = lb.spec.active_feedback().filter(|_| adjusts_weights(lb));
+            let bounds = bounds.map(|f| u32::from(f.min_percent)..=u32::from(f.max_percent.max(f.min_percent)));
+            (lb.metadata.name.as_str(), (bounds, counts))
         })
         .collect();
     let mut hints = Hints::new();
@@ -62,8 +66,9 @@ pub fn hints<'a>(
         let of = hints.entry(key.lb.clone()).or_default();
         change(of.entry((key.port, key.at)).or_default());
     };
-    for (key, percent) in factors.iter().filter(|(key, _)| on.get(key.lb.as_str()).is_some_and(|on| on.0)) {
-        hint(key, &|hint| hint.percent = *percent);
+    for (key, percent) in factors {
+        let Some((Some(bounds), _)) = on.get(key.lb.as_str()) else { continue };
+        hint(key, &|hint| hint.percent = (*percent).clamp(*bounds.start(), *bounds.end()));
     }
     for (key, flows) in elsewhere.iter().filter(|(key, _)| on.get(key.lb.as_str()).is_some_and(|on| on.1)) {
         hint(key, &|hint| hint.elsewhere = *flows);
@@ -120,6 +125,10 @@ mod tests {
             ("latency", OfBalancer::from([(place(1), more), (place(2), flows)])),
         ];
         assert_eq!(hints, want.into_iter().map(|(lb, of)| (lb.to_owned(), of)).collect());
+        for (said, within) in [(1, 10), (9999, 400)] {
+            let hints = super::hints(all.iter(), &HashMap::from([(key("maglev", 1), said)]), &HashMap::new());
+            assert_eq!(hints["maglev"][&place(1)].percent, within, "as its load balancer allows");
+        }
     }
 
     #[test]

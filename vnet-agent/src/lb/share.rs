@@ -21,8 +21,13 @@ const FIRST_PERCENT: u32 = 10;
 pub fn share(members: &mut [Member], spec: &LoadBalancerSpec, zone: Option<&str>) {
     let serving: BTreeSet<usize> = choose(members, spec, zone).into_iter().collect();
     for (i, m) in members.iter_mut().enumerate() {
-        m.share = if serving.contains(&i) { u32::from(m.weight) * m.hint.whole_percent() * WHOLE / 100 } else { 0 };
+        m.share = if serving.contains(&i) { of(u32::from(m.weight) * WHOLE, m.hint.whole_percent()) } else { 0 };
     }
+}
+
+/// So many percent of it.
+fn of(share: u32, percent: u32) -> u32 {
+    u32::try_from(u64::from(share) * u64::from(percent) / 100).unwrap_or(u32::MAX)
 }
 
 /// The members that get new flows.
@@ -91,7 +96,7 @@ impl Warming {
                     continue;
                 }
                 let rest = f64::from(100 - FIRST_PERCENT) * past.as_secs_f64() / slow_start.as_secs_f64();
-                m.share = (m.share * (FIRST_PERCENT + rest as u32) / 100).max(1);
+                m.share = of(m.share, FIRST_PERCENT + rest as u32).max(1);
             }
         }
     }
@@ -173,6 +178,14 @@ mod tests {
         ] {
             assert_eq!(serving(members, prefer, min), want, "{members} {prefer:?} {min}");
         }
+    }
+
+    #[test]
+    fn the_largest_weight_may_be_multiplied() {
+        let mut all = members("A");
+        (all[0].weight, all[0].hint.percent) = (u16::MAX, 10_000);
+        share(&mut all, &lb("x", &["10.0.0.1"], vec![]).spec, None);
+        assert_eq!(all[0].share, 655_350_000);
     }
 
     #[test]

@@ -217,6 +217,24 @@ impl Service {
         self.lock().holds().map(|(name, group)| (name.to_owned(), group.to_owned())).collect()
     }
 
+    /// Does as another host of the fleet: holds an endpoint in this group, or (`None`) lets it go. It is stored when this returns, if it can be.
+    pub fn follow(&self, endpoint: &str, group: Option<&str>, host: &str) {
+        self.urgently(|engine, now| engine.follow(endpoint, group, host, now));
+        self.flush().unwrap_or_else(|e| log::error!("{e:#}; trying again"));
+    }
+
+    /// Another host of the fleet has an endpoint that was here, and holds it: here that is over when this returns, if it can be stored.
+    pub fn hand_over(&self, endpoint: &str, host: &str) {
+        self.urgently(|engine, now| engine.hand_over(endpoint, host, now));
+        self.flush().unwrap_or_else(|e| log::error!("{e:#}; trying again"));
+    }
+
+    /// Was this endpoint ever moved, as far as that is known?
+    #[must_use]
+    pub fn remembers(&self, endpoint: &str) -> bool {
+        self.lock().remembers(endpoint)
+    }
+
     /// A device of an endpoint got its row: what came while that was made is enforced on it.
     pub fn attached(&self, endpoint: &str) {
         self.urgently(|engine, _| engine.reattach(endpoint));

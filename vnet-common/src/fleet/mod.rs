@@ -19,7 +19,8 @@
 //! Every value is JSON; what a reader does not know it leaves alone. A host writes below its own name only, so that nobody has to be
 //! trusted with another's state; what has to be decided for all is decided by rules that give every reader the same answer: the elected
 //! host is the one that has been alive for the longest ([`HostState`]'s create revision), and an endpoint that two hosts claim is where it
-//! was claimed first, unless its resource names the host.
+//! was claimed first, unless its resource names the host; who holds it, those claims say that know of the latest hold or release
+//! ([`EndpointState::turn`]).
 
 mod keys;
 mod records;

@@ -96,6 +96,12 @@ pub struct EndpointState {
     /// That is a quarantine group, which holds it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub quarantined: bool,
+    /// Counts its holds and releases by all hosts: of several claims those count that know the highest.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub turn: u32,
+    /// Its device is gone: it is said only for who holds it, until another host does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gone: bool,
     /// The number of its identity.
     pub identity: u32,
 }
@@ -167,6 +173,10 @@ pub struct MemberLoad {
 }
 
 fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+fn is_none(n: &u32) -> bool {
     *n == 0
 }
 

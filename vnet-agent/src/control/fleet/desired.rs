@@ -146,7 +146,7 @@ impl State {
         }
         let changed: Vec<(&Key, &Arc<Wanted>)> =
             target.resources.iter().filter(|(k, wanted)| inputs.resources.get(*k) != Some(&wanted.resource)).collect();
-        let leaving = leaving(&sharing.view, sharing.fleet.host(), &changed);
+        let leaving = leaving(&sharing.view, sharing.fleet.host(), &changed, |name| inputs.placed(name));
         if !changed.is_empty() || !delete.is_empty() {
             self.policy.keep_here(leaving);
             let mut edit = self.located_edit(&changed, &delete)?;
@@ -197,14 +197,19 @@ fn wanted_overrides(view: &View) -> Result<Overrides> {
     view.overrides.iter().map(read).collect()
 }
 
-/// Endpoints that are here, and are to be elsewhere. One that another host has, too, is not this host's to keep: it is one of two that were
-/// taken for the same.
-fn leaving(view: &View, own: &str, changed: &[(&Key, &Arc<Wanted>)]) -> Vec<String> {
+/// Endpoints that are here, and are to be elsewhere. Of one that another host has, too, as while it is moved there, that which counted until
+/// now is the one to keep: the other is yet to come, or one of two that were taken for the same.
+fn leaving<'a>(
+    view: &View,
+    own: &str,
+    changed: &[(&Key, &Arc<Wanted>)],
+    placed: impl Fn(&str) -> Option<&'a str>,
+) -> Vec<String> {
     let names = changed.iter().filter_map(|(_, wanted)| match &wanted.resource {
         Resource::Endpoint(e) if e.spec.host.as_deref().is_some_and(|host| host != own) => Some(e.metadata.name.clone()),
         _ => None,
     });
-    names.filter(|name| view.endpoints.of(name).is_some_and(|c| c.contains_key(own) && c.len() == 1)).collect()
+    names.filter(|name| view.owner(name, placed(name)) == Some(own)).collect()
 }
 
 impl Target {

@@ -17,8 +17,13 @@ use crate::resource::Protocol;
 /// New connections to a member within a window of which none was accepted, from which on it is asked from here.
 const FAILED: u64 = 3;
 
+/// A host without flows reports in one of so many windows: whoever waits for the end of a member's flows has to know that there are none.
+const QUIET: u32 = 5;
+
 /// What goes on from window to window.
 struct Windows {
+    /// Windows without flows.
+    quiet: u32,
     reporter: Reporter,
     received: Received,
     /// While this host is the elected one.
@@ -29,7 +34,7 @@ struct Windows {
 pub async fn feed_back(agent: Arc<Agent>) {
     let fleet = agent.fleet();
     let own = fleet.as_ref().map_or("", |fleet| fleet.host()).to_owned();
-    let mut windows = Windows { reporter: Reporter::default(), received: Received::new(&own), aggregator: None };
+    let mut windows = Windows { quiet: 0, reporter: Reporter::default(), received: Received::new(&own), aggregator: None };
     let mut ticks = interval(WINDOW);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -57,7 +62,8 @@ async fn reports(fleet: &Fleet, own: &str) -> Vec<(String, LoadReport)> {
         let Some(Key::Load(host)) = Key::parse(key) else { return None };
         Some((host, serde_json::from_slice(&entry.value).ok()?))
     };
-    entries.iter().filter_map(read).filter(|(host, _)| host != own).collect()
+    let counts = |(host, report): &(String, LoadReport)| host != own && !report.members.is_empty();
+    entries.iter().filter_map(read).filter(counts).collect()
 }
 
 impl Windows {
@@ -80,7 +86,9 @@ impl Windows {
         if let Some(report) = &report {
             agent.suspect(report);
             self.received.reported(report.clone());
-            if let Some(fleet) = fleet.filter(|_| !report.members.is_empty()) {
+            let is_due = !report.members.is_empty() || self.quiet.is_multiple_of(QUIET);
+            self.quiet = if report.members.is_empty() { self.quiet + 1 } else { 0 };
+            if let Some(fleet) = fleet.filter(|_| is_due) {
                 fleet.report(report).unwrap_or_else(|e| log::error!("{e:#}"));
             }
         }
@@ -115,8 +123,13 @@ impl Windows {
         reports: Vec<(String, LoadReport)>,
         now: Instant,
     ) -> Option<Global> {
-        let last = self.received.newest();
-        let aggregator = self.aggregator.get_or_insert_with(|| Aggregator::new(last));
+        if self.received.is_empty()
+            && let Some((last, heard)) = agent.last_answer()
+        {
+            self.received.take(own, last, heard);
+        }
+        let received = &self.received;
+        let aggregator = self.aggregator.get_or_insert_with(|| Aggregator::new(received.newest(now).as_ref()));
         for (host, report) in report.map(|report| (own.to_owned(), report)).into_iter().chain(reports) {
             aggregator.hear(&host, report, now);
         }
@@ -153,6 +166,11 @@ impl Agent {
             Some((host.to_owned(), view.globals.get(host)?.clone()))
         };
         self.ask(|s| Ok(answer(s))).ok().flatten()
+    }
+
+    /// What this host said before its agent was started, and when that was heard of.
+    fn last_answer(&self) -> Option<(Global, Instant)> {
+        self.ask(|s| Ok(s.sharing.as_ref().and_then(|sharing| sharing.answer.clone()))).ok().flatten()
     }
 
     /// Members that accepted none of this host's connections are asked from here, whoever else says that they are well.

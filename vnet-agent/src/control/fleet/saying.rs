@@ -31,7 +31,9 @@ impl State {
         if self.sharing.is_none() || self.policy.known().is_none() {
             return Ok(());
         }
-        let endpoints = self.what_is_here();
+        self.follow_holds(None);
+        let mut endpoints = self.what_is_here();
+        self.with_holds(&mut endpoints);
         let capacity = self.datapath.maps().capacity("ENDPOINTS").unwrap_or(0);
         let Some(sharing) = self.sharing.as_mut() else { return Ok(()) };
         let inputs = self.policy.inputs();
@@ -60,7 +62,7 @@ impl State {
                 given: nic.given,
                 group,
                 quarantined: held.is_some(),
-                identity: 0,
+                ..EndpointState::default()
             };
             (nic.name.clone(), state)
         });

@@ -122,14 +122,16 @@ impl Aggregator {
 }
 
 fn add(sum: &mut MemberLoad, load: &MemberLoad) {
-    sum.new += load.new;
-    sum.ended += load.ended;
-    sum.active += load.active;
-    sum.packets += load.packets;
-    sum.bytes += load.bytes;
-    sum.resets += load.resets;
-    sum.connected += load.connected;
-    sum.connect_us += load.connect_us;
+    // What a host reports may be any number.
+    let add = |sum: &mut u64, more: u64| *sum = sum.saturating_add(more);
+    add(&mut sum.new, load.new);
+    add(&mut sum.ended, load.ended);
+    add(&mut sum.active, load.active);
+    add(&mut sum.packets, load.packets);
+    add(&mut sum.bytes, load.bytes);
+    add(&mut sum.resets, load.resets);
+    add(&mut sum.connected, load.connected);
+    add(&mut sum.connect_us, load.connect_us);
 }
 
 /// What a host's report says of a member.

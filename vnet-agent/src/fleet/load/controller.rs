@@ -138,8 +138,7 @@ pub struct Controller {
 impl Controller {
     /// One that goes on from these factors.
     pub fn new(factors: impl Iterator<Item = (SocketAddr, f64)>) -> Self {
-        let track = |factor| Track { factor, past: Load::default(), windows: 0.0 };
-        Self { members: factors.map(|(at, factor)| (at, track(factor))).collect() }
+        Self { members: factors.map(|(at, factor)| (at, Track { factor, ..Track::NEW })).collect() }
     }
 
     /// Takes a step. `members` are those that take new flows, with their weights, not 0, and what they had to do; others are forgotten.
@@ -147,7 +146,10 @@ impl Controller {
         let there: HashSet<SocketAddr> = members.iter().map(|(at, ..)| *at).collect();
         self.members.retain(|at, _| there.contains(at));
         for (at, _, load) in members {
-            let track = self.members.entry(*at).or_insert(Track { factor: 1.0, past: Load::default(), windows: 0.0 });
+            let track = self.members.entry(*at).or_insert(Track::NEW);
+            if !track.is_sound() {
+                *track = Track::NEW;
+            }
             let mut past = track.past.scaled(settings.damping);
             past.add(load);
             (track.past, track.windows) = (past, track.windows * settings.damping + 1.0);
@@ -156,6 +158,8 @@ impl Controller {
             Aim::LeastLoad => self.level(settings, members),
             Aim::Latency(target_us) => self.quicken(settings, target_us),
         }
+        // What cannot be reckoned with would stay for ever.
+        self.members.values_mut().filter(|track| !track.is_sound()).for_each(|track| *track = Track::NEW);
     }
 
     /// By what a member's weight is multiplied.
@@ -248,6 +252,26 @@ impl Usual {
 }
 
 impl Track {
+    /// Of one of which nothing is known.
+    const NEW: Self = Self {
+        factor: 1.0,
+        past: Load {
+            open: 0.0,
+            rate: 0.0,
+            new: 0.0,
+            ended: 0.0,
+            flow_seconds: 0.0,
+            refused: 0.0,
+            connected: 0.0,
+            connect_us: 0.0,
+        },
+        windows: 0.0,
+    };
+
+    fn is_sound(&self) -> bool {
+        self.factor.is_finite() && self.factor > 0.0
+    }
+
     /// How long it keeps a flow, in seconds. One ended flow of the usual kind counts with its own: of who has few, little is known.
     fn stay(&self, usual: f64) -> f64 {
         ((self.past.flow_seconds + usual) / (self.past.ended + 1.0)).clamp(SHORTEST, LONGEST)

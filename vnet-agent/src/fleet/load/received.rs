@@ -1,6 +1,7 @@
 //! What a host makes of the fleet's load.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use vnet_common::fleet::{Global, LoadReport, MemberKey};
@@ -11,6 +12,8 @@ use super::STALE;
 const HOLDS: Duration = STALE;
 /// And fades away within this.
 const FADES: Duration = Duration::from_secs(30);
+/// A weight that is multiplied by more, in percent, or by less, was never asked for: whoever says so is mistaken.
+const SANE: RangeInclusive<u32> = 1..=10_000;
 /// Own reports that are remembered: the answer to one comes within a window or two.
 const REPORTS: usize = 8;
 /// How much of what the hosts do about a difference they do at once, all together. Each sees the same difference, and what the others do
@@ -52,18 +55,26 @@ impl Received {
     }
 
     /// The elected host `from` handed this out. One that was seen before says nothing new.
-    pub fn take(&mut self, from: &str, global: Global, now: Instant) {
+    pub fn take(&mut self, from: &str, mut global: Global, now: Instant) {
         if self.serials.insert(from.to_owned(), global.serial) == Some(global.serial) {
             return;
         }
+        global.factors.iter_mut().for_each(|(_, percent)| *percent = (*percent).clamp(*SANE.start(), *SANE.end()));
         self.follow(&global);
         self.newest = Some((global, now));
     }
 
-    /// The newest answer, for an elected host to go on from.
+    /// Was there no answer yet?
     #[must_use]
-    pub fn newest(&self) -> Option<&Global> {
-        self.newest.as_ref().map(|(global, _)| global)
+    pub fn is_empty(&self) -> bool {
+        self.newest.is_none()
+    }
+
+    /// The newest answer, for an elected host to go on from: with the factors that hosts go by now.
+    #[must_use]
+    pub fn newest(&self, now: Instant) -> Option<Global> {
+        let (global, _) = self.newest.as_ref()?;
+        Some(Global { factors: self.factors(now).into_iter().collect(), ..global.clone() })
     }
 
     /// By what members' weights are multiplied, in percent. Those that are not here are as configured.
@@ -141,7 +152,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut r = Received::new("h2");
-        assert!(r.factors(start).is_empty() && r.elsewhere(start).is_empty() && r.newest().is_none());
+        assert!(r.factors(start).is_empty() && r.elsewhere(start).is_empty() && r.is_empty());
         r.take("h1", answer(1, 9, &[400], 300), start);
         let percent = |r: &Received, seconds| r.factors(at(seconds)).get(&key(0)).copied();
         assert_eq!([0, 6, 21, 35, 36, 99].map(|s| percent(&r, s)), [Some(300), Some(300), Some(200), Some(107), None, None]);
@@ -151,12 +162,33 @@ mod tests {
         r.take("h1", answer(1, 9, &[400], 300), at(20));
         assert_eq!(percent(&r, 21), Some(200));
         r.take("h1", answer(2, 9, &[400], 50), at(21));
-        assert_eq!((percent(&r, 21), r.newest().map(|g| g.serial)), (Some(50), Some(2)));
+        assert_eq!((percent(&r, 21), r.newest(at(21)).map(|g| g.serial)), (Some(50), Some(2)));
         // Another host is elected, which counts anew; what the first one left behind is not new when it is again.
         r.take("h3", answer(1, 9, &[400], 70), at(22));
         assert_eq!(percent(&r, 22), Some(70));
         r.take("h1", answer(2, 9, &[400], 50), at(23));
         assert_eq!(percent(&r, 23), Some(70));
+    }
+
+    #[test]
+    fn who_is_elected_goes_on_from_what_is_left_of_the_answer() {
+        let start = Instant::now();
+        let mut r = Received::new("h2");
+        r.take("h1", answer(7, 9, &[400], 300), start);
+        let from = |seconds| r.newest(start + Duration::from_secs(seconds)).map(|g| (g.serial, g.factors));
+        assert_eq!(from(0), Some((7, vec![(key(0), 300)])));
+        assert_eq!(from(21), Some((7, vec![(key(0), 200)])));
+        assert_eq!(from(600), Some((7, vec![])));
+    }
+
+    #[test]
+    fn factors_that_nobody_asked_for_are_not_taken() {
+        let now = Instant::now();
+        let mut r = Received::new("h2");
+        for (serial, said, taken) in [(1, 0, 1), (2, u32::MAX, 10_000), (3, 250, 250)] {
+            r.take("h1", answer(serial, 9, &[], said), now);
+            assert_eq!(r.factors(now)[&key(0)], taken);
+        }
     }
 
     #[test]

@@ -316,7 +316,8 @@ impl World {
             Trouble::NoAggregator => self.aggregator = None,
             Trouble::Takeover => {
                 self.elected = 1;
-                self.aggregator = Some(Aggregator::new(self.hosts[1].received.newest()));
+                let last = self.hosts[1].received.newest(self.instant());
+                self.aggregator = Some(Aggregator::new(last.as_ref()));
             }
             Trouble::Stop => self.flowing = false,
             Trouble::Start => self.flowing = true,

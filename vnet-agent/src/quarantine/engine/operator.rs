@@ -177,6 +177,35 @@ impl Engine {
         Ok(())
     }
 
+    /// It is held on another host of the fleet, in this group, or (`None`) let go there: so it is here. Who is held like this is let go by an
+    /// operator, or there: the tags that led to it are not here.
+    pub fn follow(&mut self, name: &str, group: Option<&str>, host: &str, now: Now) {
+        let who = format!("host {host}");
+        match group {
+            Some(group) => {
+                let base = self.live.entry(name.to_owned()).or_default().row.base.clone();
+                let reason = format!("it is held on host {host}");
+                let hold = Hold {
+                    group: group.to_owned(),
+                    from: base,
+                    by: Holder::Operator,
+                    since: now.at,
+                    since_wall: now.wall,
+                    reason: reason.clone(),
+                    ..Hold::default()
+                };
+                self.hold(name, hold, "hold", &Cause { who: &who, reason, automatic: false, laxer: false }, now);
+            }
+            None => self.release(name, "release", &who, &format!("it was let go on host {host}"), now),
+        }
+        self.judge(name, now);
+    }
+
+    /// Another host of the fleet has it, and holds it from now on.
+    pub fn hand_over(&mut self, name: &str, host: &str, now: Now) {
+        self.release(name, "release", &format!("host {host}"), &format!("it is on host {host}, which holds it"), now);
+    }
+
     fn break_glass(&mut self, name: &str, reason: &str, who: &str, now: Now) -> Result<(), Refusal> {
         if self.of(name)?.row.held.is_none() {
             return Err(Refusal::conflict(format!("{name} is not held")));

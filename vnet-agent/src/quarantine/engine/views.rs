@@ -27,6 +27,12 @@ impl Engine {
         self.live.iter().filter_map(|(name, live)| Some((name.as_str(), live.holder()?.group.as_str())))
     }
 
+    /// Was it ever moved, as far as that is known?
+    #[must_use]
+    pub fn remembers(&self, name: &str) -> bool {
+        self.live.get(name).is_some_and(|live| live.row.moves > 0)
+    }
+
     /// Is it to be enforced again, on a device that came?
     pub fn reattach(&mut self, name: &str) {
         let Some(live) = self.live.get_mut(name) else { return };

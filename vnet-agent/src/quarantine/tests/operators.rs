@@ -177,3 +177,27 @@ fn operators_tag() {
         w.service().audit(None, 100).unwrap().into_iter().filter(|r| r.action == "tag-refused").map(|r| r.who).collect();
     assert!(!who.is_empty() && who.iter().all(|who| who == USER));
 }
+
+#[test]
+fn who_is_held_on_another_host_is_held_until_it_is_let_go_on_either() {
+    let mut w = World::with(SIMPLE);
+    w.service().follow("a", Some("strict"), "host-b");
+    assert_eq!(w.group("a"), "strict");
+    w.pass(100);
+    w.restart();
+    assert_eq!(w.group("a"), "strict", "no tag led to it, and none lets it go");
+    // It is stored when it is done.
+    w.service().follow("b", Some("lax"), "host-b");
+    w.start();
+    assert_eq!((w.group("b").as_str(), w.held("b").reason.as_str()), ("lax", "it is held on host host-b"));
+    w.set("a", "bad", 9);
+    w.clear("a", "bad");
+    assert_eq!(w.group("a"), "strict");
+    w.service().follow("a", None, "host-b");
+    assert_eq!(w.group("a"), "web");
+    w.operate("b", "release", None, "it is well").unwrap();
+    assert_eq!(w.group("b"), "web");
+    let last = w.service().audit(Some("a"), 1).unwrap().pop().unwrap();
+    assert_eq!((last.action.as_str(), last.who.as_str()), ("release", "host host-b"));
+    assert!(w.service().remembers("a") && !w.service().remembers("c"));
+}

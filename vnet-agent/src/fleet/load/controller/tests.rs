@@ -136,3 +136,18 @@ fn slow_members_get_less_until_they_are_quick() {
     (0..9).for_each(|_| drop(step(&mut c, &[answers(100.0, 20.0), answers(100.0, 20.0)])));
     assert_eq!(percents(&c, 2), [100, 100], "what is slow everywhere is nobody's fault");
 }
+
+#[test]
+fn what_cannot_be_reckoned_with_does_not_stay() {
+    for mode in ["{ mode: leastLoad }", "{ mode: latencyTarget, targetMilliseconds: 5 }"] {
+        let settings = settings(mode);
+        for factor in [0.0, f64::INFINITY, f64::NAN] {
+            let mut controller = Controller::new([(at(0), factor), (at(1), 1.0)].into_iter());
+            let members = [(at(0), 1, steady(40.0, 0.1)), (at(1), 1, steady(40.0, 0.1))];
+            controller.step(&settings, &members);
+            assert!(percents(&controller, 2).iter().all(|percent| (1..=400).contains(percent)), "{factor}");
+            (0..30).for_each(|_| controller.step(&settings, &members));
+            assert_eq!(percents(&controller, 2), [100, 100], "{factor}");
+        }
+    }
+}
