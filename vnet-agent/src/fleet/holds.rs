@@ -5,6 +5,9 @@
 //! The claims of the highest turn say how it is; of those, one that is held counts before one that is not. A host that has the endpoint
 //! does the same, and says the same turn.
 //!
+//! Not every claim counts: a host that was broken into claims what it likes. Who is let go is so by the claim that is the endpoint's for all
+//! ([`View::owner`](super::view::View::owner)); who is held, also by those that are older: it was there before.
+//!
 //! A host whose device of it is gone goes on saying what it said, until a host that has it says the same, or something newer.
 
 use vnet_common::fleet::EndpointState;
@@ -67,10 +70,19 @@ impl<'a> Newest<'a> {
         newest
     }
 
-    /// The same of hosts other than `own`.
+    /// The same of the claims of other hosts that count for `own`, if that of `owner` is the endpoint's.
     #[must_use]
-    pub fn of_others(claims: Option<&'a Hosts>, own: &str) -> Self {
-        Self::of(claims.into_iter().flatten().filter(|(host, _)| *host != own))
+    pub fn of_others(claims: Option<&'a Hosts>, own: &str, owner: Option<&str>) -> Self {
+        let ours = claims.and_then(|claims| claims.get(own)).map(|(since, _)| *since);
+        let is_older = |since: i64| ours.is_none_or(|ours| since < ours);
+        let counts = |host: &str, (since, state): &Claim| owner == Some(host) || state.quarantined && is_older(*since);
+        Self::of(claims.into_iter().flatten().filter(|(host, claim)| *host != own && counts(host, claim)))
+    }
+
+    /// Does one of them hold an endpoint of which this is said?
+    #[must_use]
+    pub fn holds(&self, state: &EndpointState) -> Option<&'a EndpointState> {
+        self.held.map(|(_, holder)| holder).filter(|_| !state.quarantined && self.turn >= state.turn)
     }
 }
 
@@ -80,7 +92,7 @@ impl<'a> Newest<'a> {
 pub fn follow<'a>(said: Said, held: bool, others: &Newest<'a>) -> (u32, Then<'a>) {
     // Its own quarantine held it, or let it go.
     if held != said.held {
-        return (said.turn.max(others.turn) + 1, Then::Stay);
+        return (said.turn.max(others.turn).saturating_add(1), Then::Stay);
     }
     let turn = said.turn.max(others.turn);
     if others.turn < said.turn {
@@ -110,12 +122,13 @@ pub enum Away<'a> {
 
 /// The same as [`follow`] for a host whose device of the endpoint is gone, by all claims: what it says from now on, and for how long.
 #[must_use]
-pub fn away<'a>(said: Said, held: bool, claims: Option<&'a Hosts>, own: &str) -> (Said, Away<'a>) {
-    let turn = if held == said.held { said.turn } else { said.turn.max(Newest::of_others(claims, own).turn) + 1 };
+pub fn away<'a>(said: Said, held: bool, claims: Option<&'a Hosts>, own: &str, owner: Option<&str>) -> (Said, Away<'a>) {
+    let newer = || said.turn.max(Newest::of_others(claims, own, owner).turn).saturating_add(1);
+    let turn = if held == said.held { said.turn } else { newer() };
     let said = Said { turn, held };
     let others = || claims.into_iter().flatten().filter(|(host, (_, state))| *host != own && !state.discovered);
     let knows = |state: &EndpointState| state.turn > turn || state.turn == turn && (state.quarantined || !held);
-    if let Some((host, _)) = others().find(|(_, (_, state))| !state.gone && knows(state)) {
+    if let Some((host, _)) = others().find(|(host, (_, state))| owner == Some(host.as_str()) && !state.gone && knows(state)) {
         return (said, Away::TakenOver { host });
     }
     // Those of hosts that have not heard of the release would count again without it.

@@ -41,8 +41,10 @@ impl Others {
             let claim = owner.and_then(|host| Some((host, &*view.endpoints.of(name)?.get(host)?.1)));
             // Only endpoints with a resource are one and the same wherever they are.
             let claim = claim.filter(|(_, state)| !state.discovered);
-            let newest = Newest::of(view.endpoints.of(name).into_iter().flatten());
-            let standing = claim.and_then(|(host, state)| Some((host, standing(state, &newest)?)));
+            let standing = claim.and_then(|(host, state)| {
+                let others = Newest::of_others(view.endpoints.of(name), host, Some(host));
+                Some((host, standing(state, &others)?))
+            });
             self.put(name.into(), standing.as_ref().map(|(host, state)| (*host, &**state)));
         }
         self.hosts.extend(view.alive.iter().map(|(host, (_, state))| (host.clone(), state.clone())));
@@ -73,19 +75,12 @@ impl Others {
     }
 }
 
-/// What counts of an endpoint that is claimed so, by what the newest claims say of who holds it; `None`: it is nowhere, and nobody does.
-fn standing<'a>(state: &'a EndpointState, newest: &Newest<'a>) -> Option<Cow<'a, EndpointState>> {
+/// What counts of an endpoint whose claim this is, by what others say of who holds it; `None`: it is nowhere, and nobody does.
+fn standing<'a>(state: &'a EndpointState, others: &Newest<'a>) -> Option<Cow<'a, EndpointState>> {
     let mut standing = Cow::Borrowed(state);
-    match (newest.held, newest.free) {
-        (Some((_, holder)), _) if !state.quarantined => {
-            let of = standing.to_mut();
-            (of.group, of.identity, of.quarantined) = (holder.group.clone(), holder.identity, true);
-        }
-        (None, Some((_, free))) if state.quarantined => {
-            let of = standing.to_mut();
-            (of.group, of.identity, of.quarantined) = (free.group.clone(), free.identity, false);
-        }
-        _ => {}
+    if let Some(holder) = others.holds(state) {
+        let of = standing.to_mut();
+        (of.group, of.identity, of.quarantined) = (holder.group.clone(), holder.identity, true);
     }
     if state.gone {
         // It is known by its addresses, unless others have these by now, and takes no part beyond that.
@@ -164,11 +159,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_held_by_the_newest_claim_is_held_whoever_has_it() {
+    fn who_was_held_before_it_came_is_held_until_the_host_that_has_it_says_otherwise() {
         let mut view = View::default();
-        let mut put = |host: &str, state: Option<EndpointState>| {
+        let mut put = |host: &str, since: i64, state: Option<EndpointState>| {
             view.alive.insert(host.into(), (1, HostState::default()));
-            view.endpoints.put("vm", host, state.map(|state| (1, state)));
+            view.endpoints.put("vm", host, state.map(|state| (since, state)));
             let found = elsewhere(&mut Others::default(), &mut view, |_| None).endpoints.get("vm").cloned();
             found.map(|e| (e.host.to_string(), e.group.to_string(), e.quarantined, e.labels.len(), e.given))
         };
@@ -188,12 +183,13 @@ mod tests {
         let is = |host: &str, group: &str, labels: usize, given: bool| {
             Some((host.to_owned(), group.to_owned(), group == "strict", labels, given))
         };
-        assert_eq!(put("b", of("strict", 1, true)), is("b", "strict", 0, false), "it is nowhere");
-        assert_eq!(put("c", of("web", 0, false)), is("c", "strict", 1, true), "c has not heard of it");
-        assert_eq!(put("c", of("web", 2, false)), is("c", "web", 1, true), "let go");
-        assert_eq!(put("b", of("strict", 1, false)), is("b", "web", 1, true), "b has not heard of that");
-        assert_eq!(put("c", of("web", 2, true)), is("b", "web", 1, true));
-        assert_eq!(put("b", None), None, "nowhere, and not held");
+        assert_eq!(put("b", 1, of("strict", 1, true)), is("b", "strict", 0, false), "it is nowhere");
+        assert_eq!(put("c", 2, of("web", 0, false)), is("c", "strict", 1, true), "c has not heard of it");
+        assert_eq!(put("d", 3, of("strict", 7, true)), is("c", "strict", 1, true));
+        assert_eq!(put("c", 2, of("web", 2, false)), is("c", "web", 1, true), "let go; d never had it");
+        assert_eq!(put("b", 1, of("strict", 1, false)), is("b", "strict", 1, true), "back where it was, and not heard of that");
+        assert_eq!(put("b", 1, of("web", 2, true)), is("c", "web", 1, true));
+        assert_eq!(put("c", 2, of("web", 2, true)), None, "nowhere, and not held by who had it");
     }
 
     #[test]

@@ -58,7 +58,7 @@ impl State {
     /// Does about endpoints of this host what other hosts did that held them, or let them go: about all, or those of which claims changed.
     pub(in super::super) fn follow_holds(&mut self, changed: Option<&BTreeSet<At>>) {
         let Some(Sharing { holding, view, fleet, .. }) = self.sharing.as_mut() else { return };
-        let (quarantine, own) = (&self.parts.quarantine, fleet.host());
+        let (quarantine, own, inputs) = (&self.parts.quarantine, fleet.host(), self.policy.inputs());
         let names: Option<BTreeSet<&str>> = changed.map(|changed| changed.iter().map(|(name, _)| name.as_str()).collect());
         let is_asked = |name: &str| names.as_ref().is_none_or(|names| names.contains(name));
         let here = self.policy.endpoints().iter().filter(|nic| nic.ifindex() != 0 && !nic.discovered && is_asked(&nic.name));
@@ -71,7 +71,8 @@ impl State {
                 quarantine.follow(name, Some(&known.state.group), own);
                 continue;
             }
-            let others = Newest::of_others(claims, own);
+            let owner = view.owner(name, inputs.placed(name));
+            let others = Newest::of_others(claims, own, owner);
             let (turn, then) = follow(said, held, &others);
             let (group, host) = match then {
                 Then::Stay => {
@@ -109,7 +110,7 @@ impl State {
             return;
         }
         let holds = quarantine.holds();
-        let resources = &self.policy.inputs().resources;
+        let inputs = self.policy.inputs();
         // Until its end is heard of, who comes back would find a claim that is not true any more.
         let is_said = |claims: Option<&Hosts>| claims.is_some_and(|claims| claims.contains_key(own));
         holding.0.retain(|name, held| {
@@ -117,9 +118,10 @@ impl State {
                 return true;
             }
             let claims = view.endpoints.of(name);
-            let is_known = resources.contains_key(&endpoint_key(name));
+            let is_known = inputs.resources.contains_key(&endpoint_key(name));
             let is_held = holds.contains_key(name) || held.said.held && !quarantine.remembers(name);
-            let (said, away) = away(held.said, is_held, claims, own);
+            let owner = view.owner(name, inputs.placed(name));
+            let (said, away) = away(held.said, is_held, claims, own, owner);
             held.said = said;
             match away {
                 Away::TakenOver { host } if now.saturating_duration_since(*held.taken_over.get_or_insert(now)) >= SETTLES => {
