@@ -246,28 +246,35 @@ fn a_vm_whose_host_died_stays_held_where_it_is_started_again() -> Result<()> {
     scene.alive(&b, 3)?;
     a.apply(HELD)?;
     let (client, peer) = (&scene.fleet.vm(2, 0).host, scene.fleet.vm(2, 0).v4.to_string());
+    let reached =
+        || wait_for("the VM to be reached", Duration::from_secs(20), || connects(client, vm.v4.into(), 22).ok().filter(|c| *c));
+    reached()?;
     a.ctl(&["quarantine", "hold", "vm", "--group", "isolated", "--reason", "a test"])?;
     passes(&c, "10.0.0.77", &peer, false)?;
     a.kill()?;
     scene.fleet.host(0).ip("link delete tapvm")?;
     host_is(&b, "host-a", "silent")?;
     put(&scene, &vm, 1)?;
-    let held = || b.ctl(&["quarantine", "ls"]).is_ok_and(|text| text.contains("isolated"));
-    wait_for("the VM to be held at host-b", Duration::from_secs(10), || held().then_some(())).with_context(|| b.logged())?;
+    let held_at = |agent: &Agent<'_>| {
+        let held = || agent.ctl(&["quarantine", "ls"]).ok().filter(|text| text.contains("isolated"));
+        wait_for("the VM to be held where it is", Duration::from_secs(10), held).with_context(|| agent.logged())
+    };
+    let release = |agent: &Agent<'_>| agent.ctl(&["quarantine", "release", "vm", "--reason", "it was a test", "--yes"]);
+    held_at(&b)?;
     ensure!(!connects(client, vm.v4.into(), 22)?, "it is held at host-b");
     let (_, story) = explained(&c, "10.0.0.77", &peer)?;
     ensure!(story.contains("which holds the peer"), "{story}");
-    b.ctl(&["quarantine", "release", "vm", "--reason", "it was a test", "--yes"])?;
+    release(&b)?;
     passes(&c, "10.0.0.77", &peer, true)?;
-    // What the dead host said of it counts no more, wherever the VM goes.
+    // A host on which it never was finds the dead one's hold, and nobody who may say that it is over.
     scene.fleet.host(1).ip("link delete tapvm")?;
     std::thread::sleep(Duration::from_secs(1));
     put(&scene, &vm, 2)?;
-    wait_for("the VM to be reached", Duration::from_secs(10), || {
-        connects(&scene.fleet.vm(1, 0).host, vm.v4.into(), 22).ok().filter(|c| *c)
-    })
-    .with_context(|| c.logged())?;
-    // Nor when it is back.
+    held_at(&c)?;
+    release(&c)?;
+    let reached = || connects(&scene.fleet.vm(1, 0).host, vm.v4.into(), 22).ok().filter(|c| *c);
+    wait_for("the VM to be reached at host-c", Duration::from_secs(10), reached).with_context(|| c.logged())?;
+    // That stays so when the dead host is back.
     a.begin()?;
     host_is(&b, "host-a", "alive")?;
     std::thread::sleep(Duration::from_secs(2));

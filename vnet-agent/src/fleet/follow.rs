@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use tokio::task::block_in_place;
 use tokio::time::{sleep, sleep_until};
-use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation, Stamp};
+use vnet_common::etcd::{Client, Entry, Failure, Next, Rotation, Snapshot, Stamp};
 use vnet_common::fleet::{DESIRED, ROOT, SERIAL, STATE};
 
 use super::disk::is_kept;
@@ -17,9 +17,9 @@ use super::{ANOTHER, CLUSTER, Consumer, Fleet, lock};
 
 /// Between two attempts to connect, at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
-/// Until everything is read again and compared, after a restart that went on from the disk, and after that: some half as much again, or as
-/// much less. What is told of changes should leave nothing to find.
-const COMPARE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
+/// Until everything is read again and compared: some half as much again, or as much less. What is told of changes should leave nothing to
+/// find.
+const COMPARE: Duration = Duration::from_secs(3600);
 /// Between two looks whether certificates were replaced.
 const FILES: Duration = Duration::from_secs(2);
 /// Between two writes to the disk; [`Mirror::settle`](super::mirror::Mirror::settle) counts in it.
@@ -87,13 +87,11 @@ impl Fleet {
 
     /// One connection, for as long as it lasts.
     async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
-        let restarted = self.mirror().revision() == 0;
         let mut full = match self.goes_on(&mut client).await {
             Ok(goes_on) => !goes_on,
             Err(e) => return End::Broken(e),
         };
-        let soon = restarted && !full;
-        let mut compare = Instant::now() + varied(if soon { COMPARE.0 } else { COMPARE.1 });
+        let mut compare = Instant::now() + varied(COMPARE);
         loop {
             if full && let Err(e) = self.read_all(&mut client).await {
                 return End::Broken(e);
@@ -116,7 +114,7 @@ impl Fleet {
                 end = self.publishing(client.clone()) => return End::Broken(end),
                 () = self.files_replaced(client.files()) => return End::Replaced,
                 () = sleep_until(compare.into()) => {
-                    compare = Instant::now() + varied(COMPARE.1);
+                    compare = Instant::now() + varied(COMPARE);
                     full = true;
                 }
             }
@@ -138,29 +136,32 @@ impl Fleet {
             return Ok(false);
         }
         if self.mirror().revision() == 0 {
-            let (mut read, prefixes) = (BTreeMap::new(), self.unknown());
-            for prefix in &prefixes {
-                read.extend(client.read(prefix).await?.entries);
-            }
-            self.mirror().resume(read, &prefixes);
-            log::info!("going on from revision {known} of the store, which was known when the agent before this one ended");
-            self.tell(&[], true);
+            return self.read_rest(client, known).await;
         }
         Ok(true)
     }
 
-    /// What the disk does not say: what is not kept there, and the leases of what this host says.
-    fn unknown(&self) -> Vec<String> {
-        let (single, below) = &self.own;
-        let not_kept = ["applied/", "health/", "global/", "moving/"].map(|kind| format!("{STATE}{kind}"));
-        let leased =
-            single.iter().chain(below).filter(|own| own.starts_with(ROOT) && !not_kept.iter().any(|all| own.starts_with(all)));
-        not_kept.iter().chain(leased).cloned().collect()
+    /// Reads what the disk, which has what there was in the revision `known`, does not say. `false`: it does not have all of that.
+    async fn read_rest(&self, client: &mut Client, known: i64) -> Result<bool> {
+        let mut unkept = BTreeMap::new();
+        for kind in ["applied/", "health/", "global/", "moving/"] {
+            unkept.extend(client.read(&format!("{STATE}{kind}")).await?.entries);
+        }
+        let kept = |key: &str| unkept.get(key).cloned().or_else(|| self.mirror().get(key).cloned());
+        let Some(snapshot) = client.read_since(ROOT, known, kept).await? else { return Ok(false) };
+        log::info!("what was known of the store at revision {known}, and what changed since:");
+        self.take_all(client, snapshot)?;
+        Ok(true)
     }
 
     /// Reads everything.
     async fn read_all(&self, client: &mut Client) -> Result<()> {
         let snapshot = client.read(ROOT).await?;
+        self.take_all(client, snapshot)
+    }
+
+    /// All keys, as they were at one moment.
+    fn take_all(&self, client: &Client, snapshot: Snapshot) -> Result<()> {
         let changed = {
             let mut mirror = self.mirror();
             let before = self.cluster.load(Ordering::Relaxed);

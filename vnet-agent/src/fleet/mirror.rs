@@ -74,18 +74,6 @@ impl Mirror {
         if self.revision > 0 { self.revision } else { self.kept }
     }
 
-    /// Goes on from what was on the disk: all that it has was so in the store in that revision. `read` are the keys below `prefixes`, which
-    /// were read by now.
-    pub fn resume(&mut self, read: BTreeMap<String, Entry>, prefixes: &[String]) {
-        let is_read = |key: &String| prefixes.iter().any(|prefix| key.starts_with(prefix));
-        let over: Vec<String> = self.entries.keys().filter(|key| is_read(key) && !read.contains_key(*key)).cloned().collect();
-        over.iter().for_each(|key| drop(self.entries.remove(key)));
-        self.noted(over.iter().chain(read.keys()).cloned().collect());
-        self.entries.extend(read);
-        self.desired = self.newest_desired();
-        self.revision = std::mem::take(&mut self.kept);
-    }
-
     fn newest_desired(&self) -> i64 {
         self.below(DESIRED).map(|(_, entry)| entry.modified).max().unwrap_or(0)
     }
@@ -250,11 +238,7 @@ impl Mirror {
                 self.desired = self.desired.max(revision);
             }
             self.revision = self.revision.max(revision);
-            let there = self.entries.get(&key).filter(|_| self.inherited.remove(&key).is_none());
-            if there.is_some_and(|there| there.modified > revision) {
-                // It was read after that.
-                continue;
-            }
+            self.inherited.remove(&key);
             match entry {
                 Some(entry) => drop(self.entries.insert(key.clone(), entry)),
                 None => drop(self.entries.remove(&key)),
@@ -405,34 +389,23 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_was_restarted_goes_on_from_its_disk() {
-        let applied = "/vnet/v1/state/applied/b".to_owned();
-        let own = |name: &str| endpoint("own", name);
+    fn what_is_on_the_disk_is_what_the_store_had_in_one_revision() {
         let mut m = Mirror::default();
-        let first = [(SERIAL.to_owned(), entry("", 3)), (endpoint("b", "vm"), entry(FREE, 4)), (own("a"), entry(FREE, 5))];
-        m.replace(Snapshot { revision: 6, entries: first.into() });
-        m.apply(vec![change(&own("b"), Some(FREE), 7), change(&applied, Some("1"), 8)], 8);
+        m.replace(Snapshot { revision: 6, entries: [(SERIAL.to_owned(), entry("", 3)), ("k".into(), entry("1", 5))].into() });
+        m.apply(vec![change("l", Some("2"), 7), change("k", None, 8)], 8);
         let (unkept, revision) = m.take_unkept();
-        assert_eq!((unkept.len(), revision), (5, 8));
+        assert_eq!((unkept, revision), (BTreeSet::from([SERIAL.to_owned(), "k".into(), "l".into()]), 8));
         assert!(m.take_unkept().0.is_empty());
-        let entries = m.entries().iter().filter(|(key, _)| **key != applied).map(|(k, e)| (k.clone(), e.clone())).collect();
-        let mut again = Mirror::recalled(Recalled { entries, inherited: BTreeSet::new(), revision }, false);
-        assert_eq!((again.revision(), again.known(), again.take_untold().len()), (0, 8, 4));
-        // Meanwhile its endpoint `a` was deleted (9), another host's changed (10) and said what is in force (11, 12).
-        let prefixes = ["/vnet/v1/state/applied/".to_owned(), own("")];
-        let leased = Entry { lease: 7, ..entry(FREE, 7) };
-        again.resume([(applied.clone(), entry("3", 12)), (own("b"), leased.clone())].into(), &prefixes);
-        assert_eq!((again.revision(), again.moment().desired, again.get(&own("a"))), (8, 3, None));
-        assert_eq!(again.take_untold(), BTreeSet::from([applied.clone(), own("a"), own("b")]));
-        let told = vec![
-            change(&own("a"), None, 9),
-            change(&endpoint("b", "vm"), Some(HELD), 10),
-            change(&applied, Some("2"), 11),
-            change(&applied, Some("3"), 12),
-        ];
-        assert_eq!(again.apply(told, 12), [own("a"), endpoint("b", "vm"), applied.clone()]);
-        assert_eq!((again.revision(), again.get(&own("b")), again.entries().len()), (12, Some(&leased), 4));
-        assert_eq!(again.get(&applied), Some(&entry("3", 12)), "what was read is newer than what is told of before");
+        m.keep_later(["l".to_owned()]);
+        assert_eq!(m.take_unkept().0.len(), 1);
+        let recalled =
+            |inherited, another| Mirror::recalled(Recalled { entries: m.entries().clone(), inherited, revision }, another);
+        let mut again = recalled(BTreeSet::new(), false);
+        assert_eq!((again.revision(), again.known(), again.take_untold().len()), (0, 8, 2));
+        assert_eq!(recalled(BTreeSet::from(["l".into()]), false).known(), 0, "what another store had is nothing to go on from");
+        assert_eq!(recalled(BTreeSet::new(), true).known(), 0);
+        again.replace(Snapshot { revision: 9, entries: m.entries().clone() });
+        assert_eq!((again.known(), again.take_untold().len()), (9, 0));
     }
 
     #[test]

@@ -7,8 +7,8 @@
 //! ```
 //!
 //! One task keeps a connection to one member of the store and goes on to the next when it breaks. It follows all keys in a
-//! [`Mirror`]: by a full read at first, by watching from the next revision on, also after a restart, and by a full read again when what
-//! came since was thrown away, and now and then. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
+//! [`Mirror`]: by a full read at first (after a restart only of what is not on the disk), by watching from the next revision on, and by a
+//! full read again when what came since was thrown away, and now and then. What this host says of itself is written by comparing what it wants to say with the mirror: what is lost, by
 //! whatever cause, is written again.
 //!
 //! Nothing here asks for the time of day: what ends, ends by leases that the store counts, or by this host's monotonic clock.

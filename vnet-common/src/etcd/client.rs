@@ -218,11 +218,39 @@ impl Client {
     /// # Errors
     /// The member does not answer, or we may not read this.
     pub async fn read(&mut self, prefix: &str) -> Result<Snapshot> {
-        let mut snapshot = Snapshot::default();
+        self.pages(prefix, 0, |options| options.with_limit(PAGE)).await
+    }
+
+    /// The same, if `known` has what there was in the revision `since`, and maybe more: values come only of what was written after that.
+    /// `None`: it has not.
+    ///
+    /// # Errors
+    /// The member does not answer, or we may not read this.
+    pub async fn read_since(
+        &mut self,
+        prefix: &str,
+        since: i64,
+        known: impl Fn(&str) -> Option<Entry>,
+    ) -> Result<Option<Snapshot>> {
+        let mut changed = self.pages(prefix, 0, |options| options.with_limit(PAGE).with_min_mod_revision(since + 1)).await?;
+        let mut all = self.pages(prefix, changed.revision, |options| options.with_limit(PAGE * 10).with_keys_only()).await?;
+        for (key, entry) in &mut all.entries {
+            let there = changed.entries.remove(key).or_else(|| known(key));
+            match there.filter(|there| (there.created, there.modified) == (entry.created, entry.modified)) {
+                Some(there) => entry.value = there.value,
+                None => return Ok(None),
+            }
+        }
+        Ok(Some(all))
+    }
+
+    /// All keys of a prefix in a revision; 0: the newest.
+    async fn pages(&mut self, prefix: &str, revision: i64, what: impl Fn(GetOptions) -> GetOptions) -> Result<Snapshot> {
+        let mut snapshot = Snapshot { revision, ..Snapshot::default() };
         let end = after(prefix);
         let mut from = prefix.as_bytes().to_vec();
         loop {
-            let options = GetOptions::new().with_range(end.clone()).with_limit(PAGE).with_revision(snapshot.revision);
+            let options = what(GetOptions::new().with_range(end.clone()).with_revision(snapshot.revision));
             let answer = self.kv.get(from, Some(options)).await.map_err(Told::from);
             let answer = answer.with_context(|| format!("reading {prefix} from the store at {}", self.endpoint))?;
             if snapshot.revision == 0 {
@@ -233,7 +261,7 @@ impl Client {
                 let Ok(key) = kv.key_str() else { continue };
                 snapshot.entries.insert(key.to_owned(), entry(kv));
             }
-            if !answer.more() {
+            if !answer.more() || answer.kvs().is_empty() {
                 return Ok(snapshot);
             }
         }
