@@ -138,7 +138,7 @@ impl State {
             self.share_checks();
         }
         if touched.endpoints || touched.hosts || touched.desired {
-            self.look_at_moves(&changed, touched.hosts);
+            self.look_at_moves(&changed);
         }
         // Other hosts' endpoints are no reason to say anything, unless they are held there.
         if touched.endpoints {

@@ -229,7 +229,7 @@ impl Agent {
                 s.policy.refresh();
                 // Before anything of it can pass.
                 s.follow_holds(None);
-                s.look_at_moves(&BTreeSet::new(), first);
+                s.look_at_moves(&BTreeSet::new());
                 s.secure(false);
                 s.follow(false);
                 s.say_what_is_here();

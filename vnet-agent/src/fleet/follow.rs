@@ -17,9 +17,9 @@ use super::{ANOTHER, CLUSTER, Consumer, Fleet, lock};
 
 /// Between two attempts to connect, at first, and at most.
 const PATIENCE: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
-/// Until everything is read again and compared: some half as much again, or as much less. What is told of changes should leave nothing to
-/// find.
-const COMPARE: Duration = Duration::from_secs(3600);
+/// Until everything is read again and compared: after a start that went by the disk, and between two times, some half as much again or as much
+/// less. What is told of changes should leave nothing to find.
+const COMPARE: (Duration, Duration) = (Duration::from_secs(120), Duration::from_secs(3600));
 /// Between two looks whether certificates were replaced.
 const FILES: Duration = Duration::from_secs(2);
 /// Between two writes to the disk; [`Mirror::settle`](super::mirror::Mirror::settle) counts in it.
@@ -87,11 +87,12 @@ impl Fleet {
 
     /// One connection, for as long as it lasts.
     async fn session(&self, mut client: Client, consumer: &dyn Consumer) -> End {
+        let begins = self.mirror().revision() == 0;
         let mut full = match self.goes_on(&mut client).await {
             Ok(goes_on) => !goes_on,
             Err(e) => return End::Broken(e),
         };
-        let mut compare = Instant::now() + varied(COMPARE);
+        let mut compare = Instant::now() + varied(if begins && !full { COMPARE.0 } else { COMPARE.1 });
         loop {
             if full && let Err(e) = self.read_all(&mut client).await {
                 return End::Broken(e);
@@ -114,7 +115,7 @@ impl Fleet {
                 end = self.publishing(client.clone()) => return End::Broken(end),
                 () = self.files_replaced(client.files()) => return End::Replaced,
                 () = sleep_until(compare.into()) => {
-                    compare = Instant::now() + varied(COMPARE);
+                    compare = Instant::now() + varied(COMPARE.1);
                     full = true;
                 }
             }
@@ -141,15 +142,20 @@ impl Fleet {
         Ok(true)
     }
 
-    /// Reads what the disk, which has what there was in the revision `known`, does not say. `false`: it does not have all of that.
-    async fn read_rest(&self, client: &mut Client, known: i64) -> Result<bool> {
-        let mut unkept = BTreeMap::new();
-        for kind in ["applied/", "health/", "global/", "moving/"] {
-            unkept.extend(client.read(&format!("{STATE}{kind}")).await?.entries);
+    /// Reads what the disk, which has what there was in the revision `since`, does not say: what changed, what is not kept there, and the
+    /// leases of what this host said. `false`: it does not have all of the rest.
+    async fn read_rest(&self, client: &mut Client, since: i64) -> Result<bool> {
+        let mut known = self.mirror().entries().clone();
+        let not_kept = ["applied/", "health/", "global/", "moving/"].map(|kind| format!("{STATE}{kind}"));
+        let (single, below) = &self.own;
+        let own =
+            single.iter().chain(below).filter(|own| own.starts_with(ROOT) && !not_kept.iter().any(|all| own.starts_with(all)));
+        for prefix in own.chain(&not_kept) {
+            known.retain(|key, _| !key.starts_with(prefix));
+            known.extend(client.read(prefix).await?.entries);
         }
-        let kept = |key: &str| unkept.get(key).cloned().or_else(|| self.mirror().get(key).cloned());
-        let Some(snapshot) = client.read_since(ROOT, known, kept).await? else { return Ok(false) };
-        log::info!("what was known of the store at revision {known}, and what changed since:");
+        let Some(snapshot) = client.read_since(ROOT, since, known).await? else { return Ok(false) };
+        log::info!("the store was known up to revision {since}; what changed since:");
         self.take_all(client, snapshot)?;
         Ok(true)
     }

@@ -148,9 +148,10 @@ impl Mirror {
     #[must_use]
     pub fn is_set_back(&self, snapshot: &Snapshot) -> bool {
         let is_other = |(key, there): (&String, &Entry)| {
-            let known = self.entries.get(key).filter(|_| !self.inherited.contains_key(key)).map(|entry| entry.modified);
-            known.is_some_and(|known| there.modified < known)
-                || self.revision > 0 && there.modified <= self.revision && known != Some(there.modified)
+            let known = self.entries.get(key).map(|entry| entry.modified);
+            let is_older = known.is_some_and(|known| there.modified < known);
+            let is_new = self.revision > 0 && there.modified <= self.revision && known != Some(there.modified);
+            !self.inherits(key) && (is_older || is_new)
         };
         let known = self.revision.max(self.newest());
         snapshot.revision < known || known > 0 && snapshot.revision - known > BUMP || snapshot.entries.iter().any(is_other)
@@ -352,7 +353,8 @@ mod tests {
         let saved =
             Snapshot { revision: 5, entries: [(endpoint("b", "vm"), entry(FREE, 4)), (alive("b"), entry("{}", 2))].into() };
         assert!(m.is_set_back(&saved));
-        assert_eq!(m.replace_by_another(saved, "own"), [alive("b")]);
+        assert_eq!(m.replace_by_another(saved.clone(), "own"), [alive("b")]);
+        assert!(!m.is_set_back(&saved), "once is enough");
         assert_eq!(m.get(&endpoint("b", "vm")), Some(&entry(HELD, 8)));
         // Its lease came with the store.
         assert_eq!(settled(&mut m, ALIVE_SECONDS as u32, 300), Vec::<String>::new());

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use super::claims::At;
 use super::view::View;
 
 /// How long an endpoint that came waits for its flows.
@@ -18,7 +19,7 @@ pub const AGAIN: Duration = Duration::from_secs(1);
 /// And for how long: two hosts that have one endpoint after that do not move it.
 pub const LIVE: Duration = Duration::from_secs(600);
 
-/// All endpoints with a resource that are here or elsewhere, or were of late.
+/// All endpoints with a resource that are here, or left this host or another of late.
 #[derive(Debug, Default)]
 pub struct Moves(BTreeMap<String, Move>);
 
@@ -71,22 +72,25 @@ pub struct Telling {
 }
 
 impl Moves {
-    /// Where endpoints are by now. `here` are those of this host with their devices; `own` is its name; of the names in `changed`, claims
-    /// changed, or those who claim them came or went. Gives those that came from elsewhere.
-    pub fn look<'a>(
+    /// Where endpoints are by now. `here` are those of this host with their devices; `own` is its name; the claims in `changed` did. Gives
+    /// those that came from elsewhere.
+    pub fn look(
         &mut self,
         here: &BTreeMap<String, String>,
         view: &View,
         own: &str,
-        changed: impl Iterator<Item = &'a str>,
+        changed: &BTreeSet<At>,
         now: Instant,
     ) -> Vec<String> {
         self.0.retain(|_, each| each.is_remembered(now));
-        for name in changed {
-            let hosts: BTreeSet<&str> = claims(view, name, own).map(|(host, _)| host).collect();
-            if !hosts.is_empty() || self.0.contains_key(name) {
-                self.0.entry(name.to_owned()).or_default().others_are(&hosts, now);
+        // Of the many that are elsewhere, and stay there, there is nothing to know.
+        for (name, host) in changed.iter().filter(|(_, host)| host != own) {
+            if !claims(view, name, own).any(|(there, _)| there == host) {
+                self.0.entry(name.clone()).or_default().others.entry(host.clone()).or_insert(Some(now));
             }
+        }
+        for (name, each) in &mut self.0 {
+            each.others_are(&claims(view, name, own).map(|(host, _)| host).collect(), now);
         }
         let mut came = Vec::new();
         for (name, device) in here {
@@ -189,6 +193,7 @@ impl Move {
             known => *known = Some(Device { name: device.to_owned(), gone: None, claimed }),
         }
         self.told = None;
+        self.others_are(&claims(view, name, own).map(|(host, _)| host).collect(), now);
         // Which of two that have it is the one that it comes to, a restart of the agent does not change.
         let is_older = |since: i64| claimed.is_none_or(|own| own > since);
         let there = claims(view, name, own).any(|(_, since)| is_older(since));

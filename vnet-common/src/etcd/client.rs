@@ -221,27 +221,34 @@ impl Client {
         self.pages(prefix, 0, |options| options.with_limit(PAGE)).await
     }
 
-    /// The same, if `known` has what there was in the revision `since`, and maybe more: values come only of what was written after that.
-    /// `None`: it has not.
+    /// The same, if `known` has what there was in the revision `since`, and maybe more: values come only of what was written after that, and
+    /// leases. `None`: it has not.
     ///
     /// # Errors
     /// The member does not answer, or we may not read this.
-    pub async fn read_since(
-        &mut self,
-        prefix: &str,
-        since: i64,
-        known: impl Fn(&str) -> Option<Entry>,
-    ) -> Result<Option<Snapshot>> {
-        let mut changed = self.pages(prefix, 0, |options| options.with_limit(PAGE).with_min_mod_revision(since + 1)).await?;
-        let mut all = self.pages(prefix, changed.revision, |options| options.with_limit(PAGE * 10).with_keys_only()).await?;
+    pub async fn read_since(&mut self, prefix: &str, since: i64, mut known: BTreeMap<String, Entry>) -> Result<Option<Snapshot>> {
+        let changed = self.pages(prefix, 0, |options| options.with_limit(PAGE).with_min_mod_revision(since + 1)).await?;
+        let revision = changed.revision;
+        known.extend(changed.entries);
+        // If nothing went, that is all.
+        if self.count(prefix, revision).await? == known.len() {
+            return Ok(Some(Snapshot { revision, entries: known }));
+        }
+        let mut all = self.pages(prefix, revision, |options| options.with_limit(PAGE * 10).with_keys_only()).await?;
         for (key, entry) in &mut all.entries {
-            let there = changed.entries.remove(key).or_else(|| known(key));
-            match there.filter(|there| (there.created, there.modified) == (entry.created, entry.modified)) {
-                Some(there) => entry.value = there.value,
+            match known.remove(key).filter(|there| (there.created, there.modified) == (entry.created, entry.modified)) {
+                Some(there) => *entry = there,
                 None => return Ok(None),
             }
         }
         Ok(Some(all))
+    }
+
+    async fn count(&mut self, prefix: &str, revision: i64) -> Result<usize> {
+        let options = GetOptions::new().with_prefix().with_revision(revision).with_count_only();
+        let answer = self.kv.get(prefix, Some(options)).await.map_err(Told::from);
+        let answer = answer.with_context(|| format!("counting {prefix} at the store at {}", self.endpoint))?;
+        Ok(usize::try_from(answer.count()).unwrap_or(0))
     }
 
     /// All keys of a prefix in a revision; 0: the newest.

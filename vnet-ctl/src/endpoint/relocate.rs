@@ -47,8 +47,7 @@ pub async fn run(session: &Session, args: Args) -> Result<u8> {
     let what = format!("move endpoint {} to {}", args.endpoint, args.to);
     let wanted = Wanted { request: ProposeRequest::Apply { files }, what, instead: None };
     let made = fleet::make(session, &fleet, &wanted, |proposal| apply::hear(session, proposal, false)).await?;
-    let force = fleet::wait(session, made.revision, args.wait.wait).await;
-    apply::show(session, &made.response, false, force)
+    apply::show_made(session, &made, args.wait).await
 }
 
 /// Warns of a host that is not the one to move to.

@@ -8,7 +8,7 @@ use vnet_common::fleet::{DESIRED, SERIAL};
 
 use super::record::{self, Change, Record};
 use super::{PromoteArgs, RollbackArgs};
-use crate::fleet::{self, Conflict, Etcd, InForce, Plan, Standing};
+use crate::fleet::{self, Conflict, Etcd, InForce, Plan, Standing, Written};
 use crate::output::Session;
 use crate::style::{Look, Paint};
 
@@ -41,8 +41,8 @@ pub async fn promote(session: &Session, args: PromoteArgs) -> Result<u8> {
         let plan = |snapshot: &Snapshot| promotion(session, snapshot, name, checked);
         // Nothing: something else was changed meanwhile, and the whole is to be checked again.
         if let (revision, Some(changes)) = fleet::edit(&mut etcd, &format!("promote {name}"), plan).await? {
-            let force = fleet::wait(session, revision, args.wait.wait).await;
-            return tell(session, Finished { rollout: name.clone(), action: "promoted", changes, force });
+            let written = Written { revision, limit: args.wait.wait, hosts: None };
+            return tell(session, written, Finished { rollout: name.clone(), action: "promoted", changes, force: None }).await;
         }
     }
     bail!("rollout '{name}' was not promoted: others change the store all the time; try again")
@@ -102,19 +102,19 @@ pub async fn rollback(session: &Session, args: RollbackArgs) -> Result<u8> {
         Ok(Plan { writes: vec![Write::Delete(record.key.clone())], about: record })
     };
     let (revision, record) = fleet::edit(&mut etcd, &format!("rollback {name}"), plan).await?;
-    let force = fleet::wait_for(session, revision, args.wait.wait, Some(&record.hosts)).await;
+    let written = Written { revision, limit: args.wait.wait, hosts: Some(&record.hosts) };
     let changes = record.changes.into_iter().map(|change| change.what).collect();
-    tell(session, Finished { rollout: name.clone(), action: "rolled back", changes, force })
+    tell(session, written, Finished { rollout: name.clone(), action: "rolled back", changes, force: None }).await
 }
 
-fn tell(session: &Session, finished: Finished) -> Result<u8> {
-    session.show(&finished, |finished| text(finished, session.paint))?;
+async fn tell(session: &Session, written: Written<'_>, finished: Finished) -> Result<u8> {
+    let text = text(&finished, session.paint);
+    fleet::say(session, written, &text, |force| Finished { force, ..finished }).await?;
     Ok(0)
 }
 
 fn text(finished: &Finished, paint: Paint) -> String {
     let action = paint.paint(Look::Yellow, finished.action);
     let changes: String = finished.changes.iter().map(|what| format!("{what} {action}\n")).collect();
-    let force = finished.force.as_ref().map(InForce::line).unwrap_or_default();
-    format!("{changes}rollout/{} {action}\n{force}", finished.rollout)
+    format!("{changes}rollout/{} {action}\n", finished.rollout)
 }

@@ -24,8 +24,8 @@ use crate::store::MemberOverride;
 pub(super) struct Desired {
     /// The newest revision that is in force.
     pub applied: i64,
-    /// The revision that was looked at last.
-    seen: i64,
+    /// The revision that was looked at last; `None`: nothing was.
+    seen: Option<i64>,
     /// How often the store had been replaced by then.
     replaced: u64,
     /// Why that is not in force.
@@ -37,7 +37,7 @@ pub(super) struct Desired {
 
 impl Desired {
     /// The revision that was looked at last.
-    pub fn seen(&self) -> i64 {
+    pub fn seen(&self) -> Option<i64> {
         self.seen
     }
 }
@@ -73,7 +73,8 @@ impl State {
         let Some(Sharing { view, desired, .. }) = self.sharing.as_mut() else { return };
         let moment = view.moment;
         // Before it was read there is what was on the disk: the local store has what was in force.
-        let is_news = moment.desired != desired.seen || moment.replaced != desired.replaced || again && desired.refused.is_some();
+        let is_news =
+            desired.seen != Some(moment.desired) || moment.replaced != desired.replaced || again && desired.refused.is_some();
         if moment.revision == 0 || !is_news {
             return;
         }
@@ -95,7 +96,7 @@ impl State {
         if refused.is_none() {
             desired.applied = revision;
         }
-        (desired.seen, desired.refused) = (revision, refused);
+        (desired.seen, desired.refused) = (Some(revision), refused);
         let applied = Applied {
             revision: desired.applied,
             refused: desired.refused.is_some().then_some(revision),

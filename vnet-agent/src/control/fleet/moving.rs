@@ -68,13 +68,11 @@ impl Moving {
 }
 
 impl State {
-    /// Looks who came and who went. `changed` are claims that changed; `hosts`: hosts came or went.
-    pub(in super::super) fn look_at_moves(&mut self, changed: &BTreeSet<At>, hosts: bool) {
+    /// Looks who came and who went. `changed` are claims that changed.
+    pub(in super::super) fn look_at_moves(&mut self, changed: &BTreeSet<At>) {
         let attached = self.policy.endpoints().iter().filter(|nic| nic.ifindex() != 0 && !nic.discovered);
         let here = attached.map(|nic| (nic.name.clone(), nic.device.clone())).collect();
         let Some(Sharing { moving, view, fleet, .. }) = self.sharing.as_mut() else { return };
-        let all = view.endpoints.names().filter(|_| hosts).map(|(name, _)| name.as_str());
-        let changed = changed.iter().map(|(name, _)| name.as_str()).chain(all);
         let came = moving.moves.look(&here, view, fleet.host(), changed, now());
         moving.set_deadline();
         moving.work.notify_one();

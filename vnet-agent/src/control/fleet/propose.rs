@@ -99,7 +99,7 @@ impl State {
                 "the store has never been set up (`vnet-ctl store init`), or is being filled (`vnet-ctl store restore`)",
             )
         })?;
-        if desired.seen() != moment.desired || fleet.mirror().moment().serial != moment.serial {
+        if desired.seen() != Some(moment.desired) || fleet.mirror().moment().serial != moment.serial {
             return Err(Refusal::conflict("this host is just taking over a change: try again"));
         }
         if let Some(what) = view.unreadable.values().next() {

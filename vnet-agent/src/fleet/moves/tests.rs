@@ -5,6 +5,8 @@ use vnet_common::fleet::{EndpointState, HostState};
 struct Pair {
     view: View,
     hosts: BTreeMap<&'static str, (Moves, BTreeMap<String, String>)>,
+    /// The claim that changed, while that is heard of.
+    changed: BTreeSet<At>,
     revision: i64,
     now: Instant,
 }
@@ -16,7 +18,7 @@ impl Pair {
             view.alive.insert(host.to_owned(), (1, HostState::default()));
         }
         let hosts = ["a", "b"].into_iter().map(|host| (host, Default::default())).collect();
-        Self { view, hosts, revision: 1, now: Instant::now() }
+        Self { view, hosts, changed: BTreeSet::new(), revision: 1, now: Instant::now() }
     }
 
     fn pass(&mut self, time: Duration) {
@@ -26,7 +28,7 @@ impl Pair {
     /// A host looks at its devices: did the endpoint come?
     fn look(&mut self, host: &'static str) -> bool {
         let (moves, here) = self.hosts.get_mut(host).unwrap();
-        !moves.look(here, &self.view, host, ["vm"].into_iter(), self.now).is_empty()
+        !moves.look(here, &self.view, host, &self.changed, self.now).is_empty()
     }
 
     /// The device appears, and its host claims it.
@@ -48,9 +50,11 @@ impl Pair {
     fn claim(&mut self, host: &'static str, state: Option<EndpointState>) {
         self.revision += 1;
         self.view.endpoints.put("vm", host, state.map(|state| (self.revision, state)));
+        self.changed.insert(("vm".to_owned(), host.to_owned()));
         for each in ["a", "b"] {
             self.look(each);
         }
+        self.changed.clear();
     }
 
     /// What a host tells: `all`, `more` or nothing.
