@@ -52,7 +52,11 @@ impl Sharing {
     /// Endpoints of this host as the agent before this one told them.
     fn were_here(&self) -> Vec<String> {
         let own = self.fleet.host();
-        let ours = self.view.endpoints.names().filter(|(_, claims)| claims.get(own).is_some_and(|(_, state)| !state.discovered));
+        let ours = self
+            .view
+            .endpoints
+            .names()
+            .filter(|(_, claims)| claims.get(own).is_some_and(|(_, state)| !state.discovered && !state.gone));
         ours.map(|(name, _)| name.clone()).collect()
     }
 

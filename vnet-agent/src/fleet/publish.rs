@@ -41,20 +41,22 @@ impl Fleet {
             self.behind.store(!is_known, Ordering::SeqCst);
             if is_known && Instant::now() >= not_before {
                 let another = self.another_us(alive.id(), written);
-                let (revision, trouble) = match another {
-                    Some(_) => (0, another),
-                    None => {
-                        let (writes, load) = self.due(alive.id(), linger.id());
-                        self.write(&mut client, writes, load).await?
-                    }
+                let (writes, load) = match another {
+                    Some(_) => (Vec::new(), None),
+                    None => self.due(alive.id(), linger.id()),
                 };
+                let is_news = another.is_some() || !writes.is_empty() || load.is_some();
+                let (revision, refused) = self.write(&mut client, writes, load).await?;
+                let trouble = another.or(refused);
                 written = written.max(revision);
                 if trouble.is_some() {
                     // What somebody else wrote as us until now is told, and to be put right.
                     written = written.max(self.mirror().revision());
                     not_before = Instant::now() + PAUSE;
                 }
-                self.taken(revision, trouble);
+                if is_news {
+                    self.taken(trouble);
+                }
             }
             tokio::select! {
                 () = self.wake.notified() => tokio::time::sleep(GATHER).await,
@@ -119,11 +121,8 @@ impl Fleet {
         Ok(format!("the store does not take {what}: {why:#}{hint}"))
     }
 
-    /// Something was written (`revision`), or was to be and is not taken.
-    fn taken(&self, revision: i64, trouble: Option<String>) {
-        if revision == 0 && trouble.is_none() {
-            return;
-        }
+    /// All that was to be written was, or why not.
+    fn taken(&self, trouble: Option<String>) {
         self.heard();
         let mut link = lock(&self.link);
         if let Some(trouble) = trouble.as_ref().filter(|_| link.trouble != trouble) {

@@ -125,11 +125,15 @@ impl State {
             held.said = said;
             match away {
                 Away::TakenOver { host } if now.saturating_duration_since(*held.taken_over.get_or_insert(now)) >= SETTLES => {
+                    // First the claim goes, then the hold: who restarts between the two holds one too many, and lets nobody go.
+                    if is_said(claims) {
+                        return true;
+                    }
                     log::info!("endpoint {name} is on host {host} now, and so is who holds it");
                     quarantine.hand_over(name, host);
                     // What cannot be stored is not done, and tried again.
                     held.said.held = quarantine.holds().contains_key(name);
-                    return held.said.held || is_said(claims);
+                    return held.said.held;
                 }
                 Away::Over => return is_said(claims),
                 Away::Said => held.taken_over = None,

@@ -25,7 +25,7 @@ const QUICK: [u32; 2] = [10, 30];
 /// The fleet that goals are for.
 const GOAL: u32 = 100;
 /// MiB that a simulated agent may take for each endpoint that it knows.
-const PER_ENDPOINT: f64 = 0.008;
+const PER_ENDPOINT: f64 = 0.004;
 /// The host whose endpoint changes, and the one with the real agent.
 const CHANGING: &str = "changing";
 const REAL: &str = "real";
