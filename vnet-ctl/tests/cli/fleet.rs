@@ -314,14 +314,14 @@ fn members_are_changed_for_all() {
 fn a_drain_waits_for_the_flows_of_all_hosts() {
     let etcd = Etcd::start();
     let host = fleet_of_two(&etcd);
-    let report = |serial: u64, active: u64| {
+    let report = |host: &str, serial: u64, active: u64| {
         let member = MemberKey { lb: "web".to_owned(), port: 80, at: "10.0.0.11:8080".parse().unwrap() };
         let report =
             LoadReport { serial, window_ms: 1000, members: vec![(member, MemberLoad { active, ..MemberLoad::default() })] };
-        etcd.put(&Key::Load("h2".to_owned()), &serde_json::to_value(report).unwrap());
+        etcd.put(&Key::Load(host.to_owned()), &serde_json::to_value(report).unwrap());
     };
     // From before it was drained: it says nothing of what came until then.
-    report(1, 0);
+    report("h2", 1, 0);
     let mut command = host.command(&["lb", "drain", "web", "a", "--wait"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let key = Key::Override("web".to_owned(), "a".to_owned());
@@ -329,12 +329,14 @@ fn a_drain_waits_for_the_flows_of_all_hosts() {
         std::thread::sleep(Duration::from_millis(20));
     }
     std::thread::sleep(Duration::from_secs(1));
-    report(2, 2);
+    report("h1", 1, 0);
+    report("h2", 2, 2);
     std::thread::sleep(Duration::from_secs(1));
     assert_eq!(child.try_wait().unwrap(), None, "it did not wait for the flows of h2");
     // As often as it takes: it may not have begun to count before the one above.
     for serial in 3.. {
-        report(serial, 0);
+        report("h1", serial, 0);
+        report("h2", serial, 0);
         if child.try_wait().unwrap().is_some() {
             break;
         }

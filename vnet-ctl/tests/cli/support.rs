@@ -245,7 +245,11 @@ impl Control for Memory {
         if !faults.is_empty() {
             return Err(Refusal::faults("nothing was applied", faults));
         }
-        let changes = documents.iter().map(|document| self.put(document, request.dry_run)).collect();
+        let mut changes: Vec<Change> = documents.iter().map(|document| self.put(document, request.dry_run)).collect();
+        if !request.dry_run {
+            let delete = DeleteRequest { resources: request.delete, ignore_not_found: true };
+            changes.extend(self.delete(delete)?.changes);
+        }
         let warned = documents.iter().any(|document| name(document) == "odd");
         Ok(ApplyResponse {
             changes,
