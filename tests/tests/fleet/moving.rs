@@ -33,8 +33,8 @@ fn put(scene: &Scene, vm: &Machine, host: usize) -> Result<()> {
     scene.fleet.core.ip(&format!("route replace 10.0.0.77/32 via 10.98.{host}.2\nroute replace fd00::77/128 via fd98:{host}::2"))
 }
 
-#[test]
-fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
+/// Two hosts, members that serve, and the VM at the first host.
+fn balanced() -> Result<(Scene, Vec<Machine>, Machine)> {
     let scene = Scene::new(&["host-a", "host-b"], 1)?;
     let members: Vec<Machine> = [("m1", 11), ("m2", 12)]
         .into_iter()
@@ -46,6 +46,12 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
     }
     let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
     put(&scene, &vm, 0)?;
+    Ok((scene, members, vm))
+}
+
+#[test]
+fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
+    let (scene, members, vm) = balanced()?;
     let (a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
     scene.alive(&a, 2)?;
     a.apply(&policy(&members))?;
@@ -84,16 +90,7 @@ fn a_vm_that_moves_takes_its_connections_along() -> Result<()> {
 /// What it opens while it is copied is known at the other host, too, whatever becomes of the first one's agent.
 #[test]
 fn a_vm_that_migrates_live_takes_along_what_it_opens_meanwhile() -> Result<()> {
-    let scene = Scene::new(&["host-a", "host-b"], 1)?;
-    let members: Vec<Machine> = [("m1", 11), ("m2", 12)]
-        .into_iter()
-        .map(|(name, last)| machine_behind(&scene.fleet.core, name, name, last))
-        .collect::<Result<_>>()?;
-    for member in &members {
-        serve_name(member, member.v4.into(), 8080)?;
-    }
-    let vm = Machine::new("vm", Ipv4Addr::new(10, 0, 0, 77), "fd00::77".parse()?)?;
-    put(&scene, &vm, 0)?;
+    let (scene, members, vm) = balanced()?;
     let (mut a, b) = (scene.fleet.agent(0, &[])?, scene.fleet.agent(1, &[])?);
     scene.alive(&a, 2)?;
     a.apply(&policy(&members))?;

@@ -264,14 +264,12 @@ impl State {
     }
 }
 
-/// The store may have something else than this host has in force: what is said has to be what is written.
+/// The store may have the same resource in other words: what is said has to be what is written.
 fn agree(change: &mut Change, writes: &[Proposed]) {
     let written: BTreeSet<&str> = writes.iter().map(|w| w.what.as_str()).collect();
     let is_written = written.contains(what(&(change.kind.clone(), change.name.clone())).as_str());
-    match (change.action, is_written) {
-        (Action::Created | Action::Configured, false) => change.action = Action::Unchanged,
-        (Action::Unchanged, true) => change.action = Action::Configured,
-        _ => {}
+    if change.action == Action::Unchanged && is_written {
+        change.action = Action::Configured;
     }
 }
 
