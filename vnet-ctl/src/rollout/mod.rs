@@ -60,8 +60,8 @@ pub struct Which {
 
 /// Give a rollout to all hosts: it becomes the resources
 ///
-/// In one transaction, and only if the resources are still what they were when it was begun; else the difference is shown. Hosts of the
-/// rollout that do not have it in force stop this, unless --force.
+/// In one transaction, and only if the resources are still what they were when it was begun (else the difference is shown), and if it fits all
+/// else that hosts share by now. Hosts of the rollout that do not have it in force stop this, unless --force.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:

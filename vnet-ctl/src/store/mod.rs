@@ -114,7 +114,8 @@ pub struct RestoreArgs {
 
 /// Move all resources from the agent of this host into an etcd, or back
 ///
-/// The agent keeps a store of its own in both cases: --to comes before it is started with --store, --from after it was started without.
+/// The agent keeps a store of its own in both cases: --to comes before it is started with --store, --from after it was started without. Only where
+/// the store of a fleet was lost, and set up again, --to writes what a host of the fleet has in force.
 /// Resources, and what was changed of members, are read back and compared one by one. Tags, holds and the audit log are each host's own,
 /// and stay where they are.
 #[derive(Debug, clap::Args)]
